@@ -1,0 +1,208 @@
+//! `template.yaml` is the truth about routes; `openapi.yaml`, the binaries and `events/` must say the same.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::{Debug, Display};
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+/// A function of the template.
+#[derive(Debug)]
+struct Function {
+    logical_id: String,
+    routes: BTreeSet<String>,
+    streamed: BTreeSet<String>,
+    /// The route of the event named `Route`.
+    canonical: Option<String>,
+    /// What the function is told its route is.
+    announced: Option<String>,
+    code: String,
+    log_group: String,
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = root().join(path);
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Tags such as `!Ref` are dropped by the parser: what matters here is plain text.
+fn yaml(path: &str) -> Value {
+    serde_saphyr::from_str(&read(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_else(|| panic!("not a text: {value}")).to_owned()
+}
+
+fn members(value: &Value) -> impl Iterator<Item = (&String, &Value)> {
+    value.as_object().into_iter().flatten()
+}
+
+fn functions() -> BTreeMap<String, Function> {
+    let template = yaml("template.yaml");
+    members(&template["Resources"])
+        .filter(|(_, resource)| resource["Type"] == "AWS::Serverless::Function")
+        .map(|(logical_id, resource)| {
+            let properties = &resource["Properties"];
+            let name = text(&properties["FunctionName"]);
+            let bin = name.strip_prefix("${AWS::StackName}-").unwrap_or(&name).to_owned();
+            let events: Vec<_> = members(&properties["Events"]).filter(|(_, event)| event["Type"] == "Api").collect();
+            let route = |event: &Value| {
+                let properties = &event["Properties"];
+                format!("{} {}", text(&properties["Method"]).to_uppercase(), text(&properties["Path"]))
+            };
+            let function = Function {
+                logical_id: logical_id.clone(),
+                routes: events.iter().map(|(_, event)| route(event)).collect(),
+                streamed: events
+                    .iter()
+                    .filter(|(_, event)| event["Properties"]["ResponseTransferMode"] == "RESPONSE_STREAM")
+                    .map(|(_, event)| route(event))
+                    .collect(),
+                canonical: events.iter().find(|(name, _)| *name == "Route").map(|(_, event)| route(event)),
+                announced: properties["Environment"]["Variables"]["ROUTE"].as_str().map(str::to_owned),
+                code: text(&properties["CodeUri"]),
+                log_group: text(&properties["LoggingConfig"]["LogGroup"]),
+            };
+            (bin, function)
+        })
+        .collect()
+}
+
+/// Operations of the description: route, operation id, whether it streams.
+fn operations() -> BTreeMap<String, (String, bool)> {
+    let description = yaml("openapi.yaml");
+    members(&description["paths"])
+        .flat_map(|(path, item)| members(item).map(move |(method, operation)| (path, method, operation)))
+        .filter(|(_, method, _)| ["get", "put", "post", "delete", "patch"].contains(&method.as_str()))
+        .map(|(path, method, operation)| {
+            let streams = members(&operation["responses"])
+                .any(|(_, response)| response["content"].get("text/event-stream").is_some());
+            (format!("{} {path}", method.to_uppercase()), (text(&operation["operationId"]), streams))
+        })
+        .collect()
+}
+
+fn files(folder: impl AsRef<Path>, extension: &str) -> BTreeSet<String> {
+    let folder = root().join(folder);
+    let entries = std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    entries
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|found| found == extension))
+        .map(|path| path.file_stem().unwrap().to_string_lossy().into_owned())
+        .collect()
+}
+
+fn binaries() -> BTreeSet<String> {
+    let domains = std::fs::read_dir(root().join("functions")).unwrap();
+    domains.flat_map(|domain| files(domain.unwrap().path().join("src/bin"), "rs")).collect()
+}
+
+#[track_caller]
+fn same<T: Ord + Display>(left_name: &str, left: &BTreeSet<T>, right_name: &str, right: &BTreeSet<T>) {
+    let only = |name: &str, a: &BTreeSet<T>, b: &BTreeSet<T>| -> String {
+        a.difference(b).map(|item| format!("\n  only in {name}: {item}")).collect()
+    };
+    let difference = only(left_name, left, right) + &only(right_name, right, left);
+    assert!(difference.is_empty(), "{left_name} and {right_name} differ:{difference}");
+}
+
+#[track_caller]
+fn all<T: Debug>(what: &str, items: impl IntoIterator<Item = T>, holds: impl Fn(&T) -> bool) {
+    let wrong: String =
+        items.into_iter().filter(|item| !holds(item)).map(|item| format!("\n  {item:?}")).collect();
+    assert!(wrong.is_empty(), "{what}:{wrong}");
+}
+
+#[test]
+fn the_description_has_the_routes_of_the_template() {
+    let described = operations().into_iter().map(|(route, (id, _))| format!("{route} ({id})")).collect();
+    let deployed = functions()
+        .iter()
+        .flat_map(|(bin, function)| function.routes.iter().map(move |route| format!("{route} ({bin})")))
+        .filter(|route| !route.starts_with("ANY "))
+        .collect();
+    same("template.yaml", &deployed, "openapi.yaml", &described);
+}
+
+#[test]
+fn the_description_streams_where_the_template_does() {
+    let described = operations().into_iter().filter(|(_, (_, streams))| *streams).map(|(route, _)| route).collect();
+    let deployed = functions().into_values().flat_map(|function| function.streamed).collect();
+    same("RESPONSE_STREAM in template.yaml", &deployed, "text/event-stream in openapi.yaml", &described);
+}
+
+#[test]
+fn every_function_has_a_binary_and_a_binary_its_function() {
+    same("template.yaml", &functions().into_keys().collect(), "functions/*/src/bin", &binaries());
+}
+
+#[test]
+fn every_function_has_an_event_of_its_own_route() {
+    let functions = functions();
+    same("template.yaml", &functions.keys().cloned().collect(), "events", &files("events", "json"));
+    for (bin, function) in functions {
+        let event: Value = serde_json::from_str(&read(format!("events/{bin}.json"))).unwrap();
+        let Some(route) = function.canonical else { continue };
+        let (method, path) = route.split_once(' ').unwrap();
+        assert_eq!(event["resource"], path, "events/{bin}.json is of another route");
+        assert_eq!(event["requestContext"]["resourcePath"], path, "events/{bin}.json is of another route");
+        assert!(method == "ANY" || event["httpMethod"] == method, "events/{bin}.json is of another method than {method}");
+    }
+}
+
+#[test]
+fn every_function_is_named_alike_everywhere() {
+    all("the logical id is not the binary's name in PascalCase", functions(), |(bin, function)| {
+        let pascal: String = bin.split('-').map(|word| word[..1].to_uppercase() + &word[1..]).collect();
+        function.logical_id == pascal
+    });
+    all("CodeUri is not the binary's zip", functions(), |(bin, function)| {
+        function.code == format!("target/lambda/{bin}/bootstrap.zip")
+    });
+    all("the log group is not the domain's", functions(), |(bin, function)| {
+        let domain = bin.split('-').next().unwrap();
+        function.log_group == format!("{}{}Logs", domain[..1].to_uppercase(), &domain[1..])
+    });
+    all("ROUTE is not the route of the event named Route", functions(), |(_, function)| {
+        function.announced == function.canonical
+    });
+}
+
+#[test]
+fn one_function_takes_what_no_other_does() {
+    let catch_all: BTreeSet<_> = functions()
+        .into_iter()
+        .flat_map(|(bin, function)| function.routes.into_iter().map(move |route| format!("{route} ({bin})")))
+        .filter(|route| route.starts_with("ANY "))
+        .collect();
+    let expected = ["ANY / (gateway-fallback)", "ANY /{proxy+} (gateway-fallback)"].map(str::to_owned);
+    same("template.yaml", &catch_all, "what preflights and 404s need", &expected.into());
+}
+
+#[test]
+fn errors_of_the_gateway_itself_are_problem_documents() {
+    let codes = yaml("openapi.yaml")["components"]["schemas"]["Code"]["enum"].clone();
+    let template = yaml("template.yaml");
+    let responses = &template["Resources"]["Api"]["Properties"]["GatewayResponses"];
+    assert!(members(responses).count() > 10, "the gateway responses are gone from template.yaml");
+    for (kind, response) in members(responses) {
+        let body = text(&response["ResponseTemplates"]["application/json"]);
+        let problem: Value = serde_json::from_str(&body).unwrap_or_else(|error| panic!("{kind}: {error}: {body}"));
+        let code = text(&problem["code"]);
+        assert_eq!(problem["status"], response["StatusCode"], "{kind}");
+        assert_eq!(problem["type"], format!("urn:problem:{code}"), "{kind}");
+        assert_eq!(problem["requestId"], "$context.requestId", "{kind}");
+        assert!(problem["title"].is_string() && problem["detail"].is_string(), "{kind}");
+        assert!(codes.as_array().unwrap().contains(&problem["code"]), "{kind}: {code} is not in openapi.yaml");
+        let headers = &response["ResponseParameters"]["Headers"];
+        assert_eq!(headers["Content-Type"], "'application/problem+json'", "{kind}");
+        if problem["status"] == 429 {
+            assert_eq!(headers["Retry-After"], format!("'{}'", problem["retryAfterSeconds"]), "{kind}");
+        }
+    }
+}
