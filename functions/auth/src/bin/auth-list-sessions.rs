@@ -1,0 +1,50 @@
+//! `GET /api/auth/sessions`: where the user is signed in.
+
+use std::process::ExitCode;
+
+use lib::auth::session::Sessions;
+use lib::error::Result;
+use lib::http::{Policy, Request, Response, serve};
+use serde::Serialize;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+#[derive(Serialize)]
+struct ListSessionsResponse {
+    sessions: Vec<SessionItem>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct SessionItem {
+    id: Uuid,
+    device: String,
+    ip: String,
+    #[serde(serialize_with = "lib::clock::text::serialize")]
+    created_at: OffsetDateTime,
+    #[serde(serialize_with = "lib::clock::text::serialize")]
+    last_seen_at: OffsetDateTime,
+    current: bool,
+}
+
+fn main() -> ExitCode {
+    serve(
+        env!("CARGO_BIN_NAME"),
+        Policy::Api,
+        || async { Sessions::from_env() },
+        |sessions, request| Box::pin(handle(sessions, request)),
+    )
+}
+
+async fn handle(sessions: &Sessions, request: Request) -> Result<Response> {
+    let current = &request.user()?.session;
+    let items = sessions.list(current.user_id).await?.into_iter().map(|session| SessionItem {
+        current: session.id == current.id,
+        id: session.id,
+        device: session.device,
+        ip: session.ip,
+        created_at: session.created_at,
+        last_seen_at: session.last_seen_at,
+    });
+    Response::ok(&ListSessionsResponse { sessions: items.collect() })
+}

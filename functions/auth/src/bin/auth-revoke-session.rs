@@ -1,0 +1,26 @@
+//! `DELETE /api/auth/sessions/{id}`: ends one of the user's sessions.
+
+use std::process::ExitCode;
+
+use lib::auth::session::Sessions;
+use lib::error::{Error, Result};
+use lib::http::{Policy, Request, Response, credentials, serve};
+
+fn main() -> ExitCode {
+    serve(
+        env!("CARGO_BIN_NAME"),
+        Policy::Credentials,
+        || async { Sessions::from_env() },
+        |sessions, request| Box::pin(handle(sessions, request)),
+    )
+}
+
+async fn handle(sessions: &Sessions, request: Request) -> Result<Response> {
+    let current = &request.user()?.session;
+    let id = request.id_parameter("id", "session")?;
+    if !sessions.end(current.user_id, id).await? {
+        return Err(Error::not_found("session"));
+    }
+    let response = Response::no_content();
+    Ok(if id == current.id { response.with_cookie(&credentials::clear_cookie()?) } else { response })
+}

@@ -1,0 +1,24 @@
+//! `POST /api/auth/signout`: ends the session, or with `?all=true` every session of the user.
+
+use std::process::ExitCode;
+
+use lib::auth::sign_out::SignOut;
+use lib::error::Result;
+use lib::http::{Policy, Request, Response, credentials, serve};
+
+lib::request! {
+    struct SignoutQuery { all: Option<bool> }
+}
+
+fn main() -> ExitCode {
+    serve(env!("CARGO_BIN_NAME"), Policy::Credentials, SignOut::init, |sign_out, request| {
+        Box::pin(handle(sign_out, request))
+    })
+}
+
+async fn handle(sign_out: &SignOut, request: Request) -> Result<Response> {
+    let SignoutQuery { all } = request.query()?;
+    let caller = request.user()?;
+    sign_out.sign_out(&caller.session, all.unwrap_or(false), &request.visit()).await?;
+    Ok(Response::no_content().with_cookie(&credentials::clear_cookie()?))
+}

@@ -1,0 +1,506 @@
+//! Accounts: users in Postgres, and what happens to them.
+
+use std::net::IpAddr;
+
+use serde::Serialize;
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::auth::email::Email;
+use crate::auth::jwt::{AccessToken, Keys};
+use crate::auth::limits::Limits;
+use crate::auth::one_time::{OneTimeToken, OneTimeTokens, Purpose};
+use crate::auth::password::{self, Blocklist, NewPassword, Password};
+use crate::auth::session::{Client, Role, Session, SessionIssuer, SessionToken};
+use crate::billing::plan::Plan;
+use crate::clock;
+use crate::config::{self, Stage};
+use crate::error::{Code, Error, Result};
+use crate::events::{Event, Subject};
+use crate::mail::{Mail, Message, Recipient};
+use crate::store::postgres::Database;
+use crate::telemetry::trace::TraceContext;
+
+/// Mails of a kind that one account gets in an hour.
+const RESET_MAILS_PER_HOUR: i64 = 3;
+const VERIFICATION_MAILS_PER_HOUR: i64 = 5;
+const NOTICES_PER_HOUR: i64 = 3;
+
+/// A user as the API shows them.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct User {
+    /// The user's id.
+    pub id: Uuid,
+    /// The canonical address.
+    pub email: String,
+    /// The name that the user gave, if any.
+    pub name: Option<String>,
+    /// What the user may do.
+    pub role: Role,
+    /// Whether the address was proved.
+    pub email_verified: bool,
+    /// What the user is entitled to.
+    #[serde(serialize_with = "plan_id")]
+    pub plan: Plan,
+    /// When the account was made.
+    #[serde(serialize_with = "crate::clock::text::serialize")]
+    pub created_at: OffsetDateTime,
+}
+
+fn plan_id<S: serde::Serializer>(plan: &Plan, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(plan.as_str())
+}
+
+/// A row of `users`.
+struct Row {
+    id: Uuid,
+    email: String,
+    name: Option<String>,
+    role: String,
+    plan: String,
+    password_hash: String,
+    password_version: i32,
+    email_verified_at: Option<OffsetDateTime>,
+    created_at: OffsetDateTime,
+}
+
+impl Row {
+    fn user(&self) -> Result<User> {
+        Ok(User {
+            id: self.id,
+            email: self.email.clone(),
+            name: self.name.clone(),
+            role: Role::stored(&self.role),
+            email_verified: self.email_verified_at.is_some(),
+            plan: Plan::stored(&self.plan)?,
+            created_at: self.created_at,
+        })
+    }
+}
+
+/// Who is calling, from where, within which trace.
+#[derive(Debug, Clone)]
+pub struct Visit {
+    /// The client's address.
+    pub ip: IpAddr,
+    /// The client's `User-Agent`.
+    pub device: String,
+    /// ISO 3166-1 alpha-2, where the edge tells it.
+    pub country: Option<String>,
+    /// The request's trace.
+    pub trace: TraceContext,
+}
+
+impl Visit {
+    /// The subject of an event about the user.
+    #[must_use]
+    pub fn subject(&self, user_id: Uuid, plan: Plan) -> Subject {
+        Subject { user_id, plan, country: self.country.clone() }
+    }
+
+    fn client(&self) -> Client {
+        Client { device: self.device.clone(), ip: self.ip.to_string() }
+    }
+}
+
+/// A new account as the client asks for it.
+#[derive(Debug)]
+pub struct NewAccount {
+    /// The address.
+    pub email: Email,
+    /// The password.
+    pub password: NewPassword,
+    /// A name, if given.
+    pub name: Option<String>,
+}
+
+/// A user with the session that was just started or refreshed.
+pub struct SignedIn {
+    /// The user.
+    pub user: User,
+    /// The session.
+    pub session: Session,
+    /// The session's token.
+    pub session_token: SessionToken,
+    /// A first access token.
+    pub access_token: AccessToken,
+}
+
+/// What a sign-up came to.
+pub enum SignUp {
+    /// The account exists and its user is signed in.
+    SignedIn(Box<SignedIn>),
+    /// A mail is on its way; whether the address was known is not told.
+    VerificationRequired,
+}
+
+/// The users, for reading.
+#[derive(Clone)]
+pub struct Users {
+    /// The database.
+    pub database: Database,
+}
+
+impl Users {
+    /// Connects lazily.
+    ///
+    /// # Errors
+    /// When the database secret cannot be read.
+    pub async fn init() -> Result<Self> {
+        Ok(Self { database: Database::init().await? })
+    }
+
+    /// The user of an id.
+    ///
+    /// # Errors
+    /// 401 when the user is gone: only a session can ask.
+    pub async fn get(&self, id: Uuid) -> Result<User> {
+        let row = sqlx::query_as!(
+            Row,
+            "SELECT id, email, name, role, plan, password_hash, password_version, email_verified_at, created_at
+             FROM users WHERE id = $1",
+            id,
+        )
+        .fetch_optional(self.database.pool())
+        .await?;
+        row.ok_or_else(Error::unauthenticated)?.user()
+    }
+
+    /// The user of an address.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn find(&self, email: &Email) -> Result<Option<User>> {
+        self.row_by_email(email).await?.map(|row| row.user()).transpose()
+    }
+
+    async fn row_by_email(&self, email: &Email) -> Result<Option<Row>> {
+        Ok(sqlx::query_as!(
+            Row,
+            "SELECT id, email, name, role, plan, password_hash, password_version, email_verified_at, created_at
+             FROM users WHERE email = $1",
+            email.as_str(),
+        )
+        .fetch_optional(self.database.pool())
+        .await?)
+    }
+}
+
+/// Everything that happens to accounts.
+pub struct Accounts {
+    /// The users.
+    pub users: Users,
+    issuer: SessionIssuer,
+    tokens: OneTimeTokens,
+    limits: Limits,
+    keys: Keys,
+    blocklist: Blocklist,
+    require_verification: bool,
+    admins: Vec<String>,
+}
+
+impl Accounts {
+    /// Reads secrets and settings; connects lazily.
+    ///
+    /// # Errors
+    /// When a variable or a secret is missing.
+    pub async fn init() -> Result<Self> {
+        let (users, issuer, tokens, keys) =
+            futures_util::try_join!(Users::init(), SessionIssuer::init(), OneTimeTokens::init(), Keys::init())?;
+        let verification_default = Stage::from_env()? != Stage::Local;
+        Ok(Self {
+            users,
+            issuer,
+            tokens,
+            limits: Limits::from_env()?,
+            keys,
+            blocklist: Blocklist::from_env()?,
+            require_verification: config::parsed("REQUIRE_EMAIL_VERIFICATION", verification_default)?,
+            admins: config::list("ADMIN_EMAILS").into_iter().map(|email| email.to_lowercase()).collect(),
+        })
+    }
+
+    /// Makes an account.
+    ///
+    /// Where verification is required, a known address is answered like a new one, after the same work, and
+    /// its owner gets a notice.
+    ///
+    /// # Errors
+    /// 409 `email_taken` where verification is not required; 400 for a common password; 429 beyond 5 an hour
+    /// and address.
+    pub async fn sign_up(&self, new: NewAccount, visit: &Visit) -> Result<SignUp> {
+        let now = clock::now();
+        self.blocklist.check("password", &new.password, &personal(&new.email, new.name.as_deref()))?;
+        self.limits.signup(visit.ip, now).await?;
+        let hash = password::hash(new.password).await?;
+        let mut transaction = self.users.database.begin(&visit.trace).await?;
+        let row = sqlx::query_as!(
+            Row,
+            "INSERT INTO users (id, email, name, password_hash) VALUES ($1, $2, $3, $4)
+             ON CONFLICT (email) DO NOTHING
+             RETURNING id, email, name, role, plan, password_hash, password_version, email_verified_at, created_at",
+            Uuid::now_v7(),
+            new.email.as_str(),
+            new.name,
+            hash,
+        )
+        .fetch_optional(transaction.connection())
+        .await?;
+        let Some(row) = row else {
+            if !self.require_verification {
+                return Err(Error::new(Code::EmailTaken, "Sign in instead, or ask for a new password."));
+            }
+            if self.limits.mail("signup-notice", NOTICES_PER_HOUR, new.email.as_str(), now).await? {
+                transaction.send_mail(&Mail::new(
+                    Message::SignupAttempted,
+                    Recipient::Address(new.email.as_str().to_owned()),
+                ))?;
+            }
+            transaction.commit().await?;
+            return Ok(SignUp::VerificationRequired);
+        };
+        let user = row.user()?;
+        transaction.publish(Event::about(&visit.subject(user.id, user.plan), "user.signup").with("method", "password"));
+        transaction.send_mail(&Mail::new(Message::VerifyEmail, Recipient::User(user.id)))?;
+        if self.require_verification {
+            transaction.commit().await?;
+            return Ok(SignUp::VerificationRequired);
+        }
+        transaction.commit().await?;
+        self.start_session(user, visit).await.map(|signed_in| SignUp::SignedIn(Box::new(signed_in)))
+    }
+
+    /// Checks an address and a password and starts a session, in place of the user's session that the request
+    /// came with, if any.
+    ///
+    /// # Errors
+    /// 401 `invalid_credentials`, the same after the same time for an unknown address; 403
+    /// `email_not_verified` after a right password; 429 `too_many_attempts`.
+    pub async fn sign_in(
+        &self,
+        email: &Email,
+        password: Password,
+        replaces: Option<(Uuid, Uuid)>,
+        visit: &Visit,
+    ) -> Result<SignedIn> {
+        let row = self.users.row_by_email(email).await?;
+        self.check_password(email, row.as_ref(), password, visit).await?;
+        let row = row.ok_or_else(wrong_credentials)?;
+        let user = row.user()?;
+        if self.require_verification && !user.email_verified {
+            return Err(Error::new(Code::EmailNotVerified, "Follow the link in the mail, or ask for another one."));
+        }
+        let signed_in = self.start_session(user, visit).await?;
+        let session = &signed_in.session;
+        match self.confirm_sign_in(&row, &signed_in, visit).await {
+            Ok(true) => {}
+            // A password that was replaced meanwhile must not leave a session.
+            Ok(false) => {
+                self.issuer.sessions.end(session.user_id, session.id).await?;
+                return Err(wrong_credentials());
+            }
+            Err(error) => {
+                self.issuer.sessions.end(session.user_id, session.id).await?;
+                return Err(error);
+            }
+        }
+        if let Some((user_id, session_id)) = replaces.filter(|(user_id, _)| *user_id == session.user_id) {
+            self.issuer.sessions.end(user_id, session_id).await?;
+        }
+        Ok(signed_in)
+    }
+
+    /// Publishes the sign-in if the password is still the one that was checked. The share lock waits for a
+    /// password change under way, which in turn ends the sessions that it finds before it commits.
+    async fn confirm_sign_in(&self, row: &Row, signed_in: &SignedIn, visit: &Visit) -> Result<bool> {
+        let mut transaction = self.users.database.begin(&visit.trace).await?;
+        let current = sqlx::query_scalar!("SELECT password_version FROM users WHERE id = $1 FOR SHARE", row.id)
+            .fetch_optional(transaction.connection())
+            .await?;
+        if current != Some(row.password_version) {
+            return Ok(false);
+        }
+        let subject = visit.subject(row.id, signed_in.user.plan);
+        transaction.publish(Event::about(&subject, "user.signin").with("method", "password"));
+        transaction.commit().await?;
+        Ok(true)
+    }
+
+    /// Checks a password under the limits; a wrong one is answered later and later.
+    async fn check_password(&self, email: &Email, row: Option<&Row>, password: Password, visit: &Visit) -> Result<()> {
+        let version = row.map_or(1, |row| row.password_version);
+        let account = format!("{}#{version}", email.as_str());
+        let attempt = self.limits.signin(&account, visit.ip, clock::now()).await?;
+        let verified = password::verify(password.clone(), row.map(|row| row.password_hash.clone())).await?;
+        let Some(row) = row.filter(|_| verified.matches) else {
+            tokio::time::sleep(attempt.delay()).await;
+            return Err(wrong_credentials());
+        };
+        self.limits.forgive(attempt).await?;
+        if verified.outdated {
+            let hash = password::rehash(password).await?;
+            sqlx::query!(
+                "UPDATE users SET password_hash = $1 WHERE id = $2 AND password_version = $3",
+                hash,
+                row.id,
+                row.password_version,
+            )
+            .execute(self.users.database.pool())
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// Proves an address by the token of its mail. Addresses in `ADMIN_EMAILS` become admins by it.
+    ///
+    /// # Errors
+    /// 400 `invalid_token`.
+    pub async fn verify_email(&self, token: &OneTimeToken, visit: &Visit) -> Result<User> {
+        let now = clock::now();
+        self.limits.token(visit.ip, now).await?;
+        self.tokens.check(token, Purpose::VerifyEmail, now).await?;
+        let mut transaction = self.users.database.begin(&visit.trace).await?;
+        let row = sqlx::query_as!(
+            Row,
+            "UPDATE users SET email_verified_at = coalesce(email_verified_at, now()), updated_at = now(),
+                    role = CASE WHEN email = ANY($2) THEN 'admin' ELSE role END
+             WHERE id = $1
+             RETURNING id, email, name, role, plan, password_hash, password_version, email_verified_at, created_at",
+            token.user_id,
+            &self.admins,
+        )
+        .fetch_optional(transaction.connection())
+        .await?;
+        let user = row.ok_or_else(|| Error::new(Code::InvalidToken, "The account is gone."))?.user()?;
+        // Used up last: an update that fails must not cost the user the link.
+        self.tokens.consume(token, Purpose::VerifyEmail, now).await?;
+        transaction.publish(Event::about(&visit.subject(user.id, user.plan), "user.email_verified"));
+        transaction.commit().await?;
+        if user.role == Role::Admin {
+            self.issuer.sessions.set_role(user.id, Role::Admin).await?;
+        }
+        Ok(user)
+    }
+
+    /// Asks for another verification mail. The reply and its time are the same whether or not the address is
+    /// known: the mail worker finds out.
+    ///
+    /// # Errors
+    /// When a store does not answer.
+    pub async fn resend_verification(&self, email: &Email, visit: &Visit) -> Result<()> {
+        self.request_mail(email, Message::VerifyEmail, "verify", VERIFICATION_MAILS_PER_HOUR, visit).await
+    }
+
+    /// Asks for a link to set a new password; alike for unknown addresses.
+    ///
+    /// # Errors
+    /// When a store does not answer.
+    pub async fn forgot_password(&self, email: &Email, visit: &Visit) -> Result<()> {
+        self.request_mail(email, Message::ResetPassword, "reset", RESET_MAILS_PER_HOUR, visit).await
+    }
+
+    async fn request_mail(
+        &self,
+        email: &Email,
+        message: Message,
+        kind: &str,
+        per_hour: i64,
+        visit: &Visit,
+    ) -> Result<()> {
+        if self.limits.mail(kind, per_hour, email.as_str(), clock::now()).await? {
+            let mut transaction = self.users.database.begin(&visit.trace).await?;
+            transaction.send_mail(&Mail::new(message, Recipient::Address(email.as_str().to_owned())))?;
+            transaction.commit().await?;
+        }
+        Ok(())
+    }
+
+    /// Sets a new password by the token of a mail: ends every session, lifts the lockout, tells the owner.
+    ///
+    /// # Errors
+    /// 400 `invalid_token`; 400 for a common password, which does not use up the token.
+    pub async fn reset_password(
+        &self,
+        token: &OneTimeToken,
+        field: &str,
+        new: NewPassword,
+        visit: &Visit,
+    ) -> Result<()> {
+        let now = clock::now();
+        self.limits.token(visit.ip, now).await?;
+        self.tokens.check(token, Purpose::ResetPassword, now).await?;
+        let user =
+            self.users.get(token.user_id).await.map_err(|_| Error::new(Code::InvalidToken, "The account is gone."))?;
+        self.blocklist.check(field, &new, &[user.email.as_str(), user.name.as_deref().unwrap_or_default()])?;
+        let hash = password::hash(new).await?;
+        let mut transaction = self.users.database.begin(&visit.trace).await?;
+        replace_password(transaction.connection(), user.id, &hash).await?;
+        self.tokens.consume(token, Purpose::ResetPassword, now).await?;
+        self.issuer.sessions.end_all(user.id, None).await?;
+        transaction.publish(Event::about(&visit.subject(user.id, user.plan), "user.password_reset"));
+        transaction.send_mail(&Mail::new(Message::PasswordChanged, Recipient::User(user.id)))?;
+        transaction.commit().await
+    }
+
+    /// Sets a new password for a signed-in user: ends the other sessions and voids reset links.
+    ///
+    /// # Errors
+    /// 401 `invalid_credentials` for a wrong current password, under the limits of sign-in; 400 for a common
+    /// new one.
+    pub async fn change_password(
+        &self,
+        user_id: Uuid,
+        session_id: Uuid,
+        current: Password,
+        new: NewPassword,
+        visit: &Visit,
+    ) -> Result<()> {
+        let row = sqlx::query_as!(
+            Row,
+            "SELECT id, email, name, role, plan, password_hash, password_version, email_verified_at, created_at
+             FROM users WHERE id = $1",
+            user_id,
+        )
+        .fetch_optional(self.users.database.pool())
+        .await?
+        .ok_or_else(Error::unauthenticated)?;
+        let email = Email::parse_text(&row.email).map_err(|_| Error::internal("a stored address is malformed"))?;
+        self.check_password(&email, Some(&row), current, visit).await?;
+        self.blocklist.check("newPassword", &new, &personal(&email, row.name.as_deref()))?;
+        let hash = password::hash(new).await?;
+        let mut transaction = self.users.database.begin(&visit.trace).await?;
+        replace_password(transaction.connection(), user_id, &hash).await?;
+        self.issuer.sessions.end_all(user_id, Some(session_id)).await?;
+        self.tokens.void(user_id, Purpose::ResetPassword, clock::now()).await?;
+        transaction.send_mail(&Mail::new(Message::PasswordChanged, Recipient::User(user_id)))?;
+        transaction.commit().await
+    }
+
+    async fn start_session(&self, user: User, visit: &Visit) -> Result<SignedIn> {
+        let (session, session_token) = self.issuer.start(user.id, user.role, &visit.client()).await?;
+        let access_token = self.keys.sign(user.id, session.id, clock::now())?;
+        Ok(SignedIn { user, session, session_token, access_token })
+    }
+}
+
+/// Replaces the hash and locks the row until the commit: a sign-in that checked the old password waits for it.
+async fn replace_password(connection: &mut PgConnection, user_id: Uuid, hash: &str) -> Result<()> {
+    sqlx::query!(
+        "UPDATE users SET password_hash = $1, password_version = password_version + 1, updated_at = now() WHERE id = $2",
+        hash,
+        user_id,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+fn personal<'a>(email: &'a Email, name: Option<&'a str>) -> [&'a str; 3] {
+    [email.as_str(), email.local_part(), name.unwrap_or_default()]
+}
+
+fn wrong_credentials() -> Error {
+    Error::new(Code::InvalidCredentials, "Check the e-mail address and the password.")
+}

@@ -1,0 +1,288 @@
+//! Access tokens: Ed25519 JWTs (RFC 8037) of fifteen minutes that name their session.
+
+use std::sync::OnceLock;
+
+use jsonwebtoken::crypto::{CryptoProvider, JwtSigner, JwtVerifier, KeyUtils};
+use jsonwebtoken::errors::{Error as JwtError, ErrorKind};
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
+use serde::{Deserialize, Serialize};
+use signature::{Signer, Verifier};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::config::Secret;
+use crate::crypto;
+use crate::error::{Code, Error, Result};
+use crate::secrets;
+
+/// How long an access token is valid, in seconds.
+pub const LIFETIME_SECONDS: i64 = 15 * 60;
+
+const ISSUER: &str = "ai-chat-backend";
+const AUDIENCE: &str = "ai-chat-api";
+
+/// The claims of an access token.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Claims {
+    iss: String,
+    aud: String,
+    /// The user's id.
+    pub sub: Uuid,
+    /// The session's id.
+    pub sid: Uuid,
+    iat: i64,
+    exp: i64,
+}
+
+/// A signed token and when it ends.
+#[derive(Debug)]
+pub struct AccessToken {
+    /// The token.
+    pub token: String,
+    /// The moment from which it is refused.
+    pub expires_at: OffsetDateTime,
+}
+
+#[derive(Deserialize)]
+struct SigningSecret {
+    current: Secret,
+    #[serde(default = "no_secret")]
+    previous: Secret,
+}
+
+fn no_secret() -> Secret {
+    Secret::new(String::new())
+}
+
+struct Key {
+    id: String,
+    seed: EncodingKey,
+    public: Vec<u8>,
+    verifier: DecodingKey,
+}
+
+/// The keys that sign and verify: the current one, and the one before it until its tokens have expired.
+pub struct Keys(Vec<Key>);
+
+impl Keys {
+    /// Reads the secret named by `SIGNING_SECRET_ARN`.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn init() -> Result<Self> {
+        let secret: SigningSecret = secrets::read("SIGNING_SECRET_ARN").await?;
+        Self::derive(&[secret.current.expose(), secret.previous.expose()])
+    }
+
+    /// Derives the keys from secrets, the current one first; empty ones are left out.
+    ///
+    /// # Errors
+    /// When no secret is left.
+    pub fn derive(secrets: &[&str]) -> Result<Self> {
+        let keys: Vec<Key> = secrets
+            .iter()
+            .filter(|secret| !secret.is_empty())
+            .map(|secret| Key::derive(secret))
+            .collect::<Result<_>>()?;
+        if keys.is_empty() {
+            return Err(Error::internal("the signing secret is empty"));
+        }
+        // The provider is the same for all keys of the process, so a second installation changes nothing.
+        let _ = provider().install_default();
+        Ok(Self(keys))
+    }
+
+    /// Signs a token for a session.
+    ///
+    /// # Errors
+    /// When signing fails.
+    pub fn sign(&self, user_id: Uuid, session_id: Uuid, now: OffsetDateTime) -> Result<AccessToken> {
+        let key = self.0.first().ok_or_else(|| Error::internal("no signing key"))?;
+        let expires_at = now + time::Duration::seconds(LIFETIME_SECONDS);
+        let claims = Claims {
+            iss: ISSUER.to_owned(),
+            aud: AUDIENCE.to_owned(),
+            sub: user_id,
+            sid: session_id,
+            iat: now.unix_timestamp(),
+            exp: expires_at.unix_timestamp(),
+        };
+        let header = Header { kid: Some(key.id.clone()), ..Header::new(Algorithm::EdDSA) };
+        let token = jsonwebtoken::encode(&header, &claims, &key.seed).map_err(Error::internal)?;
+        let expires_at = expires_at.replace_nanosecond(0).unwrap_or(expires_at);
+        Ok(AccessToken { token, expires_at })
+    }
+
+    /// Checks a token: the algorithm is EdDSA and nothing else, the key is one of ours, issuer and audience
+    /// are ours, and it has not expired.
+    ///
+    /// # Errors
+    /// 401 `session_expired` for a token past its end, 401 `unauthenticated` for any other fault.
+    pub fn verify(&self, token: &str) -> Result<Claims> {
+        let header = jsonwebtoken::decode_header(token).map_err(|_| Error::unauthenticated())?;
+        let key =
+            self.0.iter().find(|key| header.kid.as_deref() == Some(&key.id)).ok_or_else(Error::unauthenticated)?;
+        let mut validation = Validation::new(Algorithm::EdDSA);
+        validation.set_issuer(&[ISSUER]);
+        validation.set_audience(&[AUDIENCE]);
+        validation.set_required_spec_claims(&["iss", "aud", "sub", "exp"]);
+        validation.leeway = 0;
+        match jsonwebtoken::decode::<Claims>(token, &key.verifier, &validation) {
+            Ok(data) => Ok(data.claims),
+            Err(error) if matches!(error.kind(), ErrorKind::ExpiredSignature) => {
+                Err(Error::new(Code::SessionExpired, "The access token has expired; refresh it."))
+            }
+            Err(_) => Err(Error::unauthenticated()),
+        }
+    }
+
+    /// The public keys as a JSON Web Key Set (RFC 7517, RFC 8037).
+    #[must_use]
+    pub fn jwks(&self) -> serde_json::Value {
+        let keys: Vec<_> = self
+            .0
+            .iter()
+            .map(|key| {
+                serde_json::json!({
+                    "kty": "OKP", "crv": "Ed25519", "use": "sig", "alg": "EdDSA",
+                    "kid": key.id, "x": crypto::base64url(&key.public),
+                })
+            })
+            .collect();
+        serde_json::json!({ "keys": keys })
+    }
+}
+
+impl Key {
+    fn derive(secret: &str) -> Result<Self> {
+        let seed = crypto::derive_key(secret, "jwt-ed25519");
+        let pair =
+            Ed25519KeyPair::from_seed_unchecked(&seed).map_err(|_| Error::internal("the signing key is refused"))?;
+        let public = pair.public_key().as_ref().to_vec();
+        Ok(Self {
+            id: crypto::base64url(&crypto::sha256(&public)[..12]),
+            seed: EncodingKey::from_ed_der(&seed),
+            verifier: DecodingKey::from_ed_der(&public),
+            public,
+        })
+    }
+}
+
+/// Ed25519 by `ring`, the one crypto library here, and no other algorithm.
+fn provider() -> &'static CryptoProvider {
+    static PROVIDER: OnceLock<CryptoProvider> = OnceLock::new();
+    PROVIDER.get_or_init(|| CryptoProvider {
+        signer_factory: |algorithm, key| match algorithm {
+            Algorithm::EdDSA => {
+                let pair = Ed25519KeyPair::from_seed_unchecked(key.as_bytes());
+                Ok(Box::new(Ed25519Signer(pair.map_err(|_| JwtError::from(ErrorKind::InvalidEddsaKey))?)))
+            }
+            _ => Err(ErrorKind::InvalidAlgorithm.into()),
+        },
+        verifier_factory: |algorithm, key| match algorithm {
+            Algorithm::EdDSA => Ok(Box::new(Ed25519Verifier(key.try_get_as_bytes()?.to_vec()))),
+            _ => Err(ErrorKind::InvalidAlgorithm.into()),
+        },
+        key_utils: KeyUtils::new_unimplemented(),
+    })
+}
+
+struct Ed25519Signer(Ed25519KeyPair);
+
+impl Signer<Vec<u8>> for Ed25519Signer {
+    fn try_sign(&self, message: &[u8]) -> Result<Vec<u8>, signature::Error> {
+        Ok(self.0.sign(message).as_ref().to_vec())
+    }
+}
+
+impl JwtSigner for Ed25519Signer {
+    fn algorithm(&self) -> Algorithm {
+        Algorithm::EdDSA
+    }
+}
+
+struct Ed25519Verifier(Vec<u8>);
+
+impl Verifier<Vec<u8>> for Ed25519Verifier {
+    fn verify(&self, message: &[u8], signature: &Vec<u8>) -> Result<(), signature::Error> {
+        UnparsedPublicKey::new(&ED25519, &self.0).verify(message, signature).map_err(|_| signature::Error::new())
+    }
+}
+
+impl JwtVerifier for Ed25519Verifier {
+    fn algorithm(&self) -> Algorithm {
+        Algorithm::EdDSA
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock;
+    use serde_json::{Value, json};
+
+    fn keys() -> Keys {
+        Keys::derive(&["current", "previous"]).unwrap()
+    }
+
+    fn with_header(token: &str, header: &Value) -> String {
+        let (_, rest) = token.split_once('.').unwrap();
+        format!("{}.{rest}", crypto::base64url(header.to_string().as_bytes()))
+    }
+
+    #[test]
+    fn signs_and_verifies() {
+        let (user, session) = (Uuid::now_v7(), Uuid::now_v7());
+        let token = keys().sign(user, session, clock::now()).unwrap();
+        let claims = keys().verify(&token.token).unwrap();
+        assert_eq!((claims.sub, claims.sid), (user, session));
+    }
+
+    #[test]
+    fn accepts_the_previous_key_and_no_foreign_one() {
+        let sign =
+            |secret: &str| Keys::derive(&[secret]).unwrap().sign(Uuid::nil(), Uuid::nil(), clock::now()).unwrap();
+        assert!(keys().verify(&sign("previous").token).is_ok());
+        assert_eq!(keys().verify(&sign("foreign").token).unwrap_err().code(), Code::Unauthenticated);
+    }
+
+    #[test]
+    fn refuses_other_algorithms_and_changed_tokens() {
+        let token = keys().sign(Uuid::nil(), Uuid::nil(), clock::now()).unwrap().token;
+        let kid = &keys().0[0].id;
+        for alg in ["none", "HS256", "RS256", "ES256"] {
+            let forged = with_header(&token, &json!({"alg": alg, "typ": "JWT", "kid": kid}));
+            assert_eq!(keys().verify(&forged).unwrap_err().code(), Code::Unauthenticated, "{alg}");
+        }
+        let unsigned = token.rsplit_once('.').unwrap().0.to_owned() + ".";
+        for bad in [unsigned.as_str(), "", "a.b.c", &token[..token.len() - 2], &token.replacen('.', "..", 1)] {
+            assert_eq!(keys().verify(bad).unwrap_err().code(), Code::Unauthenticated, "{bad}");
+        }
+        // HMAC keyed with the public key, the classic confusion.
+        let header = crypto::base64url(json!({"alg": "HS256", "kid": kid}).to_string().as_bytes());
+        let payload = token.split('.').nth(1).unwrap();
+        let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &keys().0[0].public);
+        let tag = ring::hmac::sign(&key, format!("{header}.{payload}").as_bytes());
+        let confused = format!("{header}.{payload}.{}", crypto::base64url(tag.as_ref()));
+        assert_eq!(keys().verify(&confused).unwrap_err().code(), Code::Unauthenticated);
+    }
+
+    #[test]
+    fn an_expired_token_says_so() {
+        let long_ago = clock::now() - time::Duration::seconds(LIFETIME_SECONDS + 1);
+        let token = keys().sign(Uuid::nil(), Uuid::nil(), long_ago).unwrap().token;
+        assert_eq!(keys().verify(&token).unwrap_err().code(), Code::SessionExpired);
+    }
+
+    #[test]
+    fn a_token_for_another_audience_is_refused() {
+        let key = &keys().0[0];
+        let now = clock::now().unix_timestamp();
+        let claims =
+            json!({"iss": ISSUER, "aud": "other", "sub": Uuid::nil(), "sid": Uuid::nil(), "iat": now, "exp": now + 60});
+        let header = Header { kid: Some(key.id.clone()), ..Header::new(Algorithm::EdDSA) };
+        let token = jsonwebtoken::encode(&header, &claims, &key.seed).unwrap();
+        assert_eq!(keys().verify(&token).unwrap_err().code(), Code::Unauthenticated);
+    }
+}

@@ -1,0 +1,233 @@
+//! Limits of the credential routes: counters in DynamoDB that are raised before the attempt and taken back
+//! when it succeeds, so that parallel attempts cannot slip through, and that expire with their window.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use futures_util::future::try_join_all;
+use time::OffsetDateTime;
+
+use crate::config;
+use crate::crypto;
+use crate::error::{Code, Error, Result};
+use crate::http::rate_limit::network;
+use crate::store::dynamo::{Table, get_number, number, text};
+
+/// A wrong password is answered the later, the more of them an account has seen lately, whoever sent them.
+/// A right one is answered at once, so that nobody can lock the owner out.
+const FREE_FAILURES: i64 = 10;
+const DELAY_STEP: Duration = Duration::from_millis(100);
+const MAX_DELAY: Duration = Duration::from_secs(3);
+
+/// How strict the limits are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strictness {
+    /// Production.
+    Strict,
+    /// Development: many more per address, since everything comes from one, and shorter windows.
+    Relaxed,
+}
+
+impl Strictness {
+    fn from_env() -> Result<Self> {
+        match config::optional("AUTH_LIMITS").as_deref() {
+            None | Some("strict") => Ok(Self::Strict),
+            Some("relaxed") => Ok(Self::Relaxed),
+            Some(_) => Err(Error::internal("environment variable AUTH_LIMITS is neither strict nor relaxed")),
+        }
+    }
+}
+
+/// One counter of attempts.
+struct Rule {
+    key: String,
+    limit: i64,
+    window: Duration,
+}
+
+/// Attempts that were counted and can be taken back.
+#[must_use]
+pub struct Attempt {
+    keys: Vec<String>,
+    account_failures: i64,
+}
+
+impl Attempt {
+    /// How long to wait before the answer to a wrong password.
+    #[must_use]
+    pub fn delay(&self) -> Duration {
+        let over = u32::try_from((self.account_failures - FREE_FAILURES).clamp(0, 1_000)).unwrap_or(0);
+        (DELAY_STEP * over).min(MAX_DELAY)
+    }
+}
+
+/// The limits of the credential routes.
+#[derive(Clone)]
+pub struct Limits {
+    table: Table,
+    strictness: Strictness,
+}
+
+impl Limits {
+    /// Reads `RATE_LIMITS_TABLE` and `AUTH_LIMITS`.
+    ///
+    /// # Errors
+    /// When a variable is missing or malformed.
+    pub fn from_env() -> Result<Self> {
+        Ok(Self { table: Table::from_env("RATE_LIMITS_TABLE")?, strictness: Strictness::from_env()? })
+    }
+
+    /// Counts a sign-in attempt: 5 failures per account and address, 10 per address, in 15 minutes.
+    ///
+    /// The account is named by its address and password version, so that a new password lifts every count.
+    ///
+    /// # Errors
+    /// 429 `too_many_attempts` beyond a limit.
+    pub async fn signin(&self, account: &str, ip: IpAddr, now: OffsetDateTime) -> Result<Attempt> {
+        let window = self.window(15 * 60);
+        let (account, ip) = (digest(account), network(ip));
+        let all_failures = Rule { key: format!("signin-account#{account}"), limit: i64::MAX, window };
+        let failures = self.count(&all_failures, now);
+        let attempt = self.attempt(
+            vec![
+                Rule { key: format!("signin#{account}#{ip}"), limit: 5, window },
+                Rule { key: format!("signin-ip#{ip}"), limit: self.per_address(10), window },
+            ],
+            now,
+        );
+        let (failures, attempt) = futures_util::future::join(failures, attempt).await;
+        let (failures, account_key) = failures?;
+        let mut attempt = attempt?;
+        attempt.account_failures = failures;
+        attempt.keys.push(account_key);
+        Ok(attempt)
+    }
+
+    /// Takes an attempt back because it succeeded.
+    ///
+    /// # Errors
+    /// When the table does not answer.
+    pub async fn forgive(&self, attempt: Attempt) -> Result<()> {
+        try_join_all(attempt.keys.iter().map(|key| self.add(key, -1, None))).await.map(drop)
+    }
+
+    /// Counts a sign-up: 5 an hour and address.
+    ///
+    /// # Errors
+    /// 429 `too_many_attempts` beyond the limit.
+    pub async fn signup(&self, ip: IpAddr, now: OffsetDateTime) -> Result<()> {
+        let rule =
+            Rule { key: format!("signup-ip#{}", network(ip)), limit: self.per_address(5), window: self.window(3600) };
+        self.attempt(vec![rule], now).await.map(drop)
+    }
+
+    /// Counts a mail of a kind to an account, whether or not the account exists; tells whether it may go out.
+    ///
+    /// # Errors
+    /// When the table does not answer.
+    pub async fn mail(&self, kind: &str, per_hour: i64, account: &str, now: OffsetDateTime) -> Result<bool> {
+        let rule = Rule {
+            key: format!("mail-{kind}#{}", digest(account)),
+            limit: per_hour,
+            window: Duration::from_secs(3600),
+        };
+        Ok(self.count(&rule, now).await?.0 <= rule.limit)
+    }
+
+    /// Counts tries of one-time tokens: 30 in 15 minutes and address.
+    ///
+    /// # Errors
+    /// 429 `too_many_attempts` beyond the limit.
+    pub async fn token(&self, ip: IpAddr, now: OffsetDateTime) -> Result<()> {
+        let rule = Rule {
+            key: format!("token-ip#{}", network(ip)),
+            limit: self.per_address(30),
+            window: self.window(15 * 60),
+        };
+        self.attempt(vec![rule], now).await.map(drop)
+    }
+
+    fn per_address(&self, strict: i64) -> i64 {
+        match self.strictness {
+            Strictness::Strict => strict,
+            Strictness::Relaxed => strict * 1_000,
+        }
+    }
+
+    fn window(&self, strict_seconds: u64) -> Duration {
+        match self.strictness {
+            Strictness::Strict => Duration::from_secs(strict_seconds),
+            Strictness::Relaxed => Duration::from_secs(strict_seconds.min(60)),
+        }
+    }
+
+    async fn attempt(&self, rules: Vec<Rule>, now: OffsetDateTime) -> Result<Attempt> {
+        let counts = try_join_all(rules.iter().map(|rule| self.count(rule, now))).await?;
+        let exceeded = rules.iter().zip(&counts).find(|(rule, (count, _))| *count > rule.limit);
+        if let Some((rule, _)) = exceeded {
+            let (_, ends) = slot("", rule.window, now);
+            let wait = u64::try_from(ends - now.unix_timestamp()).unwrap_or(1).max(1);
+            return Err(Error::too_many(Code::TooManyAttempts, wait));
+        }
+        Ok(Attempt { keys: counts.into_iter().map(|(_, key)| key).collect(), account_failures: 0 })
+    }
+
+    async fn count(&self, rule: &Rule, now: OffsetDateTime) -> Result<(i64, String)> {
+        let (key, ends) = slot(&rule.key, rule.window, now);
+        let count = self.add(&key, 1, Some(ends)).await?;
+        Ok((count, key))
+    }
+
+    /// Adds to a counter atomically and gives the new value.
+    async fn add(&self, key: &str, delta: i64, expires: Option<i64>) -> Result<i64> {
+        let mut request = self
+            .table
+            .client
+            .update_item()
+            .table_name(&self.table.name)
+            .key("pk", text(key))
+            .expression_attribute_values(":delta", number(delta))
+            .expression_attribute_names("#count", "count")
+            .return_values(aws_sdk_dynamodb::types::ReturnValue::UpdatedNew);
+        request = match expires {
+            Some(at) => request
+                .update_expression("ADD #count :delta SET expires = :expires")
+                .expression_attribute_values(":expires", number(at)),
+            None => request.update_expression("ADD #count :delta"),
+        };
+        get_number(&request.send().await?.attributes.unwrap_or_default(), "count")
+    }
+}
+
+/// The counter of the window that holds this moment, and the second at which the window ends.
+fn slot(key: &str, window: Duration, now: OffsetDateTime) -> (String, i64) {
+    let seconds = i64::try_from(window.as_secs()).unwrap_or(i64::MAX);
+    let index = now.unix_timestamp() / seconds;
+    (format!("{key}#{index}"), (index + 1) * seconds)
+}
+
+/// Addresses are personal data: keys hold a digest.
+fn digest(account: &str) -> String {
+    crypto::hex(&crypto::sha256(account.as_bytes())[..16])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_rise_and_stay_bounded() {
+        let delay = |failures| Attempt { keys: Vec::new(), account_failures: failures }.delay();
+        assert_eq!(delay(1), Duration::ZERO);
+        assert_eq!(delay(FREE_FAILURES), Duration::ZERO);
+        assert_eq!(delay(FREE_FAILURES + 5), Duration::from_millis(500));
+        assert_eq!(delay(100_000), MAX_DELAY);
+    }
+
+    #[test]
+    fn a_window_ends_where_the_next_begins() {
+        let at = OffsetDateTime::from_unix_timestamp(1_000_000_799).unwrap();
+        let (key, ends) = slot("k", Duration::from_secs(900), at);
+        assert_eq!((key.as_str(), ends), ("k#1111111", 1_000_000_800));
+    }
+}

@@ -1,0 +1,11 @@
+//! Accounts, sessions and the limits that protect them.
+
+pub mod account;
+pub mod email;
+pub mod jwt;
+pub mod limits;
+pub mod one_time;
+pub mod password;
+pub mod refresh;
+pub mod session;
+pub mod sign_out;

@@ -1,0 +1,65 @@
+//! AWS clients without what Lambda never uses: credentials come from the environment, one HTTP client is
+//! shared by all services, time-outs are shorter than API Gateway's.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use aws_credential_types::Credentials;
+use aws_credential_types::provider::SharedCredentialsProvider;
+use aws_smithy_http_client::{Builder, tls};
+use aws_smithy_types::retry::RetryConfig;
+use aws_smithy_types::timeout::TimeoutConfig;
+use aws_types::SdkConfig;
+use aws_types::region::Region;
+
+use crate::config;
+use crate::error::{Error, Result};
+
+/// The configuration that all clients of this process share.
+///
+/// # Errors
+/// When region or credentials are missing from the environment.
+pub fn sdk_config() -> Result<&'static SdkConfig> {
+    static CONFIG: OnceLock<SdkConfig> = OnceLock::new();
+    if let Some(config) = CONFIG.get() {
+        return Ok(config);
+    }
+    let config = build()?;
+    Ok(CONFIG.get_or_init(|| config))
+}
+
+fn build() -> Result<SdkConfig> {
+    let endpoint = config::optional("AWS_ENDPOINT_URL");
+    // An emulator speaks plain HTTP: no certificates need to be loaded for it.
+    let http_client = if endpoint.as_deref().is_some_and(|url| url.starts_with("http://")) {
+        Builder::new().build_http()
+    } else {
+        Builder::new().tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring)).build_https()
+    };
+    let credentials = Credentials::new(
+        config::required("AWS_ACCESS_KEY_ID")?,
+        config::required("AWS_SECRET_ACCESS_KEY")?,
+        config::optional("AWS_SESSION_TOKEN"),
+        None,
+        "environment",
+    );
+    let region = config::optional("AWS_REGION")
+        .or_else(|| config::optional("AWS_DEFAULT_REGION"))
+        .ok_or_else(|| Error::internal("environment variable AWS_REGION is not set"))?;
+    let timeouts = TimeoutConfig::builder()
+        .connect_timeout(Duration::from_secs(1))
+        .operation_attempt_timeout(Duration::from_secs(3))
+        .operation_timeout(Duration::from_secs(8))
+        .build();
+    let mut builder = SdkConfig::builder()
+        .behavior_version(aws_sdk_dynamodb::config::BehaviorVersion::latest())
+        .region(Region::new(region))
+        .credentials_provider(SharedCredentialsProvider::new(credentials))
+        .http_client(http_client)
+        .sleep_impl(aws_smithy_async::rt::sleep::TokioSleep::new())
+        .time_source(aws_smithy_async::time::SystemTimeSource::new())
+        .retry_config(RetryConfig::standard().with_max_attempts(3))
+        .timeout_config(timeouts);
+    builder.set_endpoint_url(endpoint);
+    Ok(builder.build())
+}

@@ -1,0 +1,3 @@
+//! Plans and, over Stripe, what is paid for them.
+
+pub mod plan;

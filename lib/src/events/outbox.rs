@@ -1,0 +1,196 @@
+//! The transactional outbox: messages are rows of the transaction that they tell of, sent right after the
+//! commit, and by the relay when that did not happen.
+
+use std::time::Duration;
+
+use sqlx::{PgConnection, PgPool};
+use uuid::Uuid;
+
+use crate::background;
+use crate::error::{Error, Result};
+use crate::events::Event;
+use crate::mail::Mail;
+use crate::store::queue::{Outgoing, Queue};
+
+/// Rows younger than this are left to the function that wrote them.
+const RELAY_AFTER: Duration = Duration::from_secs(15);
+/// Rows that the relay takes at a time.
+const RELAY_BATCH: i64 = 500;
+
+/// The queue that a message is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Destination {
+    /// Events for analytics.
+    Events,
+    /// Mails.
+    Mail,
+}
+
+impl Destination {
+    const ALL: [Self; 2] = [Self::Events, Self::Mail];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Events => "events",
+            Self::Mail => "mail",
+        }
+    }
+
+    const fn variable(self) -> &'static str {
+        match self {
+            Self::Events => "EVENTS_QUEUE_URL",
+            Self::Mail => "MAIL_QUEUE_URL",
+        }
+    }
+}
+
+/// A message that waits for its transaction's commit.
+#[derive(Debug, Clone)]
+pub struct Pending {
+    destination: Destination,
+    message: Outgoing,
+}
+
+impl Pending {
+    /// An event.
+    #[must_use]
+    pub fn event(event: &Event) -> Self {
+        Self { destination: Destination::Events, message: event.to_outgoing() }
+    }
+
+    /// A mail.
+    ///
+    /// # Errors
+    /// When the job cannot be written as JSON.
+    pub fn mail(mail: &Mail) -> Result<Self> {
+        let message = Outgoing { id: Uuid::now_v7(), body: serde_json::to_string(mail)? };
+        Ok(Self { destination: Destination::Mail, message })
+    }
+}
+
+/// Writes the messages as rows of the transaction.
+///
+/// # Errors
+/// When the database refuses.
+pub async fn insert(connection: &mut PgConnection, pending: &[Pending]) -> Result<()> {
+    if pending.is_empty() {
+        return Ok(());
+    }
+    let ids: Vec<Uuid> = pending.iter().map(|p| p.message.id).collect();
+    let queues: Vec<String> = pending.iter().map(|p| p.destination.as_str().to_owned()).collect();
+    let bodies: Vec<String> = pending.iter().map(|p| p.message.body.clone()).collect();
+    sqlx::query!(
+        "INSERT INTO outbox (id, queue, body) SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[])",
+        &ids,
+        &queues,
+        &bodies,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Sends committed messages to their queues and deletes the rows that SQS took.
+#[derive(Clone)]
+pub struct Dispatcher {
+    pool: PgPool,
+    queues: [Option<Queue>; 2],
+}
+
+impl Dispatcher {
+    /// A dispatcher for the queues that the environment names; messages for others stay in the outbox.
+    ///
+    /// # Errors
+    /// When the AWS configuration is incomplete.
+    pub fn from_env(pool: PgPool) -> Result<Self> {
+        let [events, mail] = Destination::ALL.map(|destination| Queue::optional(destination.variable()));
+        Ok(Self { pool, queues: [events?, mail?] })
+    }
+
+    /// Sends in the background; failures are logged and left to the relay.
+    pub fn dispatch(self, pending: Vec<Pending>) {
+        if pending.is_empty() {
+            return;
+        }
+        background::spawn(async move {
+            if let Err(error) = self.send(&pending).await {
+                tracing::warn!(error.cause = %error, messages = pending.len(), "messages were left to the outbox relay");
+            }
+        });
+    }
+
+    async fn send(&self, pending: &[Pending]) -> Result<usize> {
+        let mut sent = Vec::with_capacity(pending.len());
+        for (destination, queue) in Destination::ALL.iter().zip(&self.queues) {
+            let messages: Vec<Outgoing> =
+                pending.iter().filter(|p| p.destination == *destination).map(|p| p.message.clone()).collect();
+            if let (Some(queue), false) = (queue, messages.is_empty()) {
+                sent.extend(queue.send(&messages).await?);
+            }
+        }
+        sqlx::query!("DELETE FROM outbox WHERE id = ANY($1)", &sent).execute(&self.pool).await?;
+        Ok(sent.len())
+    }
+}
+
+/// What one run of the relay did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Relayed {
+    /// Messages sent.
+    pub sent: usize,
+    /// Messages still in the outbox, of any age.
+    pub left: i64,
+    /// Age of the oldest of them, in seconds.
+    pub oldest_seconds: i64,
+}
+
+/// Sends what is left in the outbox: rows whose function died, or whose queue did not answer.
+///
+/// Rows are locked while they are sent, so that two relays do not send the same ones.
+///
+/// # Errors
+/// When the database or a queue does not answer; rows not sent stay.
+pub async fn relay(dispatcher: &Dispatcher) -> Result<Relayed> {
+    let mut sent = 0;
+    loop {
+        let mut transaction = dispatcher.pool.begin().await?;
+        let rows = sqlx::query!(
+            "SELECT id, queue, body FROM outbox
+             WHERE created_at < now() - make_interval(secs => $1)
+             ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED",
+            RELAY_AFTER.as_secs_f64(),
+            RELAY_BATCH,
+        )
+        .fetch_all(&mut *transaction)
+        .await?;
+        let taken = rows.len();
+        let mut gone: Vec<Uuid> = Vec::with_capacity(taken);
+        for (destination, queue) in Destination::ALL.iter().zip(&dispatcher.queues) {
+            let messages: Vec<Outgoing> = rows
+                .iter()
+                .filter(|row| row.queue == destination.as_str())
+                .map(|row| Outgoing { id: row.id, body: row.body.clone() })
+                .collect();
+            if messages.is_empty() {
+                continue;
+            }
+            let queue = queue.as_ref().ok_or_else(|| {
+                Error::internal(format!("the relay lacks the environment variable {}", destination.variable()))
+            })?;
+            gone.extend(queue.send(&messages).await?);
+        }
+        sqlx::query!("DELETE FROM outbox WHERE id = ANY($1)", &gone).execute(&mut *transaction).await?;
+        transaction.commit().await?;
+        sent += gone.len();
+        if i64::try_from(taken).unwrap_or(i64::MAX) < RELAY_BATCH || gone.is_empty() {
+            break;
+        }
+    }
+    let rest = sqlx::query!(
+        r#"SELECT count(*) AS "left!", coalesce(extract(epoch FROM now() - min(created_at)), 0)::bigint AS "oldest!" FROM outbox"#
+    )
+    .fetch_one(&dispatcher.pool)
+    .await?;
+    Ok(Relayed { sent, left: rest.left, oldest_seconds: rest.oldest })
+}

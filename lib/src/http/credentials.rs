@@ -1,0 +1,272 @@
+//! Cookies and bearer tokens: how a request proves whose it is, and how a session is handed out.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+
+use http::HeaderMap;
+use serde::Serialize;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::auth::account::{SignedIn, User};
+use crate::auth::jwt::Keys;
+use crate::auth::session::{PREFIX, Session, SessionToken, Sessions};
+use crate::clock;
+use crate::config::Stage;
+use crate::crypto;
+use crate::error::{Error, Result};
+use crate::http::response::Response;
+use crate::http::validate::{Field, Invalid, Raw};
+
+/// The cookie's name.
+const COOKIE: &str = "session";
+/// Tokens whose owner is remembered for the rate limit.
+const REMEMBERED: usize = 256;
+
+/// A credential, as the request carries it.
+#[derive(Clone)]
+pub enum Credential {
+    /// The session token in the cookie.
+    Cookie(SessionToken),
+    /// The session token as a bearer.
+    Session(SessionToken),
+    /// An access token.
+    Jwt(String),
+    /// Something that is none of these.
+    Malformed,
+}
+
+impl Credential {
+    /// The request's credential. An `Authorization` header counts before the cookie, even a bad one.
+    #[must_use]
+    pub fn of(headers: &HeaderMap) -> Option<Self> {
+        if let Some(value) = headers.get("authorization") {
+            let text = value.to_str().unwrap_or_default();
+            let (scheme, token) = text.split_once(' ').unwrap_or((text, ""));
+            let token = token.trim();
+            return Some(if !scheme.eq_ignore_ascii_case("bearer") {
+                Self::Malformed
+            } else if token.starts_with(PREFIX) {
+                SessionToken::parse(token).map_or(Self::Malformed, Self::Session)
+            } else {
+                Self::Jwt(token.to_owned())
+            });
+        }
+        let cookie = headers
+            .get_all("cookie")
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(';'))
+            .filter_map(|pair| pair.trim().split_once('='))
+            .find(|(name, _)| *name == COOKIE)?
+            .1;
+        Some(SessionToken::parse(cookie).map_or(Self::Malformed, Self::Cookie))
+    }
+
+    /// Whether the browser sent it by itself.
+    #[must_use]
+    pub fn is_cookie(headers: &HeaderMap) -> bool {
+        // A bearer beside it proves that the page meant to send the request.
+        !headers.contains_key("authorization") && matches!(Self::of(headers), Some(Self::Cookie(_) | Self::Malformed))
+    }
+}
+
+/// An authenticated caller.
+#[derive(Clone)]
+pub struct Caller {
+    /// The session.
+    pub session: Session,
+    /// The credential that was presented.
+    pub credential: Credential,
+}
+
+impl Caller {
+    /// Whose session it is.
+    #[must_use]
+    pub fn user_id(&self) -> Uuid {
+        self.session.user_id
+    }
+}
+
+/// Checks credentials against the sessions table, on every request.
+pub struct Gate {
+    sessions: Sessions,
+    keys: Keys,
+    /// Digest of a proved session token and its owner. Only a key for the rate limit: it lets the count run
+    /// beside the session read, and admits nobody.
+    owners: Mutex<VecDeque<([u8; 32], Uuid)>>,
+}
+
+impl Gate {
+    /// Reads the signing secret and the table's name.
+    ///
+    /// # Errors
+    /// When one is missing.
+    pub async fn init() -> Result<Self> {
+        Ok(Self { sessions: Sessions::from_env()?, keys: Keys::init().await?, owners: Mutex::default() })
+    }
+
+    /// Whose credential it is, if that is proved without asking the table: by a signature, or because this
+    /// sandbox has seen the token before.
+    #[must_use]
+    pub fn known_owner(&self, credential: &Credential) -> Option<Uuid> {
+        match credential {
+            Credential::Jwt(token) => self.keys.verify(token).ok().map(|claims| claims.sub),
+            Credential::Cookie(token) | Credential::Session(token) => {
+                let digest = crypto::sha256(token.reveal().as_bytes());
+                let owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
+                owners.iter().find(|(known, _)| *known == digest).map(|(_, owner)| *owner)
+            }
+            Credential::Malformed => None,
+        }
+    }
+
+    /// The caller whom the credential proves.
+    ///
+    /// # Errors
+    /// 401 when it proves none.
+    pub async fn authenticate(&self, credential: Credential) -> Result<Caller> {
+        let session = match &credential {
+            Credential::Jwt(token) => {
+                let claims = self.keys.verify(token)?;
+                self.sessions.find(claims.sub, claims.sid).await?
+            }
+            Credential::Cookie(token) | Credential::Session(token) => {
+                let session = self.sessions.authenticate(token).await?;
+                self.remember(token);
+                session
+            }
+            Credential::Malformed => return Err(Error::unauthenticated()),
+        };
+        Ok(Caller { session, credential })
+    }
+
+    fn remember(&self, token: &SessionToken) {
+        let digest = crypto::sha256(token.reveal().as_bytes());
+        let mut owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
+        if !owners.iter().any(|(known, _)| *known == digest) {
+            owners.push_front((digest, token.user_id));
+            owners.truncate(REMEMBERED);
+        }
+    }
+}
+
+/// How a client wants to keep its session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Transport {
+    /// In a cookie that scripts cannot read.
+    #[default]
+    Cookie,
+    /// As a bearer token, for clients without cookies.
+    Bearer,
+}
+
+impl Field for Transport {
+    fn parse(raw: Raw<'_>) -> Result<Self, Invalid> {
+        match raw.text()? {
+            "cookie" => Ok(Self::Cookie),
+            "bearer" => Ok(Self::Bearer),
+            _ => Err(Invalid::new("unknown_value", "Must be cookie or bearer.")),
+        }
+    }
+
+    fn missing() -> Result<Self, Invalid> {
+        Ok(Self::default())
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct SessionReply<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user: Option<&'a User>,
+    token: &'a str,
+    token_type: &'static str,
+    #[serde(serialize_with = "crate::clock::text::serialize")]
+    expires_at: OffsetDateTime,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    session_token: Option<String>,
+}
+
+/// The reply that hands out a new session.
+///
+/// # Errors
+/// When the stage is unknown.
+pub fn signed_in(status: http::StatusCode, signed_in: &SignedIn, transport: Transport) -> Result<Response> {
+    let reply = SessionReply {
+        user: Some(&signed_in.user),
+        token: &signed_in.access_token.token,
+        token_type: "Bearer",
+        expires_at: signed_in.access_token.expires_at,
+        session_token: (transport == Transport::Bearer).then(|| signed_in.session_token.reveal()),
+    };
+    let response = Response::json(status, &reply)?;
+    Ok(match transport {
+        Transport::Cookie => response.with_cookie(&set_cookie(&signed_in.session, &signed_in.session_token)?),
+        Transport::Bearer => response,
+    })
+}
+
+/// The reply that hands out a refreshed session, the way the old token came.
+///
+/// # Errors
+/// When the stage is unknown.
+pub fn refreshed(
+    session: &Session,
+    session_token: &SessionToken,
+    access_token: &crate::auth::jwt::AccessToken,
+    came_as: &Credential,
+) -> Result<Response> {
+    let as_cookie = matches!(came_as, Credential::Cookie(_));
+    let reply = SessionReply {
+        user: None,
+        token: &access_token.token,
+        token_type: "Bearer",
+        expires_at: access_token.expires_at,
+        session_token: (!as_cookie).then(|| session_token.reveal()),
+    };
+    let response = Response::ok(&reply)?;
+    Ok(if as_cookie { response.with_cookie(&set_cookie(session, session_token)?) } else { response })
+}
+
+fn set_cookie(session: &Session, token: &SessionToken) -> Result<String> {
+    // As long as the session can live; the server decides earlier.
+    let age = (session.created_at + crate::auth::session::ABSOLUTE - clock::now()).whole_seconds().max(0);
+    Ok(format!("{COOKIE}={}; Path=/; Max-Age={age}; HttpOnly; SameSite=Lax{}", token.reveal(), secure()?))
+}
+
+/// The `Set-Cookie` value that makes the browser forget the session.
+///
+/// # Errors
+/// When the stage is unknown.
+pub fn clear_cookie() -> Result<String> {
+    Ok(format!("{COOKIE}=; Path=/; Max-Age=0; HttpOnly; SameSite=Lax{}", secure()?))
+}
+
+fn secure() -> Result<&'static str> {
+    Ok(if Stage::from_env()? == Stage::Local { "" } else { "; Secure" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(pairs: &[(&'static str, &str)]) -> Option<Credential> {
+        let headers: HeaderMap =
+            pairs.iter().map(|(n, v)| (http::HeaderName::from_static(n), v.parse().unwrap())).collect();
+        Credential::of(&headers)
+    }
+
+    #[test]
+    fn finds_the_credential_and_ignores_what_is_none() {
+        assert!(of(&[]).is_none());
+        assert!(of(&[("cookie", "a=b; sessions=x")]).is_none());
+        assert!(matches!(of(&[("cookie", "a=b; session=x")]), Some(Credential::Malformed)));
+        assert!(matches!(of(&[("authorization", "bEaReR a.b.c")]), Some(Credential::Jwt(token)) if token == "a.b.c"));
+        assert!(matches!(of(&[("authorization", "Basic x")]), Some(Credential::Malformed)));
+        assert!(matches!(
+            of(&[("authorization", "Bearer st_x"), ("cookie", "session=y")]),
+            Some(Credential::Malformed)
+        ));
+    }
+}

@@ -1,0 +1,92 @@
+//! Lists page by an opaque cursor: the sort key of the last item, which stays right while items come and go.
+
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::crypto;
+use crate::http::validate::{Field, Invalid, Raw};
+
+/// How many items a page has: 1 to 100, 20 unless told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit(pub i64);
+
+impl Field for Limit {
+    fn parse(raw: Raw<'_>) -> Result<Self, Invalid> {
+        match raw.integer()? {
+            limit @ 1..=100 => Ok(Self(limit)),
+            _ => Err(Invalid::new("out_of_range", "Must be from 1 to 100.")),
+        }
+    }
+
+    fn missing() -> Result<Self, Invalid> {
+        Ok(Self(20))
+    }
+}
+
+/// Where a page begins: after the item of this moment and id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cursor {
+    /// The last item's moment, to the microsecond, as Postgres keeps it.
+    pub at: OffsetDateTime,
+    /// The last item's id.
+    pub id: Uuid,
+}
+
+impl Cursor {
+    /// The text that the client sends back.
+    #[must_use]
+    pub fn encode(&self) -> String {
+        let micros = i64::try_from(self.at.unix_timestamp_nanos() / 1_000).unwrap_or(i64::MAX);
+        let mut bytes = micros.to_be_bytes().to_vec();
+        bytes.extend_from_slice(self.id.as_bytes());
+        crypto::base64url(&bytes)
+    }
+}
+
+impl Field for Cursor {
+    fn parse(raw: Raw<'_>) -> Result<Self, Invalid> {
+        let malformed = || Invalid::new("malformed", "Must be the nextCursor of an earlier page.");
+        let bytes: [u8; 24] =
+            crypto::from_base64url(raw.text()?).and_then(|b| b.try_into().ok()).ok_or_else(malformed)?;
+        let (micros, id) = bytes.split_at(8);
+        let micros = i64::from_be_bytes(micros.try_into().map_err(|_| malformed())?);
+        let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(micros) * 1_000).map_err(|_| malformed())?;
+        // Outside these years the database has no timestamps.
+        if !(1970..=9999).contains(&at.year()) {
+            return Err(malformed());
+        }
+        Ok(Self { at, id: Uuid::from_slice(id).map_err(|_| malformed())? })
+    }
+}
+
+/// Splits one item more than the limit into the page and the cursor of the next.
+pub fn split<T>(mut items: Vec<T>, limit: Limit, cursor: impl Fn(&T) -> Cursor) -> (Vec<T>, Option<String>) {
+    let size = usize::try_from(limit.0).unwrap_or(usize::MAX);
+    let more = items.len() > size;
+    items.truncate(size);
+    let next = if more { items.last().map(|last| cursor(last).encode()) } else { None };
+    (items, next)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock;
+
+    #[test]
+    fn a_cursor_is_read_back_and_garbage_is_refused() {
+        let cursor = Cursor { at: clock::now(), id: Uuid::now_v7() };
+        assert_eq!(Cursor::parse(Raw::Text(&cursor.encode())).unwrap(), cursor);
+        for text in ["", "x", "AAAA", &crypto::base64url(&[0xff; 24])] {
+            assert_eq!(Cursor::parse(Raw::Text(text)).unwrap_err().code, "malformed");
+        }
+    }
+
+    #[test]
+    fn the_last_page_has_no_cursor() {
+        let cursor = |_: &i32| Cursor { at: clock::now(), id: Uuid::nil() };
+        assert!(split(vec![1, 2], Limit(2), cursor).1.is_none());
+        let (items, next) = split(vec![1, 2, 3], Limit(2), cursor);
+        assert_eq!((items, next.is_some()), (vec![1, 2], true));
+    }
+}

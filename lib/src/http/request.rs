@@ -1,0 +1,262 @@
+//! A request as handlers see it.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method};
+use lambda_http::RequestExt;
+use lambda_http::request::RequestContext;
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+use crate::auth::account::Visit;
+use crate::auth::session::Role;
+use crate::error::{Code, Error, Result};
+use crate::http::credentials::Caller;
+use crate::http::validate::{Fields, FromFields};
+use crate::telemetry::trace::TraceContext;
+
+/// A request, with what the runner found out about it.
+pub struct Request {
+    /// The method.
+    pub method: Method,
+    /// The path without the stage.
+    pub path: String,
+    /// The headers.
+    pub headers: HeaderMap,
+    /// The decoded query parameters, in order.
+    pub query: Vec<(String, String)>,
+    /// The body's bytes, decoded where the gateway encoded them.
+    pub body: Bytes,
+    /// The client's address as far as it can be trusted.
+    pub ip: IpAddr,
+    /// The id that goes into the log and the reply.
+    pub id: String,
+    /// The trace that the request belongs to.
+    pub trace: TraceContext,
+    /// When Lambda gives up on this invocation.
+    pub time_left: Duration,
+    parameters: Vec<(String, String)>,
+    pub(crate) caller: Result<Option<Caller>>,
+}
+
+impl Request {
+    /// Reads API Gateway's event.
+    #[must_use]
+    pub fn from_lambda(event: lambda_http::Request, trusted_proxies: usize) -> Self {
+        let context = event.request_context_ref();
+        let reported = match context {
+            Some(RequestContext::ApiGatewayV1(context)) => context.identity.source_ip.clone(),
+            Some(RequestContext::ApiGatewayV2(context)) => context.http.source_ip.clone(),
+            _ => None,
+        };
+        let gateway_id = match context {
+            Some(RequestContext::ApiGatewayV1(context)) => context.request_id.clone(),
+            _ => None,
+        };
+        let time_left = event.lambda_context_ref().map_or(Duration::from_secs(29), |context| {
+            context.deadline().duration_since(std::time::SystemTime::now()).unwrap_or_default()
+        });
+        let parameters = event
+            .path_parameters_ref()
+            .map(|map| map.iter().map(|(name, value)| (name.to_owned(), decode(value))).collect())
+            .unwrap_or_default();
+        let query = event
+            .query_string_parameters_ref()
+            .map(|map| map.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
+            .unwrap_or_default();
+        let path = event.raw_http_path().to_owned();
+        let (parts, body) = event.into_parts();
+        let headers = parts.headers;
+        let ip = client_ip(reported.as_deref(), &headers, trusted_proxies);
+        let trace = TraceContext::continue_or_begin(header(&headers, "traceparent"));
+        let id = request_id(&headers).or(gateway_id).unwrap_or_else(|| Uuid::now_v7().to_string());
+        let body = match body {
+            lambda_http::Body::Text(text) => Bytes::from(text),
+            lambda_http::Body::Binary(bytes) => Bytes::from(bytes),
+            _ => Bytes::new(),
+        };
+        Self {
+            method: parts.method,
+            path,
+            headers,
+            query,
+            body,
+            ip,
+            id,
+            trace,
+            time_left,
+            parameters,
+            caller: Ok(None),
+        }
+    }
+
+    /// A header's text, if it is there and is text.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        header(&self.headers, name)
+    }
+
+    /// Who is calling.
+    ///
+    /// # Errors
+    /// 401 without a valid credential.
+    pub fn user(&self) -> Result<&Caller> {
+        match &self.caller {
+            Ok(Some(caller)) => Ok(caller),
+            Ok(None) => Err(Error::unauthenticated()),
+            Err(error) => Err(Error::new(error.code(), error.detail().to_owned())),
+        }
+    }
+
+    /// Who is calling, for routes that take anybody.
+    #[must_use]
+    pub fn user_if_any(&self) -> Option<&Caller> {
+        self.caller.as_ref().ok().and_then(Option::as_ref)
+    }
+
+    /// The admin who is calling.
+    ///
+    /// # Errors
+    /// 401 without a valid credential, 403 with a user's.
+    pub fn admin(&self) -> Result<&Caller> {
+        let caller = self.user()?;
+        match caller.session.role {
+            Role::Admin => Ok(caller),
+            Role::User => Err(Error::new(Code::Forbidden, "This is for admins.")),
+        }
+    }
+
+    /// The JSON body as a request type.
+    ///
+    /// # Errors
+    /// 415 for another media type, 400 `invalid_json`, or a 400 that names every bad field.
+    #[track_caller]
+    pub fn json<T: FromFields>(&self) -> Result<T> {
+        let object = self.json_object()?;
+        let mut fields = Fields::body(&object);
+        let parsed = T::from_fields(&mut fields);
+        fields.finish(parsed)
+    }
+
+    /// The JSON body as an object.
+    ///
+    /// # Errors
+    /// 415 for another media type, 400 `invalid_json`.
+    #[track_caller]
+    pub fn json_object(&self) -> Result<Map<String, Value>> {
+        let media_type = self.header("content-type").unwrap_or_default();
+        let essence = media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        if essence != "application/json" {
+            return Err(Error::new(Code::UnsupportedMediaType, "Send `Content-Type: application/json`."));
+        }
+        match serde_json::from_slice(&self.body) {
+            Ok(Value::Object(object)) => Ok(object),
+            Ok(_) => Err(Error::new(Code::InvalidJson, "The body must be a JSON object.")),
+            Err(_) => Err(Error::new(Code::InvalidJson, "The body must be JSON in UTF-8.")),
+        }
+    }
+
+    /// The query parameters as a request type.
+    ///
+    /// # Errors
+    /// A 400 that names every bad parameter.
+    #[track_caller]
+    pub fn query<T: FromFields>(&self) -> Result<T> {
+        let mut fields = Fields::query(&self.query);
+        let parsed = T::from_fields(&mut fields);
+        fields.finish(parsed)
+    }
+
+    /// A path parameter's text, decoded.
+    ///
+    /// # Errors
+    /// When the route has no such parameter.
+    pub fn parameter(&self, name: &str) -> Result<&str> {
+        let found = self.parameters.iter().find(|(key, _)| key == name);
+        found
+            .map(|(_, value)| value.as_str())
+            .ok_or_else(|| Error::internal(format!("the route has no parameter {name}")))
+    }
+
+    /// The id in a path parameter; what is no id names no object.
+    ///
+    /// # Errors
+    /// 404 when it is not a UUID.
+    pub fn id_parameter(&self, name: &str, what: &str) -> Result<Uuid> {
+        Uuid::try_parse(self.parameter(name)?).map_err(|_| Error::not_found(what))
+    }
+
+    /// From where and within which trace the request came.
+    #[must_use]
+    pub fn visit(&self) -> Visit {
+        let country = self.header("cloudfront-viewer-country");
+        Visit {
+            ip: self.ip,
+            device: self.header("user-agent").unwrap_or_default().to_owned(),
+            country: country.filter(|c| c.len() == 2 && c.bytes().all(|b| b.is_ascii_uppercase())).map(str::to_owned),
+            trace: self.trace,
+        }
+    }
+}
+
+fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+/// The address that the gateway reports, or behind so many trusted proxies, the one that the outermost of them
+/// reports in `X-Forwarded-For`. Entries further left are whatever the client wrote.
+fn client_ip(reported: Option<&str>, headers: &HeaderMap, trusted_proxies: usize) -> IpAddr {
+    let reported = reported.and_then(|ip| ip.parse().ok());
+    let forwarded = || -> Option<IpAddr> {
+        let entries: Vec<&str> = headers
+            .get_all("x-forwarded-for")
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .collect();
+        entries.len().checked_sub(trusted_proxies).and_then(|index| entries.get(index))?.trim().parse().ok()
+    };
+    let ip = if trusted_proxies > 0 { forwarded().or(reported) } else { reported };
+    ip.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
+}
+
+/// The client's own request id, if it is fit for a log.
+fn request_id(headers: &HeaderMap) -> Option<String> {
+    let id = header(headers, "x-request-id")?;
+    let good = (8..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:".contains(&b));
+    good.then(|| id.to_owned())
+}
+
+fn decode(value: &str) -> String {
+    percent_encoding::percent_decode_str(value).decode_utf8_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        pairs.iter().map(|(n, v)| (http::HeaderName::from_static(n), v.parse().unwrap())).collect()
+    }
+
+    #[test]
+    fn trusts_forwarded_addresses_only_as_far_as_the_proxies_go() {
+        let forged = headers(&[("x-forwarded-for", "1.1.1.1, 2.2.2.2, 3.3.3.3")]);
+        let ip = |reported, proxies| client_ip(reported, &forged, proxies).to_string();
+        assert_eq!(ip(Some("9.9.9.9"), 0), "9.9.9.9");
+        assert_eq!(ip(None, 1), "3.3.3.3");
+        assert_eq!(ip(None, 2), "2.2.2.2");
+        assert_eq!(ip(Some("9.9.9.9"), 4), "9.9.9.9");
+        assert_eq!(ip(None, 0), "0.0.0.0");
+    }
+
+    #[test]
+    fn takes_over_only_harmless_request_ids() {
+        assert_eq!(request_id(&headers(&[("x-request-id", "abc-12345")])).as_deref(), Some("abc-12345"));
+        for bad in ["short", "has space in it", "{\"json\":1}", &"a".repeat(129)] {
+            assert_eq!(request_id(&headers(&[("x-request-id", bad)])), None, "{bad}");
+        }
+    }
+}

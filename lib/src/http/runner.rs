@@ -1,0 +1,360 @@
+//! Runs a function: one event in, one reply out, with everything around the handler that no handler repeats.
+
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use futures_util::{FutureExt, StreamExt};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use serde_json::json;
+
+use crate::background;
+use crate::clock;
+use crate::config;
+use crate::error::{Code, Error, Result};
+use crate::events::Event;
+use crate::http::cors::Origins;
+use crate::http::credentials::{Credential, Gate};
+use crate::http::headers;
+use crate::http::problem;
+use crate::http::rate_limit::{Allowance, ClientKey, RateLimiter};
+use crate::http::request::Request;
+use crate::http::response::{Body, Response};
+use crate::telemetry;
+use crate::telemetry::record::Recorder;
+
+/// A future that the runner can hold without knowing its type.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// What the runner checks before the handler.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Policy {
+    /// Nothing: for what anybody may read as often as they like, without DynamoDB.
+    Open,
+    /// Credentials, but no rate limit.
+    Unlimited,
+    /// Credentials and the rate limit.
+    Api,
+    /// The same, and no foreign origin even without a cookie.
+    Credentials,
+}
+
+type Handler = Arc<dyn Fn(Request) -> BoxFuture<'static, Result<Response>> + Send + Sync>;
+type Init = Box<dyn FnOnce() -> BoxFuture<'static, Result<Handler>> + Send>;
+
+/// Runs a function whose replies are sent whole.
+///
+/// `init` builds what the handler needs, once. Everything behind this shell is compiled once for all functions.
+pub fn serve<C, F>(
+    function: &'static str,
+    policy: Policy,
+    init: fn() -> F,
+    handle: fn(&'static C, Request) -> BoxFuture<'static, Result<Response>>,
+) -> ExitCode
+where
+    C: Send + Sync + 'static,
+    F: Future<Output = Result<C>> + Send + 'static,
+{
+    run(function, policy, Mode::Whole, erase(init, handle))
+}
+
+/// Runs a function whose replies may be streamed.
+pub fn serve_streaming<C, F>(
+    function: &'static str,
+    policy: Policy,
+    init: fn() -> F,
+    handle: fn(&'static C, Request) -> BoxFuture<'static, Result<Response>>,
+) -> ExitCode
+where
+    C: Send + Sync + 'static,
+    F: Future<Output = Result<C>> + Send + 'static,
+{
+    run(function, policy, Mode::Streamed, erase(init, handle))
+}
+
+fn erase<C, F>(init: fn() -> F, handle: fn(&'static C, Request) -> BoxFuture<'static, Result<Response>>) -> Init
+where
+    C: Send + Sync + 'static,
+    F: Future<Output = Result<C>> + Send + 'static,
+{
+    Box::new(move || {
+        Box::pin(async move {
+            // The context lives as long as the process.
+            let context: &'static C = Box::leak(Box::new(init().await?));
+            Ok(Arc::new(move |request| handle(context, request)) as Handler)
+        })
+    })
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Whole,
+    Streamed,
+}
+
+fn run(function: &'static str, policy: Policy, mode: Mode, init: Init) -> ExitCode {
+    crate::runtime::block_on(function, async move {
+        let shell = Arc::new(Shell::start(function, policy, init).await?);
+        let result = match mode {
+            Mode::Whole => {
+                let service = lambda_http::service_fn(move |event| {
+                    let shell = shell.clone();
+                    async move { Ok::<_, lambda_http::Error>(whole(shell.invoke(event).await)) }
+                });
+                lambda_http::run(service).await
+            }
+            Mode::Streamed => {
+                let service = lambda_http::service_fn(move |event| {
+                    let shell = shell.clone();
+                    async move { Ok::<_, lambda_http::Error>(streamed(shell.invoke(event).await)) }
+                });
+                lambda_http::run_with_streaming_response(service).await
+            }
+        };
+        result.map_err(Error::internal)
+    })
+}
+
+fn whole(response: Response) -> http::Response<lambda_http::Body> {
+    let body = match response.body {
+        Body::Whole(bytes) if bytes.is_empty() => lambda_http::Body::Empty,
+        // Text stays text: API Gateway would hand out the base64 of a binary body as it is.
+        Body::Whole(bytes) => match String::from_utf8(bytes.into()) {
+            Ok(text) => lambda_http::Body::Text(text),
+            Err(error) => lambda_http::Body::Binary(error.into_bytes()),
+        },
+        Body::Streamed(_) => lambda_http::Body::Empty,
+    };
+    assemble(response.status, response.headers, body)
+}
+
+type StreamedBody = UnsyncBoxBody<Bytes, lambda_http::Error>;
+
+fn streamed(response: Response) -> http::Response<StreamedBody> {
+    let body = match response.body {
+        Body::Whole(bytes) => Full::new(bytes).map_err(|never| match never {}).boxed_unsync(),
+        Body::Streamed(chunks) => StreamBody::new(chunks.map(|chunk| Ok(http_body::Frame::data(chunk)))).boxed_unsync(),
+    };
+    assemble(response.status, response.headers, body)
+}
+
+fn assemble<B>(status: http::StatusCode, headers: http::HeaderMap, body: B) -> http::Response<B> {
+    let mut response = http::Response::new(body);
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response
+}
+
+/// Everything around the handler.
+struct Shell {
+    function: &'static str,
+    policy: Policy,
+    handler: Handler,
+    guard: Option<Guard>,
+    origins: Origins,
+    recorder: Recorder,
+    route: String,
+    method: String,
+    trusted_proxies: usize,
+    max_body_bytes: usize,
+    cold: std::sync::atomic::AtomicBool,
+}
+
+/// Checks credentials and counts requests.
+struct Guard {
+    gate: Gate,
+    limiter: Option<RateLimiter>,
+}
+
+impl Guard {
+    async fn init(policy: Policy) -> Result<Option<Self>> {
+        match policy {
+            Policy::Open => Ok(None),
+            Policy::Unlimited => Ok(Some(Self { gate: Gate::init().await?, limiter: None })),
+            Policy::Api | Policy::Credentials => {
+                Ok(Some(Self { gate: Gate::init().await?, limiter: Some(RateLimiter::from_env()?) }))
+            }
+        }
+    }
+}
+
+impl Shell {
+    async fn start(function: &'static str, policy: Policy, init: Init) -> Result<Self> {
+        let (handler, guard, ()) = futures_util::try_join!(init(), Guard::init(policy), background::hold_sandbox())?;
+        let route = config::required("ROUTE")?;
+        let (method, route) = route
+            .split_once(' ')
+            .map(|(method, route)| (method.to_owned(), route.to_owned()))
+            .ok_or_else(|| Error::internal("environment variable ROUTE is not a method and a path"))?;
+        Ok(Self {
+            function,
+            policy,
+            handler,
+            guard,
+            origins: Origins::from_env(),
+            recorder: Recorder::start()?,
+            route,
+            method,
+            trusted_proxies: config::parsed("TRUSTED_PROXIES", 0)?,
+            max_body_bytes: config::parsed("MAX_BODY_BYTES", 1 << 20)?,
+            cold: std::sync::atomic::AtomicBool::new(true),
+        })
+    }
+
+    async fn invoke(&self, event: lambda_http::Request) -> Response {
+        let started = Instant::now();
+        let cold = self.cold.swap(false, std::sync::atomic::Ordering::Relaxed);
+        let request = Request::from_lambda(event, self.trusted_proxies);
+        let (id, trace, method, request_headers) =
+            (request.id.clone(), request.trace, request.method.clone(), request.headers.clone());
+
+        let (mut allowance, mut user) = (None, None);
+        let outcome = AssertUnwindSafe(self.guarded(request, &mut allowance, &mut user)).catch_unwind().await;
+        let outcome = outcome.unwrap_or_else(|panic| {
+            let message = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+            Err(Error::internal(format!("the handler panicked: {}", message.unwrap_or("without a message"))))
+        });
+        let error = outcome.as_ref().err().map(|e| (e.code().as_str(), e.location(), e.cause_chain()));
+        let mut response = outcome.unwrap_or_else(|error| problem::response(&error, &id));
+        self.finish(&mut response, &request_headers, allowance, &id, &trace.to_string());
+
+        let status = response.status.as_u16();
+        let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.log(&id, &trace, method.as_str(), status, duration_ms, cold, user, error.as_ref());
+        self.recorder.record(&Event::request_completed(json!({
+            "function": self.function,
+            "route": self.route,
+            "method": if method == http::Method::OPTIONS { "OPTIONS" } else { &self.method },
+            "status": status,
+            "durationMs": duration_ms,
+            "coldStart": cold,
+        })));
+        background::invocation_done();
+        response
+    }
+
+    async fn guarded(
+        &self,
+        mut request: Request,
+        allowance: &mut Option<Allowance>,
+        user: &mut Option<uuid::Uuid>,
+    ) -> Result<Response> {
+        if request.body.len() > self.max_body_bytes {
+            return Err(Error::new(Code::PayloadTooLarge, format!("Send at most {} bytes.", self.max_body_bytes)));
+        }
+        if self.policy == Policy::Credentials || Credential::is_cookie(&request.headers) {
+            self.origins.check(&request.method, &request.headers)?;
+        }
+        if let Some(guard) = &self.guard {
+            guard.admit(&mut request, allowance).await?;
+            *user = request.user_if_any().map(super::credentials::Caller::user_id);
+            if let Some(allowance) = allowance {
+                allowance.check()?;
+            }
+        }
+        (self.handler)(request).await
+    }
+
+    fn finish(
+        &self,
+        response: &mut Response,
+        request: &http::HeaderMap,
+        allowance: Option<Allowance>,
+        id: &str,
+        traceparent: &str,
+    ) {
+        headers::secure(&mut response.headers);
+        self.origins.decorate(request, &mut response.headers);
+        headers::set(&mut response.headers, "x-request-id", id);
+        headers::set(&mut response.headers, "traceparent", traceparent);
+        if let Some(allowance) = allowance {
+            allowance.decorate(&mut response.headers);
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the fields of one log line")]
+    fn log(
+        &self,
+        id: &str,
+        trace: &telemetry::trace::TraceContext,
+        method: &str,
+        status: u16,
+        duration_ms: u64,
+        cold: bool,
+        user: Option<uuid::Uuid>,
+        error: Option<&(&'static str, String, Option<String>)>,
+    ) {
+        let user = user.map(|id| id.to_string());
+        let (code, location, cause) = match error {
+            Some((code, location, cause)) => (Some(*code), Some(location.as_str()), cause.as_deref()),
+            None => (None, None, None),
+        };
+        macro_rules! line {
+            ($level:ident, $message:literal) => {
+                tracing::$level!(
+                    function = self.function,
+                    http.route = self.route,
+                    http.method = method,
+                    http.status = status,
+                    duration_ms,
+                    request.id = id,
+                    trace.id = trace.trace_id(),
+                    span.id = trace.span_id(),
+                    cold_start = cold,
+                    user.id = user,
+                    error.code = code,
+                    error.location = location,
+                    error.cause = cause,
+                    $message
+                )
+            };
+        }
+        if status >= 500 { line!(error, "the request failed") } else { line!(info, "the request was answered") }
+    }
+}
+
+impl Guard {
+    /// Checks the credential and counts the request, side by side where the client is known beforehand.
+    async fn admit(&self, request: &mut Request, allowance: &mut Option<Allowance>) -> Result<()> {
+        let now = clock::now();
+        let address = ClientKey::Address(request.ip);
+        let credential = Credential::of(&request.headers);
+        let known = credential.as_ref().and_then(|credential| self.gate.known_owner(credential));
+        let Some(limiter) = &self.limiter else {
+            request.caller = self.caller(credential).await?;
+            return Ok(());
+        };
+        match (credential, known) {
+            (None, _) => *allowance = limiter.count(address, now).await?,
+            (Some(credential), Some(owner)) => {
+                let (caller, count) = futures_util::future::join(
+                    self.caller(Some(credential)),
+                    limiter.count(ClientKey::User(owner), now),
+                )
+                .await;
+                request.caller = caller?;
+                *allowance = count?;
+            }
+            (Some(credential), None) => {
+                request.caller = self.caller(Some(credential)).await?;
+                let client = request.user_if_any().map_or(address, |caller| ClientKey::User(caller.user_id()));
+                *allowance = limiter.count(client, now).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The caller, or the 401 that a handler that needs one will answer with; other errors end the request.
+    async fn caller(&self, credential: Option<Credential>) -> Result<Result<Option<super::credentials::Caller>>> {
+        let Some(credential) = credential else { return Ok(Ok(None)) };
+        match self.gate.authenticate(credential).await {
+            Ok(caller) => Ok(Ok(Some(caller))),
+            Err(error) if error.code().status() == http::StatusCode::UNAUTHORIZED => Ok(Err(error)),
+            Err(error) => Err(error),
+        }
+    }
+}

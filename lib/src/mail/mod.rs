@@ -1,0 +1,216 @@
+//! Mails: small jobs in a queue, rendered and sent by one worker.
+
+use aws_sdk_sesv2::Client;
+use aws_sdk_sesv2::types::{Body, Content, Destination, EmailContent, Message as SesMessage};
+use minijinja::{Environment, context};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::auth::account::{User, Users};
+use crate::auth::email::Email;
+use crate::auth::one_time::{OneTimeTokens, Purpose};
+use crate::clock;
+use crate::config;
+use crate::error::{Error, Result};
+
+/// What a mail says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Message {
+    /// A link that proves the address.
+    VerifyEmail,
+    /// A link that sets a new password.
+    ResetPassword,
+    /// Somebody tried to sign up with an address that has an account.
+    SignupAttempted,
+    /// The password was changed.
+    PasswordChanged,
+}
+
+/// Whom a mail is for. It goes to the stored address, never to what was typed.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Recipient {
+    /// The user of an id.
+    User(Uuid),
+    /// The user of an address, if there is one: only the worker finds out.
+    Address(String),
+}
+
+/// A mail to be sent.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Mail {
+    /// UUIDv7; the nonce of the mail's link.
+    id: Uuid,
+    message: Message,
+    recipient: Recipient,
+}
+
+impl Mail {
+    /// A mail to be sent.
+    #[must_use]
+    pub fn new(message: Message, recipient: Recipient) -> Self {
+        Self { id: Uuid::now_v7(), message, recipient }
+    }
+}
+
+/// Renders and sends mails.
+pub struct Mailer {
+    users: Users,
+    tokens: OneTimeTokens,
+    ses: Client,
+    from: String,
+    app_url: String,
+    templates: Environment<'static>,
+}
+
+/// Subject, then the pieces that the templates are made from.
+const TEMPLATES: [(&str, &str); 2] = [("mail.html", include_str!("mail.html")), ("mail.txt", include_str!("mail.txt"))];
+
+impl Mailer {
+    /// Reads settings and secrets; connects lazily.
+    ///
+    /// # Errors
+    /// When one is missing.
+    pub async fn init() -> Result<Self> {
+        let (users, tokens) = futures_util::try_join!(Users::init(), OneTimeTokens::init())?;
+        let mut templates = Environment::new();
+        for (name, source) in TEMPLATES {
+            templates.add_template(name, source).map_err(Error::internal)?;
+        }
+        Ok(Self {
+            users,
+            tokens,
+            ses: Client::new(crate::aws::sdk_config()?),
+            from: config::required("MAIL_FROM")?,
+            app_url: config::required("APP_URL")?.trim_end_matches('/').to_owned(),
+            templates,
+        })
+    }
+
+    /// Sends the mail of a job, unless there is nobody to send it to or its link has been used or voided.
+    ///
+    /// # Errors
+    /// When a store or SES does not answer.
+    pub async fn send(&self, mail: &Mail) -> Result<()> {
+        let Some(user) = self.recipient(&mail.recipient).await? else {
+            tracing::info!(mail.id = %mail.id, "a mail was dropped because its address has no account");
+            return Ok(());
+        };
+        let link = match mail.message {
+            Message::VerifyEmail if user.email_verified => return Ok(()),
+            Message::VerifyEmail => self.link(&user, Purpose::VerifyEmail, mail.id, "verify-email").await?,
+            Message::ResetPassword => self.link(&user, Purpose::ResetPassword, mail.id, "reset-password").await?,
+            Message::SignupAttempted | Message::PasswordChanged => Some(self.app_url.clone()),
+        };
+        let Some(link) = link else {
+            tracing::info!(mail.id = %mail.id, "a mail was dropped because its link is void");
+            return Ok(());
+        };
+        let words = Words::of(mail.message);
+        let values = context! {
+            name => user.name,
+            subject => words.subject,
+            text => words.text,
+            action => words.action,
+            link => link,
+            footer => words.footer,
+        };
+        let render = |name: &str| -> Result<String> {
+            self.templates.get_template(name).and_then(|t| t.render(&values)).map_err(Error::internal)
+        };
+        self.deliver(&user.email, words.subject, render("mail.html")?, render("mail.txt")?).await
+    }
+
+    async fn recipient(&self, recipient: &Recipient) -> Result<Option<User>> {
+        match recipient {
+            Recipient::User(id) => match self.users.get(*id).await {
+                Ok(user) => Ok(Some(user)),
+                Err(error) if error.code() == crate::error::Code::Unauthenticated => Ok(None),
+                Err(error) => Err(error),
+            },
+            Recipient::Address(address) => match Email::parse_text(address) {
+                Ok(email) => self.users.find(&email).await,
+                Err(_) => Ok(None),
+            },
+        }
+    }
+
+    async fn link(&self, user: &User, purpose: Purpose, nonce: Uuid, page: &str) -> Result<Option<String>> {
+        let token = self.tokens.issue(user.id, purpose, nonce, clock::now()).await?;
+        Ok(token.map(|token| format!("{}/{page}?token={}", self.app_url, token.reveal())))
+    }
+
+    async fn deliver(&self, to: &str, subject: &str, html: String, text: String) -> Result<()> {
+        let content = |data: &str| Content::builder().data(data).charset("UTF-8").build().map_err(Error::internal);
+        let message = SesMessage::builder()
+            .subject(content(subject)?)
+            .body(Body::builder().html(content(&html)?).text(content(&text)?).build())
+            .build();
+        self.ses
+            .send_email()
+            .from_email_address(&self.from)
+            .destination(Destination::builder().to_addresses(to).build())
+            .content(EmailContent::builder().simple(message).build())
+            .send()
+            .await?;
+        Ok(())
+    }
+}
+
+/// The words of one kind of mail.
+struct Words {
+    subject: &'static str,
+    text: &'static str,
+    action: &'static str,
+    footer: &'static str,
+}
+
+impl Words {
+    const fn of(message: Message) -> Self {
+        match message {
+            Message::VerifyEmail => Self {
+                subject: "Verify your e-mail address",
+                text: "Please confirm that this address is yours. The link is valid for 24 hours.",
+                action: "Verify the address",
+                footer: "If you did not sign up, you can ignore this mail.",
+            },
+            Message::ResetPassword => Self {
+                subject: "Set a new password",
+                text: "Somebody, hopefully you, asked for a new password. The link is valid for 60 minutes and works once.",
+                action: "Set a new password",
+                footer: "If it was not you, ignore this mail: nothing has changed.",
+            },
+            Message::SignupAttempted => Self {
+                subject: "You already have an account",
+                text: "Somebody, perhaps you, tried to sign up with this address. It has an account already, so you can simply sign in, or ask for a new password if you forgot yours.",
+                action: "Go to sign-in",
+                footer: "If it was not you, you can ignore this mail: nothing has changed.",
+            },
+            Message::PasswordChanged => Self {
+                subject: "Your password was changed",
+                text: "The password of your account was just changed, and sessions on other devices were ended.",
+                action: "Open the app",
+                footer: "If it was not you, set a new password at once by way of \"Forgot password\".",
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_escaped_in_html() {
+        let mut templates = Environment::new();
+        for (name, source) in TEMPLATES {
+            templates.add_template(name, source).unwrap();
+        }
+        let values = context! { name => "<img src=x>", subject => "s", text => "t", action => "a", link => "https://x/?a=1&b=2", footer => "f" };
+        let html = templates.get_template("mail.html").unwrap().render(&values).unwrap();
+        assert!(html.contains("&lt;img src=x&gt;") && !html.contains("<img"), "{html}");
+        let text = templates.get_template("mail.txt").unwrap().render(&values).unwrap();
+        assert!(text.contains("https://x/?a=1&b=2"), "{text}");
+    }
+}

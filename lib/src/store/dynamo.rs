@@ -1,0 +1,113 @@
+//! DynamoDB: one table per kind of short-lived state, each with a TTL in the attribute `expires`.
+
+use std::collections::HashMap;
+
+use aws_sdk_dynamodb::Client;
+use aws_sdk_dynamodb::types::AttributeValue;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::config;
+use crate::error::{Error, Result};
+
+/// An item as DynamoDB gives it.
+pub type Item = HashMap<String, AttributeValue>;
+
+/// A table and the client that reaches it.
+#[derive(Clone)]
+pub struct Table {
+    /// The client.
+    pub client: Client,
+    /// The table's name.
+    pub name: String,
+}
+
+impl Table {
+    /// The table whose name is in the environment variable.
+    ///
+    /// # Errors
+    /// When the variable is missing.
+    pub fn from_env(variable: &str) -> Result<Self> {
+        Ok(Self { client: Client::new(crate::aws::sdk_config()?), name: config::required(variable)? })
+    }
+
+    /// Reads an item that cannot exist, for health checks.
+    ///
+    /// # Errors
+    /// When the table does not answer.
+    pub async fn ping(&self, keys: &[&str]) -> Result<()> {
+        let mut request = self.client.get_item().table_name(&self.name);
+        for key in keys {
+            request = request.key(*key, text("health"));
+        }
+        request.send().await?;
+        Ok(())
+    }
+}
+
+/// A string attribute.
+pub fn text(value: impl Into<String>) -> AttributeValue {
+    AttributeValue::S(value.into())
+}
+
+/// A number attribute.
+pub fn number(value: impl ToString) -> AttributeValue {
+    AttributeValue::N(value.to_string())
+}
+
+/// A binary attribute.
+#[must_use]
+pub fn binary(value: &[u8]) -> AttributeValue {
+    AttributeValue::B(aws_smithy_types::Blob::new(value))
+}
+
+/// Seconds since the epoch, as TTL wants them.
+#[must_use]
+pub fn epoch_seconds(at: OffsetDateTime) -> AttributeValue {
+    number(at.unix_timestamp())
+}
+
+/// Reads a string attribute.
+///
+/// # Errors
+/// When the item lacks it: items are written by this crate alone.
+#[track_caller]
+pub fn get_text<'a>(item: &'a Item, name: &str) -> Result<&'a str> {
+    item.get(name)
+        .and_then(|value| value.as_s().ok())
+        .map(String::as_str)
+        .ok_or_else(|| Error::internal(format!("the item has no text attribute {name}")))
+}
+
+/// Reads a number attribute.
+///
+/// # Errors
+/// When the item lacks it.
+#[track_caller]
+pub fn get_number(item: &Item, name: &str) -> Result<i64> {
+    item.get(name)
+        .and_then(|value| value.as_n().ok())
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(|| Error::internal(format!("the item has no number attribute {name}")))
+}
+
+/// Reads a 256-bit binary attribute.
+///
+/// # Errors
+/// When the item lacks it.
+#[track_caller]
+pub fn get_digest(item: &Item, name: &str) -> Result<[u8; 32]> {
+    item.get(name)
+        .and_then(|value| value.as_b().ok())
+        .and_then(|blob| blob.as_ref().try_into().ok())
+        .ok_or_else(|| Error::internal(format!("the item has no digest attribute {name}")))
+}
+
+/// Reads an id.
+///
+/// # Errors
+/// When the item lacks it.
+#[track_caller]
+pub fn get_id(item: &Item, name: &str) -> Result<Uuid> {
+    Uuid::parse_str(get_text(item, name)?).map_err(Error::internal)
+}

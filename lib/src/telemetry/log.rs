@@ -1,0 +1,28 @@
+//! JSON log lines on standard output, one object a line.
+//!
+//! The law: a message that can be read alone, dotted fields with the unit in the name, and never a secret,
+//! an e-mail address, a token or a body.
+
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::config;
+use crate::error::Result;
+
+/// Starts logging at `LOG_LEVEL` (default `info`).
+///
+/// # Errors
+/// When `LOG_LEVEL` is malformed.
+pub fn init() -> Result<()> {
+    let level: LevelFilter = config::parsed("LOG_LEVEL", LevelFilter::INFO)?;
+    let lines = tracing_subscriber::fmt::layer()
+        .json()
+        .flatten_event(true)
+        .with_current_span(false)
+        .with_span_list(false)
+        .with_ansi(false);
+    // A second start in one process (tests) keeps the first.
+    let _ = tracing_subscriber::registry().with(level).with(lines).try_init();
+    Ok(())
+}

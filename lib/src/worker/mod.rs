@@ -1,0 +1,175 @@
+//! Runs functions that no client waits for: queue consumers and schedules.
+
+use std::panic::AssertUnwindSafe;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+
+use aws_lambda_events::sqs::{BatchItemFailure, SqsBatchResponse, SqsEvent, SqsMessage};
+use futures_util::FutureExt;
+use lambda_runtime::LambdaEvent;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::background;
+use crate::error::{Error, Result};
+use crate::http::runner::BoxFuture;
+
+/// A handler of one message.
+pub type HandleMessage<C> = fn(&'static C, Message) -> BoxFuture<'static, Result<()>>;
+/// A handler of a whole batch, which gives the ids of the messages that SQS shall deliver again.
+pub type HandleBatch<C> = fn(&'static C, Vec<Message>) -> BoxFuture<'static, Result<Vec<String>>>;
+
+/// Runs a queue consumer that handles messages one by one; SQS delivers again those that fail.
+pub fn serve_queue<C, F>(function: &'static str, init: fn() -> F, handle: HandleMessage<C>) -> ExitCode
+where
+    C: Send + Sync + 'static,
+    F: Future<Output = Result<C>> + Send + 'static,
+{
+    let init: BatchInit = Box::new(move || {
+        Box::pin(async move {
+            let context: &'static C = Box::leak(Box::new(init().await?));
+            Ok(Box::new(move |messages: Vec<Message>| -> BoxFuture<'static, Result<Vec<String>>> {
+                Box::pin(async move {
+                    let mut failed = Vec::new();
+                    for message in messages {
+                        let id = message.id().to_owned();
+                        if let Err(error) = handle(context, message).await {
+                            tracing::error!(message.id = id, error.cause = %error, "a message could not be handled");
+                            failed.push(id);
+                        }
+                    }
+                    Ok(failed)
+                })
+            }) as BatchHandler)
+        })
+    });
+    run_queue(function, init)
+}
+
+/// Runs a queue consumer that handles a batch at a time; an error of the handler fails the whole batch.
+pub fn serve_batches<C, F>(function: &'static str, init: fn() -> F, handle: HandleBatch<C>) -> ExitCode
+where
+    C: Send + Sync + 'static,
+    F: Future<Output = Result<C>> + Send + 'static,
+{
+    let init: BatchInit = Box::new(move || {
+        Box::pin(async move {
+            let context: &'static C = Box::leak(Box::new(init().await?));
+            Ok(Box::new(move |messages| handle(context, messages)) as BatchHandler)
+        })
+    });
+    run_queue(function, init)
+}
+
+type BatchHandler = Box<dyn Fn(Vec<Message>) -> BoxFuture<'static, Result<Vec<String>>> + Send + Sync>;
+type BatchInit = Box<dyn FnOnce() -> BoxFuture<'static, Result<BatchHandler>> + Send>;
+
+fn run_queue(function: &'static str, init: BatchInit) -> ExitCode {
+    let init: Init<SqsEvent, Value> = Box::new(move || {
+        Box::pin(async move {
+            let handle = Arc::new(init().await?);
+            Ok(Arc::new(move |event: SqsEvent| -> BoxFuture<'static, Result<Value>> {
+                let (received, handle) = (event.records.len(), handle.clone());
+                Box::pin(async move {
+                    let failed = handle(event.records.into_iter().map(Message).collect()).await?;
+                    tracing::info!(
+                        function,
+                        messages.received = received,
+                        messages.failed = failed.len(),
+                        "a batch was handled"
+                    );
+                    let mut response = SqsBatchResponse::default();
+                    response.batch_item_failures = failed
+                        .into_iter()
+                        .map(|id| {
+                            let mut failure = BatchItemFailure::default();
+                            failure.item_identifier = id;
+                            failure
+                        })
+                        .collect();
+                    Ok(serde_json::to_value(response)?)
+                })
+            }) as Handler<SqsEvent, Value>)
+        })
+    });
+    run(function, init)
+}
+
+/// Runs a function that is invoked directly or by a schedule, with JSON in and JSON out.
+pub fn serve_task<C, F>(
+    function: &'static str,
+    init: fn() -> F,
+    handle: fn(&'static C, Value) -> BoxFuture<'static, Result<Value>>,
+) -> ExitCode
+where
+    C: Send + Sync + 'static,
+    F: Future<Output = Result<C>> + Send + 'static,
+{
+    let init: Init<Value, Value> = Box::new(move || {
+        Box::pin(async move {
+            let context: &'static C = Box::leak(Box::new(init().await?));
+            Ok(Arc::new(move |event| handle(context, event)) as Handler<Value, Value>)
+        })
+    });
+    run(function, init)
+}
+
+/// A message of a queue.
+pub struct Message(SqsMessage);
+
+impl Message {
+    /// SQS's id of the message.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        self.0.message_id.as_deref().unwrap_or_default()
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn body(&self) -> &str {
+        self.0.body.as_deref().unwrap_or_default()
+    }
+
+    /// An attribute that SQS adds, such as `SentTimestamp`.
+    #[must_use]
+    pub fn attribute(&self, name: &str) -> Option<&str> {
+        self.0.attributes.get(name).map(String::as_str)
+    }
+
+    /// The text as JSON.
+    ///
+    /// # Errors
+    /// When it is not what is expected; after a few deliveries the message goes to the dead letters.
+    pub fn json<T: DeserializeOwned>(&self) -> Result<T> {
+        Ok(serde_json::from_str(self.body())?)
+    }
+}
+
+type Handler<E, R> = Arc<dyn Fn(E) -> BoxFuture<'static, Result<R>> + Send + Sync>;
+type Init<E, R> = Box<dyn FnOnce() -> BoxFuture<'static, Result<Handler<E, R>>> + Send>;
+
+fn run<E>(function: &'static str, init: Init<E, Value>) -> ExitCode
+where
+    E: serde::de::DeserializeOwned + Send + 'static,
+{
+    crate::runtime::block_on(function, async move {
+        let (handler, ()) = futures_util::try_join!(init(), background::hold_sandbox())?;
+        let service = lambda_runtime::service_fn(move |event: LambdaEvent<E>| {
+            let handler = handler.clone();
+            async move {
+                let started = Instant::now();
+                let outcome = AssertUnwindSafe(handler(event.payload)).catch_unwind().await;
+                let outcome = outcome.unwrap_or_else(|_| Err(Error::internal("the handler panicked")));
+                let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+                match &outcome {
+                    Ok(_) => tracing::info!(function, duration_ms, "the invocation was done"),
+                    Err(error) => tracing::error!(function, duration_ms, error.cause = %error, "the invocation failed"),
+                }
+                background::invocation_done();
+                outcome.map_err(|error| Box::new(error) as lambda_runtime::Error)
+            }
+        });
+        lambda_runtime::run(service).await.map_err(Error::internal)
+    })
+}
