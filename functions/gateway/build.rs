@@ -1,0 +1,79 @@
+//! Turns `openapi.yaml` into the JSON that is served, and puts the page that renders it together: Swagger UI in
+//! one document, so that it needs no second request, and a policy that allows these very scripts and no others.
+
+use std::error::Error;
+use std::io::{Cursor, Read, Write};
+use std::path::{Path, PathBuf};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use sha2::{Digest, Sha256};
+
+const DESCRIPTION: &str = "../../openapi.yaml";
+const PAGE: &str = "src/docs.html";
+const START: &str = "src/docs.js";
+
+#[expect(clippy::disallowed_methods, reason = "cargo speaks to build scripts by environment")]
+#[expect(clippy::print_stdout, reason = "cargo listens to build scripts on standard output")]
+fn main() -> Result<(), Box<dyn Error>> {
+    for input in [DESCRIPTION, PAGE, START] {
+        println!("cargo::rerun-if-changed={input}");
+    }
+    let out = PathBuf::from(std::env::var("OUT_DIR")?);
+    describe(&out)?;
+    draw(&out)
+}
+
+fn describe(out: &Path) -> Result<(), Box<dyn Error>> {
+    let description: serde_json::Value = serde_saphyr::from_str(&std::fs::read_to_string(DESCRIPTION)?)?;
+    std::fs::write(out.join("openapi.json"), description.to_string())?;
+    Ok(())
+}
+
+fn draw(out: &Path) -> Result<(), Box<dyn Error>> {
+    let mut archive = zip::ZipArchive::new(Cursor::new(utoipa_swagger_ui_vendored::SWAGGER_UI_VENDORED))?;
+    let bundle = inline(&asset(&mut archive, "/dist/swagger-ui-bundle.js")?);
+    let style = asset(&mut archive, "/dist/swagger-ui.css")?;
+    let start = std::fs::read_to_string(START)?;
+
+    let page = std::fs::read_to_string(PAGE)?
+        .replace("{{style}}", &style)
+        .replace("{{bundle}}", &bundle)
+        .replace("{{start}}", &start);
+    let policy = format!(
+        "default-src 'none'; script-src {} {}; style-src {}; img-src data:; connect-src 'self'; \
+         base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        hash(&bundle),
+        hash(&start),
+        hash(&style),
+    );
+
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    gzip.write_all(page.as_bytes())?;
+    std::fs::write(out.join("docs.html.gz"), gzip.finish()?)?;
+    std::fs::write(out.join("docs.html"), page)?;
+    std::fs::write(out.join("docs.policy"), policy)?;
+    Ok(())
+}
+
+/// A file of the archive, whose top folder is named by the version.
+fn asset(archive: &mut zip::ZipArchive<Cursor<&[u8]>>, suffix: &str) -> Result<String, Box<dyn Error>> {
+    for index in 0..archive.len() {
+        let mut file = archive.by_index(index)?;
+        if file.name()?.ends_with(suffix) {
+            let mut text = String::new();
+            file.read_to_string(&mut text)?;
+            return Ok(text);
+        }
+    }
+    Err(format!("Swagger UI has no {suffix}").into())
+}
+
+/// The end tag of a script ends the element even within a string of the script.
+fn inline(script: &str) -> String {
+    script.replace("</script", "<\\/script")
+}
+
+fn hash(text: &str) -> String {
+    format!("'sha256-{}'", STANDARD.encode(Sha256::digest(text)))
+}
