@@ -1,0 +1,78 @@
+"""Build the functions once, and zip them so that an unchanged one stays unchanged."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import time
+import zipfile
+from pathlib import Path
+
+import cloudformation
+from settings import ROOT, Failure
+
+# CloudFormation sees a new function whenever its zip has other bytes, so the
+# archive holds no time of the build.
+FIXED_TIME = (1980, 1, 1, 0, 0, 0)
+EXECUTABLE = 0o100755
+
+
+def build() -> None:
+    """Every function of the template: `cargo build`, then `target/lambda/<bin>/bootstrap.zip`."""
+    started = time.monotonic()
+    print("Building the functions (minutes the first time) ...", flush=True)
+    # Queries are checked against the committed descriptions, not a running database.
+    environment = {**os.environ, "SQLX_OFFLINE": "true"}
+    if subprocess.run(["cargo", "build", "--release", "--bins"], cwd=ROOT, env=environment, check=False).returncode:
+        raise Failure("The build failed; the compiler's messages above say where.")
+    names = sorted(cloudformation.functions(cloudformation.template()))
+    missing = [name for name in names if not binary(name).exists()]
+    if missing:
+        raise Failure(f"template.yaml names functions without a binary: {', '.join(missing)}.")
+    changed = [name for name in names if package(binary(name), archive(name))]
+    print(f"Built {len(names)} functions, {len(changed)} changed, in {time.monotonic() - started:.0f} s.", flush=True)
+
+
+def target_folder() -> Path:
+    """Cargo's output folder."""
+    return Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+
+
+def binary(name: str) -> Path:
+    """What cargo built."""
+    return target_folder() / "release" / name
+
+
+def archive(name: str) -> Path:
+    """What is deployed: the template's CodeUri."""
+    return ROOT / "target" / "lambda" / name / "bootstrap.zip"
+
+
+def package(executable: Path, target: Path) -> bool:
+    """Zip an executable as `bootstrap`; False when the zip holds it already."""
+    stamp = target.with_suffix(".sha256")
+    content = executable.read_bytes()
+    wanted = digest(content)
+    if target.exists() and stamp.exists() and stamp.read_text() == wanted:
+        return False
+    target.parent.mkdir(parents=True, exist_ok=True)
+    entry = zipfile.ZipInfo("bootstrap", FIXED_TIME)
+    entry.external_attr = EXECUTABLE << 16
+    entry.compress_type = zipfile.ZIP_DEFLATED
+    partial = target.with_suffix(".partial")
+    with zipfile.ZipFile(partial, "w") as zipped:
+        zipped.writestr(entry, content)
+    partial.replace(target)
+    stamp.write_text(wanted)
+    return True
+
+
+def digest(content: bytes) -> str:
+    """The fingerprint by which a change is noticed."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def code_hash(name: str) -> str:
+    """Identifies a function's code."""
+    return archive(name).with_suffix(".sha256").read_text()

@@ -1,0 +1,110 @@
+"""Port 4000: cargo-lambda's router and Runtime API, and the functions behind it.
+
+`cargo lambda watch --only-lambda-apis` routes requests and hands them to
+whoever polls its Runtime API. The prebuilt binaries are started beside it, each
+with the environment of its deployed twin. A request that no route names goes to
+the function `_`, so a process of the fallback polls for that one: it answers
+unknown paths, wrong methods and preflights alike.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import build
+import cloudformation
+import deploy
+from cloudformation import FALLBACK, Route
+from settings import ROOT, VENV, Profile, processes_of
+from supervision import Program
+
+UNROUTED = "_"
+
+
+def programs(profile: Profile) -> list[Program]:
+    """The router and every process of every function of the API."""
+    environments = deploy.environments(profile)
+    routes = cloudformation.routes(cloudformation.template())
+    served = sorted({route.function for route in routes})
+    found = [router(profile, routes)]
+    for name in served:
+        for number in range(1, processes_of(name) + 1):
+            found.append(_process(profile, name, name, number, environments[name]))
+    for number in range(1, processes_of(FALLBACK) + 1):
+        found.append(_process(profile, FALLBACK, UNROUTED, number, environments[FALLBACK]))
+    return found
+
+
+def router(profile: Profile, routes: list[Route]) -> Program:
+    """The router with the template's routes. A change of routes restarts it."""
+    configuration = profile.dir / "router.toml"
+    configuration.write_text(router_configuration(routes))
+    return Program(
+        "router",
+        [
+            str(VENV / "bin" / "cargo-lambda"), "lambda", "watch", "--only-lambda-apis", "--disable-cors",
+            "--invoke-address", "127.0.0.1", "--invoke-port", str(profile.port("router")),
+            "--manifest-path", str(ROOT / "Cargo.toml"), "--global", str(configuration),
+        ],
+        # The routes are in a file, so their digest has to say that they changed.
+        {"ROUTES_SHA256": build.digest(router_configuration(routes).encode())},
+        ROOT,
+        priority=30,
+    )
+
+
+def router_configuration(routes: list[Route]) -> str:
+    """The routes in cargo-lambda's words."""
+    lines = ["[watch.router]"]
+    for path in sorted({route.path for route in routes}):
+        methods = [route for route in routes if route.path == path]
+        targets = ", ".join(f'{{ method = "{route.method}", function = "{route.function}" }}' for route in methods)
+        lines.append(f"{json.dumps(path)} = [{targets}]")
+    return "\n".join(lines) + "\n"
+
+
+def environment(profile: Profile, name: str, variables: dict[str, str]) -> dict[str, str]:
+    """What Lambda would give a deployed function, with this stack's addresses."""
+    return {
+        **variables,
+        **deploy.CREDENTIALS,
+        "AWS_ENDPOINT_URL": profile.url("aws"),
+        "AWS_LAMBDA_FUNCTION_NAME": f"{profile.stack_name}-{name}",
+        "AWS_LAMBDA_FUNCTION_VERSION": "1",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": profile.url("traces"),
+        # The router is the one proxy in front of a function here.
+        "TRUSTED_PROXIES": "1",
+    }
+
+
+def _process(profile: Profile, name: str, queue: str, number: int, variables: dict[str, str]) -> Program:
+    return Program(
+        f"fn-{name}-{number}",
+        [str(_installed(profile, name))],
+        {
+            **environment(profile, name, variables),
+            "AWS_LAMBDA_RUNTIME_API": f"{profile.url('router')}/.rt/{queue}",
+            # New code under the same path has to look like a change.
+            "CODE_SHA256": build.code_hash(name),
+        },
+        profile.dir,
+        stop_seconds=5,
+        priority=40,
+    )
+
+
+def _installed(profile: Profile, name: str) -> Path:
+    """A copy of the deployed binary, so that a later build does not swap it under a running process."""
+    target = profile.dir / "functions" / name
+    stamp = target.with_suffix(".sha256")
+    wanted = build.code_hash(name)
+    if not (target.exists() and stamp.exists() and stamp.read_text() == wanted):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_suffix(".partial")
+        shutil.copy(build.binary(name), partial)
+        os.replace(partial, target)
+        stamp.write_text(wanted)
+    return target

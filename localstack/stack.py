@@ -1,0 +1,258 @@
+#!/usr/bin/env python3
+"""The local stack's commands. `make` is the way in; tests call this file themselves.
+
+    python3 localstack/stack.py [--profile stack|test] COMMAND
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import tools  # noqa: E402
+from settings import ADMIN_EMAIL, HERE, LOCAL, PROFILES, ROOT, VENV, Failure, Profile  # noqa: E402
+
+
+def main() -> int:
+    """Run one command; a failure is one sentence and exit code 1."""
+    arguments = _arguments()
+    profile = PROFILES[arguments.profile]
+    try:
+        if arguments.command == "reset" and not VENV.exists():
+            shutil.rmtree(profile.dir, ignore_errors=True)
+            return 0
+        if Path(sys.prefix) != VENV:
+            tools.ensure()
+            # What follows uses packages of the stack's own environment.
+            os.execv(VENV / "bin" / "python", [str(VENV / "bin" / "python"), *sys.argv])
+        return COMMANDS[arguments.command](profile, arguments) or 0
+    except Failure as failure:
+        print(f"\n{failure}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def up(profile: Profile, _arguments: argparse.Namespace) -> None:
+    """Everything, from a bare machine to a served product."""
+    started = time.monotonic()
+    bring_up(profile, with_build=True)
+    _print_summary(profile, time.monotonic() - started)
+
+
+def bring_up(profile: Profile, with_build: bool) -> None:
+    """Services, functions, schema: each step does only what is still missing."""
+    import build
+    import deploy
+    import functions
+    import ports
+    import postgres
+    import services
+    from supervision import Supervisor
+
+    supervisor = Supervisor(profile)
+    if not supervisor.running():
+        ports.end_leftovers(profile)
+        ports.require_free(profile)
+    for folder in (profile.dir, profile.data, profile.logs):
+        folder.mkdir(parents=True, exist_ok=True)
+    wanted = services.programs(profile)
+    if supervisor.running():
+        print("The services are running already.", flush=True)
+        supervisor.resume()
+    else:
+        print("Starting the services ...", flush=True)
+        supervisor.apply(wanted)
+    services.await_ready(profile)
+    postgres.ensure_database(profile)
+    if with_build:
+        build.build()
+    deploy.deploy(profile)
+    print("Migrating the databases ...", flush=True)
+    print(f"  {json.dumps(deploy.migrate(profile))}", flush=True)
+    print("Starting the functions ...", flush=True)
+    supervisor.apply([*wanted, *functions.programs(profile)])
+    services.wait_for(
+        lambda: services.answers(f"{profile.url('router')}/health"), 30,
+        f"Port {profile.port('router')} does not answer; {profile.logs}/router.log says why.",
+    )
+
+
+def down(profile: Profile, _arguments: argparse.Namespace) -> None:
+    """Stop everything; the data stays."""
+    import ports
+    from supervision import Supervisor
+
+    Supervisor(profile).shutdown()
+    ports.end_leftovers(profile)
+    print("Stopped. `make up` continues with the same data.")
+
+
+def reset(profile: Profile, arguments: argparse.Namespace) -> None:
+    """Stop everything and delete the data."""
+    down(profile, arguments)
+    shutil.rmtree(profile.dir, ignore_errors=True)
+    print("The data is gone; `make up` starts afresh.")
+
+
+def status(profile: Profile, _arguments: argparse.Namespace) -> int:
+    """One line a process; fails when one of them does not run."""
+    from supervision import Supervisor
+
+    supervisor = Supervisor(profile)
+    if not supervisor.running():
+        print("The stack is down; `make up` starts it.")
+        return 1
+    records = sorted(supervisor.status(), key=lambda record: record["name"])
+    for record in records:
+        print(f"{record['name']:36} {record['statename']:10} {record['description']}")
+    return 0 if all(record["statename"] == "RUNNING" for record in records) else 1
+
+
+def logs(profile: Profile, arguments: argparse.Namespace) -> None:
+    """Follow the log of one process, or of all."""
+    pattern = f"{arguments.name}.log" if arguments.name else "*.log"
+    files = sorted(profile.logs.glob(pattern))
+    if not files:
+        raise Failure(f"There is no log {pattern} in {profile.logs}; `make status` lists the processes.")
+    subprocess.run(["tail", "-n", "50", "-F", *files], check=False)
+
+
+def build(_profile: Profile, _arguments: argparse.Namespace) -> None:
+    """Compile and zip every function."""
+    import build as builder
+
+    builder.build()
+
+
+def migrate(profile: Profile, _arguments: argparse.Namespace) -> None:
+    """Run the deployed migration function."""
+    import deploy
+
+    _require_running(profile)
+    print(json.dumps(deploy.migrate(profile), indent=2))
+
+
+def invoke(profile: Profile, arguments: argparse.Namespace) -> None:
+    """Run a deployed function with its sample event and print the reply."""
+    import cloudformation
+    import deploy
+
+    _require_running(profile)
+    if arguments.name not in cloudformation.functions(cloudformation.template()):
+        raise Failure(f"There is no function {arguments.name}; template.yaml names them.")
+    sample = ROOT / "events" / f"{arguments.name}.json"
+    if not sample.exists():
+        raise Failure(f"{sample} is missing; every function has a sample event there.")
+    reply = deploy.invoke(profile, arguments.name, json.loads(sample.read_text()))
+    print(json.dumps(reply, indent=2, ensure_ascii=False))
+
+
+def watch(profile: Profile, _arguments: argparse.Namespace) -> int:
+    """`cargo lambda watch` beside the stack: rebuilt on save, with the deployed environment."""
+    import watching
+
+    _require_running(profile)
+    return watching.watch(profile)
+
+
+def control(profile: Profile, arguments: argparse.Namespace) -> None:
+    """Kill, stop or start one process: how tests make things fail."""
+    from supervision import Supervisor
+
+    _require_running(profile)
+    getattr(Supervisor(profile), arguments.command)(arguments.name)
+
+
+def environment(profile: Profile, _arguments: argparse.Namespace) -> None:
+    """What a test or a shell needs to talk to the stack, as `NAME=value` lines."""
+    import testing
+
+    _require_running(profile)
+    for name, value in testing.environment(profile).items():
+        print(f"{name}={value}")
+
+
+def test(profile: Profile, _arguments: argparse.Namespace) -> int:
+    """Everything that can fail, on a stack of its own."""
+    import testing
+
+    return testing.run(profile)
+
+
+def check(_profile: Profile, _arguments: argparse.Namespace) -> int:
+    """Everything that needs no running stack."""
+    import checks
+
+    return checks.run()
+
+
+def docker(_profile: Profile, _arguments: argparse.Namespace) -> None:
+    """The same stack in containers."""
+    import containers
+
+    containers.up()
+
+
+def _require_running(profile: Profile) -> None:
+    from supervision import Supervisor
+
+    if not Supervisor(profile).running():
+        raise Failure("The stack is down; run `make up` first.")
+
+
+def _print_summary(profile: Profile, seconds: float) -> None:
+    import deploy
+
+    api = f"http://localhost:{profile.port('router')}"
+    print(f"""
+Ready in {seconds:.0f} s.
+
+  API                {api}
+  API Gateway        {deploy.gateway_url(profile)}
+  Mail outbox        {profile.url("aws")}/_ministack/ses/messages
+  Traces             {profile.url("traces")}
+  Administrator      {ADMIN_EMAIL}, password {profile.admin_password}
+
+Try it:
+
+  curl -s {api}/health
+  curl -s -c {LOCAL}/cookies -H 'content-type: application/json' \\
+    -d '{{"email":"ada@example.com","password":"correct horse battery"}}' {api}/api/auth/signup
+  curl -sN -b {LOCAL}/cookies -H 'content-type: application/json' \\
+    -d '{{"message":"AIMOCK:slow","stream":true}}' {api}/api/chat
+""")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--profile", choices=PROFILES, default=os.environ.get("STACK_PROFILE", "stack"))
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, run in COMMANDS.items():
+        command = commands.add_parser(name, help=(run.__doc__ or "").splitlines()[0])
+        if name in ("kill", "stop", "start", "invoke"):
+            command.add_argument("name")
+        elif name == "logs":
+            command.add_argument("name", nargs="?")
+    return parser.parse_args()
+
+
+COMMANDS = {
+    "up": up, "down": down, "status": status, "logs": logs, "reset": reset, "build": build,
+    "migrate": migrate, "invoke": invoke, "watch": watch, "env": environment, "test": test, "check": check,
+    "kill": control, "stop": control, "start": control, "docker": docker,
+}  # fmt: skip
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""Install what a bare machine lacks, pinned, into `.local/tools`.
+
+Standard library alone: this runs before anything is installed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from settings import HERE, LOCAL, SAM_VENV, TOOLS, VENV, Failure
+
+POSTGRES_FOLDERS = Path("/usr/lib/postgresql")
+
+
+def ensure() -> None:
+    """Every tool of the native stack; returns at once when all are there."""
+    LOCAL.mkdir(exist_ok=True)
+    _require_toolchains()
+    _python(VENV, HERE / "requirements.txt", "emulators, supervisor and build tools")
+    _python(SAM_VENV, HERE / "requirements-sam.txt", "SAM CLI")
+    _node_packages()
+    _stripe_world()
+    ensure_postgres()
+
+
+def _require_toolchains() -> None:
+    if sys.version_info < (3, 11):
+        raise Failure("Python 3.11 or newer is needed; run `apt-get install python3` on Debian 12.")
+    if not shutil.which("cargo"):
+        raise Failure("Rust is needed; install it as https://rustup.rs says, then run `make up` again.")
+    if not shutil.which("npm"):
+        _debian("nodejs", "npm")
+
+
+def _python(venv: Path, requirements: Path, what: str) -> None:
+    """A virtual environment that holds exactly `requirements`."""
+    stamp = venv / "installed"
+    wanted = hashlib.sha256(requirements.read_bytes()).hexdigest()
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    log = TOOLS / f"install-{venv.name}.log"
+    print(f"Installing {what} (about a minute) ...", flush=True)
+    shutil.rmtree(venv, ignore_errors=True)
+    TOOLS.mkdir(parents=True, exist_ok=True)
+    made = subprocess.run([sys.executable, "-m", "venv", venv], capture_output=True, text=True, check=False)
+    if made.returncode:
+        _debian("python3-venv")
+        subprocess.run([sys.executable, "-m", "venv", "--clear", venv], check=True)
+    # The list is complete, so nothing is resolved; two of the packages state a
+    # newer Python than they need (see stripe/downport.py).
+    _run(
+        [venv / "bin" / "pip", "install", "--no-deps", "--ignore-requires-python", "--no-input",
+         "--disable-pip-version-check", "-r", requirements],
+        log,
+        f"Python packages could not be installed; {log} says why.",
+    )
+    stamp.write_text(wanted)
+
+
+def _node_packages() -> None:
+    lock = HERE / "package-lock.json"
+    stamp = TOOLS / "node_modules" / "installed"
+    wanted = hashlib.sha256(lock.read_bytes()).hexdigest()
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    print("Installing the model mock ...", flush=True)
+    for name in ("package.json", "package-lock.json", ".npmrc"):
+        shutil.copy(HERE / name, TOOLS / name)
+    log = TOOLS / "install-npm.log"
+    _run(["npm", "ci", "--prefix", TOOLS], log, f"npm packages could not be installed; {log} says why.")
+    stamp.write_text(wanted)
+
+
+def _stripe_world() -> None:
+    """The Stripe replica is written for a newer Python; rewrite its sources once."""
+    target = TOOLS / "stripe-world"
+    script = HERE / "servers" / "stripe" / "downport.py"
+    stamp = target / "installed"
+    wanted = hashlib.sha256(script.read_bytes() + (HERE / "requirements.txt").read_bytes()).hexdigest()
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    log = TOOLS / "install-stripe.log"
+    shutil.rmtree(target, ignore_errors=True)
+    _run([VENV / "bin" / "python", script, target], log, f"The Stripe replica could not be prepared; {log} says why.")
+    stamp.write_text(wanted)
+
+
+def ensure_postgres() -> Path:
+    """The folder of Postgres's server programs, installed from Debian if need be."""
+    found = postgres_programs()
+    if found:
+        return found
+    print("Installing Postgres ...", flush=True)
+    # Debian's package would start a server of its own on 5432.
+    _debian("postgresql-common")
+    settings = Path("/etc/postgresql-common/createcluster.d")
+    settings.mkdir(parents=True, exist_ok=True)
+    (settings / "no-main-cluster.conf").write_text("create_main_cluster = false\n")
+    _debian("postgresql")
+    found = postgres_programs()
+    if not found:
+        raise Failure("Postgres is needed; install its server and run `make up` again.")
+    return found
+
+
+def postgres_programs() -> Path | None:
+    """Where `postgres` and `initdb` are, the newest version first."""
+    versions = sorted(POSTGRES_FOLDERS.glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]), reverse=True)
+    if versions:
+        return versions[0].parent
+    on_path = shutil.which("initdb")
+    return Path(on_path).resolve().parent if on_path else None
+
+
+def _debian(*packages: str) -> None:
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        raise Failure(f"{packages[0]} is missing; install {', '.join(packages)} and run `make up` again.")
+    TOOLS.mkdir(parents=True, exist_ok=True)
+    log = TOOLS / "install-debian.log"
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    message = f"Debian packages could not be installed; {log} says why."
+    _run(["apt-get", "update", "-q"], log, message, environment)
+    _run(["apt-get", "install", "-qy", "--no-install-recommends", *packages], log, message, environment)
+
+
+def _run(command: list, log: Path, message: str, environment: dict[str, str] | None = None) -> None:
+    with log.open("ab") as file:
+        done = subprocess.run(
+            [str(part) for part in command], stdout=file, stderr=file, stdin=subprocess.DEVNULL,
+            env=environment, check=False,
+        )
+    if done.returncode:
+        raise Failure(message)
