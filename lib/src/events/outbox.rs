@@ -192,5 +192,11 @@ pub async fn relay(dispatcher: &Dispatcher) -> Result<Relayed> {
     )
     .fetch_one(&dispatcher.pool)
     .await?;
+    tracing::info!(
+        outbox.sent = sent,
+        outbox.left = rest.left,
+        outbox.oldest_s = rest.oldest,
+        "the outbox was relayed"
+    );
     Ok(Relayed { sent, left: rest.left, oldest_seconds: rest.oldest })
 }

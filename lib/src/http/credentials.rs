@@ -52,6 +52,12 @@ impl Credential {
                 Self::Jwt(token.to_owned())
             });
         }
+        Self::cookie(headers)
+    }
+
+    /// The cookie's credential, whatever else the request carries.
+    #[must_use]
+    pub fn cookie(headers: &HeaderMap) -> Option<Self> {
         let cookie = headers
             .get_all("cookie")
             .iter()

@@ -228,7 +228,8 @@ impl Shell {
         self.recorder.record(&Event::request_completed(json!({
             "function": self.function,
             "route": self.route,
-            "method": if method == http::Method::OPTIONS { "OPTIONS" } else { &self.method },
+            // A route for every method is told by the method that came.
+            "method": if self.method == "ANY" { method.as_str() } else { &self.method },
             "status": status,
             "durationMs": duration_ms,
             "coldStart": cold,

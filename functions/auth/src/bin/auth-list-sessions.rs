@@ -2,16 +2,23 @@
 
 use std::process::ExitCode;
 
-use lib::auth::session::Sessions;
+use lib::auth::session::{Session, Sessions};
 use lib::error::Result;
+use lib::http::page::{self, Cursor, Limit};
 use lib::http::{Policy, Request, Response, serve};
 use serde::Serialize;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+lib::request! {
+    struct ListSessionsQuery { limit: Limit, cursor: Option<Cursor> }
+}
+
 #[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct ListSessionsResponse {
     sessions: Vec<SessionItem>,
+    next_cursor: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -38,7 +45,13 @@ fn main() -> ExitCode {
 
 async fn handle(sessions: &Sessions, request: Request) -> Result<Response> {
     let current = &request.user()?.session;
-    let items = sessions.list(current.user_id).await?.into_iter().map(|session| SessionItem {
+    let ListSessionsQuery { limit, cursor } = request.query()?;
+    // Ids are UUIDv7, so the order of ids is the order of time.
+    let all = sessions.list(current.user_id).await?;
+    let rest = all.into_iter().filter(|session| cursor.is_none_or(|cursor| session.id < cursor.id)).collect();
+    let (page, next_cursor) =
+        page::split(rest, limit, |session: &Session| Cursor { at: session.created_at, id: session.id });
+    let items = page.into_iter().map(|session| SessionItem {
         current: session.id == current.id,
         id: session.id,
         device: session.device,
@@ -46,5 +59,5 @@ async fn handle(sessions: &Sessions, request: Request) -> Result<Response> {
         created_at: session.created_at,
         last_seen_at: session.last_seen_at,
     });
-    Response::ok(&ListSessionsResponse { sessions: items.collect() })
+    Response::ok(&ListSessionsResponse { sessions: items.collect(), next_cursor })
 }
