@@ -14,7 +14,6 @@ const PAGE: &str = "src/docs.html";
 const START: &str = "src/docs.js";
 
 #[expect(clippy::disallowed_methods, reason = "cargo speaks to build scripts by environment")]
-#[expect(clippy::print_stdout, reason = "cargo listens to build scripts on standard output")]
 fn main() -> Result<(), Box<dyn Error>> {
     for input in [DESCRIPTION, PAGE, START] {
         println!("cargo::rerun-if-changed={input}");

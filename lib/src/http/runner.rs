@@ -31,16 +31,32 @@ use crate::telemetry::record::Recorder;
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// What the runner checks before the handler.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Policy {
-    /// Nothing: for what anybody may read as often as they like, without DynamoDB.
-    Open,
+///
+/// Constants, so that a function whose policy needs no DynamoDB is linked without it.
+#[derive(Clone, Copy)]
+pub struct Policy {
+    guard: Option<InitGuard>,
+    /// Whether a foreign origin is refused even without a cookie.
+    own_origins_only: bool,
+}
+
+impl Policy {
+    /// Nothing: for what anybody may read as often as they like.
+    pub const OPEN: Self = Self { guard: None, own_origins_only: false };
     /// Credentials, but no rate limit.
-    Unlimited,
+    pub const UNLIMITED: Self = Self { guard: Some(|| Box::pin(Guard::init(false))), own_origins_only: false };
     /// Credentials and the rate limit.
-    Api,
-    /// The same, and no foreign origin even without a cookie.
-    Credentials,
+    pub const API: Self = Self { guard: Some(|| Box::pin(Guard::init(true))), own_origins_only: false };
+    /// The same for the routes that take or change credentials.
+    pub const CREDENTIALS: Self = Self { guard: Some(|| Box::pin(Guard::init(true))), own_origins_only: true };
+}
+
+type InitGuard = fn() -> BoxFuture<'static, Result<Box<dyn Admit>>>;
+
+/// Finds out who is calling, and counts the request.
+trait Admit: Send + Sync {
+    fn admit<'a>(&'a self, request: &'a mut Request, allowance: &'a mut Option<Allowance>)
+    -> BoxFuture<'a, Result<()>>;
 }
 
 type Handler = Arc<dyn Fn(Request) -> BoxFuture<'static, Result<Response>> + Send + Sync>;
@@ -154,7 +170,7 @@ struct Shell {
     function: &'static str,
     policy: Policy,
     handler: Handler,
-    guard: Option<Guard>,
+    guard: Option<Box<dyn Admit>>,
     origins: Origins,
     recorder: Recorder,
     route: String,
@@ -171,20 +187,22 @@ struct Guard {
 }
 
 impl Guard {
-    async fn init(policy: Policy) -> Result<Option<Self>> {
-        match policy {
-            Policy::Open => Ok(None),
-            Policy::Unlimited => Ok(Some(Self { gate: Gate::init().await?, limiter: None })),
-            Policy::Api | Policy::Credentials => {
-                Ok(Some(Self { gate: Gate::init().await?, limiter: Some(RateLimiter::from_env()?) }))
-            }
-        }
+    async fn init(limited: bool) -> Result<Box<dyn Admit>> {
+        let limiter = if limited { Some(RateLimiter::from_env()?) } else { None };
+        Ok(Box::new(Self { gate: Gate::init().await?, limiter }))
+    }
+}
+
+async fn guard_of(policy: Policy) -> Result<Option<Box<dyn Admit>>> {
+    match policy.guard {
+        Some(init) => init().await.map(Some),
+        None => Ok(None),
     }
 }
 
 impl Shell {
     async fn start(function: &'static str, policy: Policy, init: Init) -> Result<Self> {
-        let (handler, guard, ()) = futures_util::try_join!(init(), Guard::init(policy), background::hold_sandbox())?;
+        let (handler, guard, ()) = futures_util::try_join!(init(), guard_of(policy), background::hold_sandbox())?;
         let route = config::required("ROUTE")?;
         let (method, route) = route
             .split_once(' ')
@@ -247,7 +265,7 @@ impl Shell {
         if request.body.len() > self.max_body_bytes {
             return Err(Error::new(Code::PayloadTooLarge, format!("Send at most {} bytes.", self.max_body_bytes)));
         }
-        if self.policy == Policy::Credentials || Credential::is_cookie(&request.headers) {
+        if self.policy.own_origins_only || Credential::is_cookie(&request.headers) {
             self.origins.check(&request.method, &request.headers)?;
         }
         if let Some(guard) = &self.guard {
@@ -318,9 +336,19 @@ impl Shell {
     }
 }
 
+impl Admit for Guard {
+    fn admit<'a>(
+        &'a self,
+        request: &'a mut Request,
+        allowance: &'a mut Option<Allowance>,
+    ) -> BoxFuture<'a, Result<()>> {
+        Box::pin(self.check(request, allowance))
+    }
+}
+
 impl Guard {
     /// Checks the credential and counts the request, side by side where the client is known beforehand.
-    async fn admit(&self, request: &mut Request, allowance: &mut Option<Allowance>) -> Result<()> {
+    async fn check(&self, request: &mut Request, allowance: &mut Option<Allowance>) -> Result<()> {
         let now = clock::now();
         let address = ClientKey::Address(request.ip);
         let credential = Credential::of(&request.headers);

@@ -7,7 +7,7 @@ use lib::error::Result;
 use lib::http::{Policy, Request, Response, serve};
 
 fn main() -> ExitCode {
-    serve(env!("CARGO_BIN_NAME"), Policy::Open, Keys::init, |keys, request| Box::pin(handle(keys, request)))
+    serve(env!("CARGO_BIN_NAME"), Policy::OPEN, Keys::init, |keys, request| Box::pin(handle(keys, request)))
 }
 
 async fn handle(keys: &Keys, _request: Request) -> Result<Response> {

@@ -37,7 +37,7 @@ struct SessionItem {
 fn main() -> ExitCode {
     serve(
         env!("CARGO_BIN_NAME"),
-        Policy::Api,
+        Policy::API,
         || async { Sessions::from_env() },
         |sessions, request| Box::pin(handle(sessions, request)),
     )

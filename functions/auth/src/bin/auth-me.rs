@@ -13,7 +13,7 @@ struct MeResponse {
 }
 
 fn main() -> ExitCode {
-    serve(env!("CARGO_BIN_NAME"), Policy::Api, Users::init, |users, request| Box::pin(handle(users, request)))
+    serve(env!("CARGO_BIN_NAME"), Policy::API, Users::init, |users, request| Box::pin(handle(users, request)))
 }
 
 async fn handle(users: &Users, request: Request) -> Result<Response> {

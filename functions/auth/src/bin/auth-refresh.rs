@@ -7,7 +7,7 @@ use lib::error::Result;
 use lib::http::{Policy, Request, Response, credentials, serve};
 
 fn main() -> ExitCode {
-    serve(env!("CARGO_BIN_NAME"), Policy::Credentials, Refresh::init, |refresh, request| {
+    serve(env!("CARGO_BIN_NAME"), Policy::CREDENTIALS, Refresh::init, |refresh, request| {
         Box::pin(handle(refresh, request))
     })
 }

@@ -18,7 +18,7 @@ struct ResendVerificationResponse {
 }
 
 fn main() -> ExitCode {
-    serve(env!("CARGO_BIN_NAME"), Policy::Credentials, Accounts::init, |accounts, request| {
+    serve(env!("CARGO_BIN_NAME"), Policy::CREDENTIALS, Accounts::init, |accounts, request| {
         Box::pin(handle(accounts, request))
     })
 }

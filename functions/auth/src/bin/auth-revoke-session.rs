@@ -9,7 +9,7 @@ use lib::http::{Policy, Request, Response, credentials, serve};
 fn main() -> ExitCode {
     serve(
         env!("CARGO_BIN_NAME"),
-        Policy::Credentials,
+        Policy::CREDENTIALS,
         || async { Sessions::from_env() },
         |sessions, request| Box::pin(handle(sessions, request)),
     )

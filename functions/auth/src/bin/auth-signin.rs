@@ -14,7 +14,7 @@ lib::request! {
 }
 
 fn main() -> ExitCode {
-    serve(env!("CARGO_BIN_NAME"), Policy::Credentials, Accounts::init, |accounts, request| {
+    serve(env!("CARGO_BIN_NAME"), Policy::CREDENTIALS, Accounts::init, |accounts, request| {
         Box::pin(handle(accounts, request))
     })
 }

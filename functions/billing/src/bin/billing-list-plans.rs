@@ -13,7 +13,7 @@ struct ListPlansResponse {
 }
 
 fn main() -> ExitCode {
-    serve(env!("CARGO_BIN_NAME"), Policy::Api, || async { Ok(()) }, |(), request| Box::pin(handle(request)))
+    serve(env!("CARGO_BIN_NAME"), Policy::API, || async { Ok(()) }, |(), request| Box::pin(handle(request)))
 }
 
 async fn handle(_request: Request) -> Result<Response> {

@@ -11,15 +11,12 @@ const PAGE_GZIP: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/docs.html.gz"
 const POLICY: &str = include_str!(concat!(env!("OUT_DIR"), "/docs.policy"));
 
 fn main() -> ExitCode {
-    serve(env!("CARGO_BIN_NAME"), Policy::Open, || async { Ok(()) }, |(), request| Box::pin(handle(request)))
+    serve(env!("CARGO_BIN_NAME"), Policy::OPEN, || async { Ok(()) }, |(), request| Box::pin(handle(request)))
 }
 
 async fn handle(request: Request) -> Result<Response> {
-    let response = if accepts_gzip(&request) {
-        page(PAGE_GZIP).with("content-encoding", "gzip")
-    } else {
-        page(PAGE.as_bytes())
-    };
+    let response =
+        if accepts_gzip(&request) { page(PAGE_GZIP).with("content-encoding", "gzip") } else { page(PAGE.as_bytes()) };
     Ok(response
         .with("content-security-policy", POLICY)
         .with("cache-control", "public, max-age=300")

@@ -9,7 +9,7 @@ use lib::http::{Policy, Request, Response, serve};
 fn main() -> ExitCode {
     serve(
         env!("CARGO_BIN_NAME"),
-        Policy::Open,
+        Policy::OPEN,
         || async { Ok(Origins::from_env()) },
         |origins, request| Box::pin(handle(origins, request)),
     )

@@ -8,7 +8,7 @@ use lib::http::{Policy, Request, Response, serve};
 const DESCRIPTION: &str = include_str!(concat!(env!("OUT_DIR"), "/openapi.json"));
 
 fn main() -> ExitCode {
-    serve(env!("CARGO_BIN_NAME"), Policy::Open, || async { Ok(()) }, |(), request| Box::pin(handle(request)))
+    serve(env!("CARGO_BIN_NAME"), Policy::OPEN, || async { Ok(()) }, |(), request| Box::pin(handle(request)))
 }
 
 async fn handle(_request: Request) -> Result<Response> {

@@ -21,7 +21,7 @@ struct Links {
 }
 
 fn main() -> ExitCode {
-    serve(env!("CARGO_BIN_NAME"), Policy::Open, || async { Ok(()) }, |(), request| Box::pin(handle(request)))
+    serve(env!("CARGO_BIN_NAME"), Policy::OPEN, || async { Ok(()) }, |(), request| Box::pin(handle(request)))
 }
 
 async fn handle(_request: Request) -> Result<Response> {
