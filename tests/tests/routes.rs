@@ -113,8 +113,7 @@ fn same<T: Ord + Display>(left_name: &str, left: &BTreeSet<T>, right_name: &str,
 
 #[track_caller]
 fn all<T: Debug>(what: &str, items: impl IntoIterator<Item = T>, holds: impl Fn(&T) -> bool) {
-    let wrong: String =
-        items.into_iter().filter(|item| !holds(item)).map(|item| format!("\n  {item:?}")).collect();
+    let wrong: String = items.into_iter().filter(|item| !holds(item)).map(|item| format!("\n  {item:?}")).collect();
     assert!(wrong.is_empty(), "{what}:{wrong}");
 }
 
@@ -151,7 +150,10 @@ fn every_function_has_an_event_of_its_own_route() {
         let (method, path) = route.split_once(' ').unwrap();
         assert_eq!(event["resource"], path, "events/{bin}.json is of another route");
         assert_eq!(event["requestContext"]["resourcePath"], path, "events/{bin}.json is of another route");
-        assert!(method == "ANY" || event["httpMethod"] == method, "events/{bin}.json is of another method than {method}");
+        assert!(
+            method == "ANY" || event["httpMethod"] == method,
+            "events/{bin}.json is of another method than {method}"
+        );
     }
 }
 

@@ -1,0 +1,57 @@
+//! `make bench`: what the functions cost, next to what they cannot do without, measured in one run.
+//!
+//! Nothing here passes or fails: the figures depend on the machine, the ratios less so.
+
+mod deployed;
+mod figures;
+mod functions;
+mod rebuild;
+mod routes;
+
+use std::process::ExitCode;
+
+use crate::deployed::Deployed;
+
+const USAGE: &str = "usage: bench [--profile stack|test] [--rebuild] [FUNCTION ...]";
+
+struct Arguments {
+    profile: String,
+    rebuild: bool,
+    only: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    match arguments().and_then(|arguments| run(&arguments)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("{message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn arguments() -> Result<Arguments, String> {
+    let mut found = Arguments { profile: "stack".to_owned(), rebuild: false, only: Vec::new() };
+    let mut given = std::env::args().skip(1);
+    while let Some(argument) = given.next() {
+        match argument.as_str() {
+            "--profile" => found.profile = given.next().ok_or(USAGE)?,
+            "--rebuild" => found.rebuild = true,
+            flag if flag.starts_with('-') => return Err(USAGE.to_owned()),
+            function => found.only.push(function.to_owned()),
+        }
+    }
+    Ok(found)
+}
+
+fn run(arguments: &Arguments) -> Result<(), String> {
+    let deployed = Deployed::read(&arguments.profile)?;
+    functions::measure(&deployed, &arguments.only)?;
+    if arguments.only.is_empty() {
+        routes::measure(&deployed)?;
+    }
+    if arguments.rebuild {
+        rebuild::measure()?;
+    }
+    Ok(())
+}

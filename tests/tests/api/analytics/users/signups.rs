@@ -1,0 +1,43 @@
+use crate::support::*;
+
+const PATH: &str = "/api/analytics/users/signups";
+
+through_both_doors! {
+    async fn is_for_admins(api: Api) {
+        api.get(PATH).send().await.expect_problem(401, "unauthenticated");
+        let person = api.sign_up().await;
+        api.get(PATH).bearer(&person.jwt).send().await.expect_problem(403, "forbidden");
+    }
+
+    async fn counts_a_sign_up_within_seconds(api: Api) {
+        let admin = api.admin().await;
+        let total = || async {
+            let reply = api.get(PATH).bearer(&admin.jwt).send().await.expect_status(200);
+            assert_eq!(reply.body["success"], true);
+            assert_eq!(reply.body["meta"]["timezone"], "UTC");
+            assert_eq!(reply.body["meta"]["interval"], "day");
+            let rows = reply.body["data"].as_array().unwrap().clone();
+            assert_eq!(rows.len(), 30, "every day of the default range has its row");
+            rows.iter().map(|row| row["signups"].as_u64().unwrap()).sum::<u64>()
+        };
+        let before = total().await;
+        api.from_elsewhere().sign_up().await;
+        eventually("the sign-up among the figures", || async { (total().await > before).then_some(()) }).await;
+    }
+
+    async fn bad_parameters_are_named(api: Api) {
+        let admin = api.admin().await;
+        let get = |query: &str| api.get(&format!("{PATH}?{query}")).bearer(&admin.jwt).send();
+        for (query, fields) in [
+            ("startDate=yesterday", &["startDate"][..]),
+            ("endDate=2026-02-30", &["endDate"]),
+            ("startDate=2026-1-1&endDate=x&interval=year", &["endDate", "interval", "startDate"]),
+            ("interval=day'%20or%201=1--", &["interval"]),
+            ("startDate=2026-01-01';drop%20table%20events;--", &["startDate"]),
+        ] {
+            get(query).await.expect_invalid(fields);
+        }
+        get("startDate=2026-02-01&endDate=2026-01-01").await.expect_problem(400, "validation_failed");
+        get("startDate=2024-01-01&endDate=2026-01-01").await.expect_problem(400, "validation_failed");
+    }
+}

@@ -1,0 +1,58 @@
+use serde_json::json;
+
+use crate::support::*;
+
+const NEW: &str = "quite another password";
+
+through_both_doors! {
+    async fn changes_it_and_ends_the_other_sessions(api: Api) {
+        let person = api.sign_up().await;
+        let other = Person::of(&person.email, &api.sign_in(&person.email, PASSWORD).await);
+        let body = json!({"currentPassword": PASSWORD, "newPassword": NEW});
+        api.post("/api/auth/change-password").bearer(&person.jwt).json(&body).send().await.expect_status(200);
+        assert_eq!((api.me(&person.jwt).await, api.me(&person.session_token).await), (200, 200));
+        assert_eq!((api.me(&other.jwt).await, api.me(&other.session_token).await), (401, 401));
+        api.sign_in(&person.email, PASSWORD).await.expect_problem(401, "invalid_credentials");
+        api.sign_in(&person.email, NEW).await.expect_status(200);
+        mail_to(&person.email, CHANGED, 1).await;
+    }
+
+    async fn voids_links_that_would_set_a_password(api: Api) {
+        let person = api.sign_up().await;
+        api.post("/api/auth/forgot-password").json(&json!({"email": person.email})).send().await.expect_status(200);
+        let token = mail_to(&person.email, RESET, 1).await.token("reset-password");
+        let body = json!({"currentPassword": PASSWORD, "newPassword": NEW});
+        api.post("/api/auth/change-password").bearer(&person.jwt).json(&body).send().await.expect_status(200);
+        let body = json!({"token": token, "password": PASSWORD});
+        api.post("/api/auth/reset-password").json(&body).send().await.expect_problem(400, "invalid_token");
+    }
+
+    async fn a_wrong_current_password_changes_nothing_and_is_limited(api: Api) {
+        let person = api.sign_up().await;
+        let body = json!({"currentPassword": "wrong password", "newPassword": NEW});
+        let change = || api.post("/api/auth/change-password").bearer(&person.jwt).json(&body).send();
+        for _ in 0..5 {
+            change().await.expect_problem(401, "invalid_credentials");
+        }
+        let mut limited = false;
+        for _ in 0..6 {
+            limited = change().await.body["code"] == "too_many_attempts";
+            if limited {
+                break;
+            }
+        }
+        assert!(limited, "eleven wrong passwords within two windows were not limited");
+        assert_eq!(api.me(&person.jwt).await, 200);
+        api.from_elsewhere().sign_in(&person.email, PASSWORD).await.expect_status(200);
+    }
+
+    async fn needs_a_session_and_good_fields(api: Api) {
+        let body = json!({"currentPassword": PASSWORD, "newPassword": NEW});
+        api.post("/api/auth/change-password").json(&body).send().await.expect_problem(401, "unauthenticated");
+        let person = api.sign_up().await;
+        let post = |body| api.post("/api/auth/change-password").bearer(&person.jwt).json(&body).send();
+        post(json!({})).await.expect_invalid(&["currentPassword", "newPassword"]);
+        post(json!({"currentPassword": PASSWORD, "newPassword": "short"})).await.expect_invalid(&["newPassword"]);
+        api.sign_in(&person.email, PASSWORD).await.expect_status(200);
+    }
+}

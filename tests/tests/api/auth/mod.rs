@@ -1,0 +1,17 @@
+mod bodies;
+mod change_password;
+mod credentials;
+mod csrf;
+mod forgot_password;
+mod health;
+mod jwks;
+mod limits;
+mod me;
+mod refresh;
+mod resend_verification;
+mod reset_password;
+mod sessions;
+mod signin;
+mod signout;
+mod signup;
+mod verify_email;

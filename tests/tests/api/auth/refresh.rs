@@ -1,0 +1,93 @@
+use std::time::Instant;
+
+use crate::support::*;
+
+async fn refresh(api: &Api, token: &str) -> Reply {
+    api.post("/api/auth/refresh").bearer(token).send().await
+}
+
+through_both_doors! {
+    async fn rotates_a_bearer(api: Api) {
+        let person = api.sign_up().await;
+        let reply = refresh(&api, &person.session_token).await.expect_status(200);
+        assert!(reply.session_cookie().is_none(), "no cookie came, so none is set");
+        let keys: Vec<_> = reply.body.as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(keys, ["expiresAt", "sessionToken", "token", "tokenType"]);
+        let successor = reply.text_at("/sessionToken");
+        assert_ne!(successor, person.session_token);
+        assert_eq!(api.me(&successor).await, 200);
+        assert_eq!(api.me(&reply.text_at("/token")).await, 200);
+        assert_eq!(api.me(&person.jwt).await, 200, "the access token lives as long as its session");
+        let old = api.get("/api/auth/me").bearer(&person.session_token).send().await;
+        old.expect_problem(401, "unauthenticated");
+        assert_eq!(api.me(&successor).await, 200, "an old token anywhere but here is just refused");
+    }
+
+    async fn rotates_a_cookie(api: Api) {
+        let person = api.sign_up().await;
+        let reply = api.post("/api/auth/refresh").cookie(&person.session_token).send().await.expect_status(200);
+        assert!(reply.body.get("sessionToken").is_none());
+        let (successor, attributes) = reply.session_cookie().unwrap();
+        assert!(attributes.contains(&"httponly".to_owned()) && attributes.contains(&"samesite=lax".to_owned()), "{attributes:?}");
+        assert_ne!(successor, person.session_token);
+        api.get("/api/auth/me").cookie(&successor).send().await.expect_status(200);
+        api.get("/api/auth/me").cookie(&person.session_token).send().await.expect_status(401);
+    }
+
+    async fn tabs_that_refresh_at_once_get_the_same_successor(api: Api) {
+        let person = api.sign_up().await;
+        let one = || async { refresh(&api, &person.session_token).await.expect_status(200).text_at("/sessionToken") };
+        let (a, b, c, d, e) = tokio::join!(one(), one(), one(), one(), one());
+        assert!([&b, &c, &d, &e].iter().all(|token| **token == a), "{a} {b} {c} {d} {e}");
+        assert_eq!(api.me(&a).await, 200);
+        assert_eq!(one().await, a, "within the grace also after the successor was used");
+    }
+
+    async fn a_stolen_token_ends_the_session_but_not_before_its_successor_was_used(api: Api) {
+        let (used, unused) = (api.sign_up().await, api.sign_up().await);
+        let unused_successor = refresh(&api, &unused.session_token).await.expect_status(200).text_at("/sessionToken");
+        let successor = refresh(&api, &used.session_token).await.expect_status(200).text_at("/sessionToken");
+        let rotated = Instant::now();
+        assert_eq!(api.me(&successor).await, 200);
+        let code = eventually("the end of the grace", || async {
+            let reply = refresh(&api, &used.session_token).await;
+            if reply.status == 200 {
+                assert_eq!(reply.text_at("/sessionToken"), successor);
+                return None;
+            }
+            Some(reply.expect_status(401).text_at("/code"))
+        })
+        .await;
+        assert!(rotated.elapsed().as_secs() >= 9, "the grace lasted {:?}", rotated.elapsed());
+        assert_eq!(code, "session_expired");
+        assert_eq!(api.me(&successor).await, 401, "whoever used it may be the thief");
+        refresh(&api, &successor).await.expect_status(401);
+
+        // Its grace began earlier, so it is over too, but nobody has used the successor.
+        let again = refresh(&api, &unused.session_token).await.expect_status(200);
+        assert_eq!(again.text_at("/sessionToken"), unused_successor);
+        assert_eq!(api.me(&unused_successor).await, 200);
+    }
+
+    async fn two_generations_back_within_the_grace_do_no_harm(api: Api) {
+        let person = api.sign_up().await;
+        let second = refresh(&api, &person.session_token).await.expect_status(200).text_at("/sessionToken");
+        let third = refresh(&api, &second).await.expect_status(200).text_at("/sessionToken");
+        let replay = refresh(&api, &person.session_token).await.expect_status(200);
+        assert_eq!(replay.text_at("/sessionToken"), second);
+        assert_eq!(api.me(&third).await, 200);
+    }
+
+    async fn takes_no_access_token_and_no_forgery(api: Api) {
+        let person = api.sign_up().await;
+        api.post("/api/auth/refresh").send().await.expect_problem(401, "unauthenticated");
+        for token in [&person.jwt, "st_", "st_AAAA", ""] {
+            refresh(&api, token).await.expect_problem(401, "unauthenticated");
+        }
+        let token = &person.session_token;
+        let forged = format!("{}{}", &token[..token.len() - 20], "A".repeat(20));
+        refresh(&api, &forged).await.expect_problem(401, "unauthenticated");
+        assert_eq!(api.me(token).await, 200, "a forgery must not end the session");
+        refresh(&api, token).await.expect_status(200);
+    }
+}

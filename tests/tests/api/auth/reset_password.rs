@@ -1,0 +1,102 @@
+use serde_json::json;
+
+use crate::support::*;
+
+const NEW: &str = "quite another password";
+
+async fn link(api: &Api, person: &Person, count: usize) -> String {
+    api.post("/api/auth/forgot-password").json(&json!({"email": person.email})).send().await.expect_status(200);
+    mail_to(&person.email, RESET, count).await.token("reset-password")
+}
+
+through_both_doors! {
+    async fn sets_the_password_ends_every_session_and_tells_the_owner(api: Api) {
+        let person = api.sign_up().await;
+        let second = Person::of(&person.email, &api.sign_in(&person.email, PASSWORD).await);
+        let token = link(&api, &person, 1).await;
+        let reply = api.post("/api/auth/reset-password").json(&json!({"token": token, "password": NEW})).send().await;
+        reply.expect_status(200);
+        for credential in [&person.session_token, &person.jwt, &second.session_token, &second.jwt] {
+            assert_eq!(api.me(credential).await, 401);
+        }
+        api.sign_in(&person.email, PASSWORD).await.expect_problem(401, "invalid_credentials");
+        api.sign_in(&person.email, NEW).await.expect_status(200);
+        mail_to(&person.email, CHANGED, 1).await;
+        let again = api.post("/api/auth/reset-password").json(&json!({"token": token, "password": PASSWORD})).send().await;
+        again.expect_problem(400, "invalid_token");
+    }
+
+    async fn takes_the_password_by_its_other_name(api: Api) {
+        let person = api.sign_up().await;
+        let token = link(&api, &person, 1).await;
+        let body = json!({"token": token, "newPassword": NEW});
+        api.post("/api/auth/reset-password").json(&body).send().await.expect_status(200);
+        api.sign_in(&person.email, NEW).await.expect_status(200);
+    }
+
+    async fn a_refused_password_does_not_use_up_the_token(api: Api) {
+        let person = api.sign_up().await;
+        let token = link(&api, &person, 1).await;
+        let reset = |body| api.post("/api/auth/reset-password").json(&body).send();
+        reset(json!({"token": token, "password": "short"})).await.expect_invalid(&["password"]);
+        reset(json!({"token": token, "newPassword": "short"})).await.expect_invalid(&["newPassword"]);
+        reset(json!({"token": token})).await.expect_invalid(&["password"]);
+        assert_eq!(api.me(&person.jwt).await, 200, "nothing has changed yet");
+        reset(json!({"token": token, "password": NEW})).await.expect_status(200);
+    }
+
+    async fn lifts_the_lockout(api: Api) {
+        let person = api.sign_up().await;
+        let mut locked = false;
+        for _ in 0..11 {
+            locked = api.sign_in(&person.email, "wrong password").await.status == 429;
+            if locked {
+                break;
+            }
+        }
+        assert!(locked, "eleven wrong passwords within two windows were not limited");
+        let token = link(&api, &person, 1).await;
+        let body = json!({"token": token, "password": NEW});
+        api.post("/api/auth/reset-password").json(&body).send().await.expect_status(200);
+        api.sign_in(&person.email, NEW).await.expect_status(200);
+    }
+
+    async fn a_racing_sign_in_leaves_no_session_made_with_the_old_password(api: Api) {
+        let person = api.sign_up().await;
+        let token = link(&api, &person, 1).await;
+        let elsewhere: Vec<Api> = (0..4).map(|_| api.from_elsewhere()).collect();
+        let body = json!({"token": token, "password": NEW});
+        let reset = async { api.post("/api/auth/reset-password").json(&body).send().await.status };
+        let sign_in = |door: &Api| {
+            let (door, email) = (door.clone(), person.email.clone());
+            async move { door.sign_in(&email, PASSWORD).await }
+        };
+        let (status, a, b, c, d) = tokio::join!(
+            reset,
+            sign_in(&elsewhere[0]),
+            sign_in(&elsewhere[1]),
+            sign_in(&elsewhere[2]),
+            sign_in(&elsewhere[3]),
+        );
+        assert_eq!(status, 200);
+        for reply in [a, b, c, d] {
+            if reply.status == 200 {
+                assert_eq!(api.me(&reply.text_at("/token")).await, 401, "a session survived the reset");
+            }
+        }
+    }
+
+    async fn a_link_that_verifies_sets_no_password(api: Api) {
+        let person = api.sign_up().await;
+        let token = mail_to(&person.email, VERIFY, 1).await.token("verify-email");
+        let body = json!({"token": token, "password": NEW});
+        api.post("/api/auth/reset-password").json(&body).send().await.expect_problem(400, "invalid_token");
+        assert_eq!(api.me(&person.jwt).await, 200);
+    }
+
+    async fn names_every_bad_field_at_once(api: Api) {
+        let post = |body| api.post("/api/auth/reset-password").json(&body).send();
+        post(json!({"password": "short"})).await.expect_invalid(&["password", "token"]);
+        post(json!({"token": 1, "password": 1})).await.expect_invalid(&["password", "token"]);
+    }
+}

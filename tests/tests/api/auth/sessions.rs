@@ -1,0 +1,71 @@
+use crate::support::*;
+
+async fn list(api: &Api, bearer: &str) -> Vec<serde_json::Value> {
+    let reply = api.get("/api/auth/sessions").bearer(bearer).send().await.expect_status(200);
+    assert_eq!(reply.header("cache-control"), Some("no-store"));
+    reply.body["sessions"].as_array().unwrap().clone()
+}
+
+through_both_doors! {
+    async fn lists_where_the_user_is_signed_in(api: Api) {
+        let person = api.sign_up().await;
+        let body = serde_json::json!({"email": person.email, "password": PASSWORD, "transport": "bearer"});
+        let elsewhere = api.from_elsewhere();
+        let phone = elsewhere.post("/api/auth/signin").header("user-agent", "Phone/1.0").json(&body).send().await;
+        let phone = Person::of(&person.email, &phone.expect_status(200));
+        let sessions = list(&api, &phone.jwt).await;
+        assert_eq!(sessions.len(), 2);
+        for session in &sessions {
+            let keys: Vec<_> = session.as_object().unwrap().keys().map(String::as_str).collect();
+            assert_eq!(keys, ["createdAt", "current", "device", "id", "ip", "lastSeenAt"]);
+        }
+        let current: Vec<_> = sessions.iter().filter(|session| session["current"] == true).collect();
+        assert_eq!(current.len(), 1);
+        assert_eq!(current[0]["device"], "Phone/1.0");
+        let addresses: Vec<_> = sessions.iter().map(|session| session["ip"].as_str().unwrap()).collect();
+        assert_ne!(addresses[0], addresses[1]);
+        assert!(addresses.iter().all(|address| address.starts_with("10.")), "{addresses:?}");
+        assert_eq!(list(&api, &person.session_token).await.len(), 2);
+    }
+
+    async fn revoking_ends_a_session_at_once(api: Api) {
+        let person = api.sign_up().await;
+        let other = Person::of(&person.email, &api.sign_in(&person.email, PASSWORD).await);
+        let sessions = list(&api, &person.jwt).await;
+        let id = sessions.iter().find(|session| session["current"] == false).unwrap()["id"].as_str().unwrap();
+        let revoke = || api.delete(&format!("/api/auth/sessions/{id}")).bearer(&person.jwt).send();
+        let reply = revoke().await.expect_status(204);
+        assert!(reply.session_cookie().is_none());
+        assert_eq!((api.me(&other.jwt).await, api.me(&other.session_token).await), (401, 401));
+        assert_eq!(api.me(&person.jwt).await, 200);
+        revoke().await.expect_problem(404, "not_found");
+        assert_eq!(list(&api, &person.jwt).await.len(), 1);
+    }
+
+    async fn revoking_the_own_session_signs_out(api: Api) {
+        let person = api.sign_up().await;
+        let sessions = list(&api, &person.jwt).await;
+        let path = format!("/api/auth/sessions/{}", sessions[0]["id"].as_str().unwrap());
+        let reply = api.delete(&path).cookie(&person.session_token).header("origin", ORIGIN).send().await.expect_status(204);
+        assert_eq!(reply.session_cookie().unwrap().0, "");
+        assert_eq!(api.me(&person.jwt).await, 401);
+    }
+
+    async fn somebody_elses_session_is_not_found(api: Api) {
+        let (ada, bob) = (api.sign_up().await, api.sign_up().await);
+        let sessions = list(&api, &ada.jwt).await;
+        let path = format!("/api/auth/sessions/{}", sessions[0]["id"].as_str().unwrap());
+        api.delete(&path).bearer(&bob.jwt).send().await.expect_problem(404, "not_found");
+        assert_eq!(api.me(&ada.jwt).await, 200);
+        for nonsense in ["x", "%00", "%2e%2e", "'%20or%201=1", "00000000-0000-0000-0000-000000000000"] {
+            let reply = api.delete(&format!("/api/auth/sessions/{nonsense}")).bearer(&ada.jwt).send().await;
+            reply.expect_problem(404, "not_found");
+        }
+    }
+
+    async fn needs_a_session(api: Api) {
+        api.get("/api/auth/sessions").send().await.expect_problem(401, "unauthenticated");
+        let path = "/api/auth/sessions/00000000-0000-0000-0000-000000000000";
+        api.delete(path).send().await.expect_problem(401, "unauthenticated");
+    }
+}

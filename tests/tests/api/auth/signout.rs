@@ -1,0 +1,40 @@
+use crate::support::*;
+
+through_both_doors! {
+    async fn ends_the_session_at_once_for_every_credential(api: Api) {
+        let person = api.sign_up().await;
+        let reply = api.post("/api/auth/signout").cookie(&person.session_token).header("origin", ORIGIN).send().await.expect_status(204);
+        assert_eq!(reply.text, "");
+        let (value, attributes) = reply.session_cookie().unwrap();
+        assert_eq!(value, "");
+        assert!(attributes.contains(&"max-age=0".to_owned()), "{attributes:?}");
+        assert!(attributes.contains(&"path=/".to_owned()), "{attributes:?}");
+        api.get("/api/auth/me").cookie(&person.session_token).send().await.expect_status(401);
+        assert_eq!(api.me(&person.session_token).await, 401);
+        assert_eq!(api.me(&person.jwt).await, 401, "the access token has minutes to go, but no session");
+        api.post("/api/auth/refresh").bearer(&person.session_token).send().await.expect_status(401);
+    }
+
+    async fn works_with_an_access_token(api: Api) {
+        let person = api.sign_up().await;
+        api.post("/api/auth/signout").bearer(&person.jwt).send().await.expect_status(204);
+        assert_eq!(api.me(&person.session_token).await, 401);
+    }
+
+    async fn leaves_other_sessions_unless_told(api: Api) {
+        let person = api.sign_up().await;
+        let second = Person::of(&person.email, &api.sign_in(&person.email, PASSWORD).await);
+        let third = Person::of(&person.email, &api.sign_in(&person.email, PASSWORD).await);
+        api.post("/api/auth/signout?all=false").bearer(&third.session_token).send().await.expect_status(204);
+        assert_eq!((api.me(&person.jwt).await, api.me(&second.jwt).await), (200, 200));
+        api.post("/api/auth/signout?all=true").bearer(&second.session_token).send().await.expect_status(204);
+        assert_eq!((api.me(&person.jwt).await, api.me(&second.jwt).await), (401, 401));
+    }
+
+    async fn needs_a_session_and_a_sensible_parameter(api: Api) {
+        api.post("/api/auth/signout").send().await.expect_problem(401, "unauthenticated");
+        let person = api.sign_up().await;
+        api.post("/api/auth/signout?all=maybe").bearer(&person.jwt).send().await.expect_invalid(&["all"]);
+        assert_eq!(api.me(&person.jwt).await, 200);
+    }
+}

@@ -1,0 +1,57 @@
+use std::time::Instant;
+
+use serde_json::json;
+
+use crate::support::*;
+
+through_both_doors! {
+    async fn answers_whole(api: Api) {
+        let person = api.sign_up().await;
+        let reply = api.post("/api/chat").bearer(&person.jwt).json(&json!({"message": "Hello"})).send().await.expect_status(200);
+        assert_eq!(reply.body["message"]["role"], "assistant");
+        assert!(!reply.text_at("/message/content").is_empty());
+        assert!(reply.body["usage"]["totalTokens"].as_u64().unwrap() > 0);
+        assert_eq!(reply.body["finishReason"], "stop");
+        assert!(reply.body["quota"]["remaining"].is_u64());
+        assert_eq!(reply.header("cache-control"), Some("no-store"));
+    }
+
+    async fn answers_in_events(api: Api) {
+        let person = api.sign_up().await;
+        let body = json!({"message": "Hello", "stream": true});
+        let reply = api.post("/api/chat").bearer(&person.jwt).json(&body).send().await.expect_status(200);
+        assert!(reply.header("content-type").unwrap().starts_with("text/event-stream"), "{:?}", reply.headers);
+        let events: Vec<_> = reply.text.lines().filter_map(|line| line.strip_prefix("event:")).map(str::trim).collect();
+        assert_eq!(events.first(), Some(&"start"), "{}", reply.text);
+        assert_eq!(events.last(), Some(&"done"), "{}", reply.text);
+        assert!(events.contains(&"delta"), "{}", reply.text);
+        let ids: Vec<u64> = reply.text.lines().filter_map(|line| line.strip_prefix("id:")).map(|id| id.trim().parse().unwrap()).collect();
+        assert!(ids.windows(2).all(|pair| pair[0] < pair[1]), "{ids:?}");
+    }
+
+    async fn early_errors_of_the_streaming_function_have_bodies(api: Api) {
+        api.post("/api/chat").json(&json!({"message": "Hello"})).send().await.expect_problem(401, "unauthenticated");
+        let person = api.sign_up().await;
+        let post = |body| api.post("/api/chat").bearer(&person.jwt).json(&body).send();
+        post(json!({})).await.expect_invalid(&["message"]);
+        post(json!({"message": "Hello", "model": "no-such-model"})).await.expect_problem(400, "model_not_available");
+        let broken = api.post("/api/chat").bearer(&person.jwt).body("application/json", "{");
+        broken.send().await.expect_problem(400, "invalid_json");
+    }
+}
+
+/// API Gateway of the emulator gathers a stream before it passes it on; the router does not.
+#[tokio::test]
+async fn a_stream_arrives_piece_by_piece() {
+    let api = Api::of_router();
+    let person = api.sign_up().await;
+    let body = json!({"message": "AIMOCK:slow", "stream": true});
+    let mut response = api.post("/api/chat").bearer(&person.jwt).json(&body).open().await;
+    assert_eq!(response.status(), 200);
+    let mut arrivals = Vec::new();
+    while let Some(chunk) = response.chunk().await.unwrap() {
+        arrivals.push((Instant::now(), chunk));
+    }
+    let spread = arrivals.last().unwrap().0 - arrivals.first().unwrap().0;
+    assert!(arrivals.len() >= 5 && spread.as_millis() >= 300, "{} pieces within {spread:?}", arrivals.len());
+}

@@ -1,0 +1,6 @@
+mod docs;
+mod fallback;
+mod health;
+mod metrics;
+mod openapi;
+mod root;

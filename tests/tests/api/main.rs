@@ -1,0 +1,9 @@
+//! The API as its users see it: over HTTP, through both doors of a running stack, in files that mirror the URLs.
+
+mod support;
+
+mod analytics;
+mod auth;
+mod billing;
+mod chat;
+mod gateway;

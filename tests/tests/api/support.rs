@@ -1,0 +1,375 @@
+//! A client that checks on every reply what every reply must have, and the people who use it.
+
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+/// The one allowed origin of the local stage.
+pub const ORIGIN: &str = "http://localhost:3000";
+pub const PASSWORD: &str = "correct horse battery";
+
+/// Runs each test through the development router and through the emulator's API Gateway.
+macro_rules! through_both_doors {
+    ($($(#[$meta:meta])* async fn $name:ident($api:ident: Api) $body:block)*) => {
+        $(
+            $(#[$meta])*
+            mod $name {
+                use super::*;
+
+                async fn check($api: Api) $body
+
+                #[tokio::test]
+                async fn port_4000() {
+                    check(Api::of_router()).await;
+                }
+
+                #[tokio::test]
+                async fn api_gateway() {
+                    check(Api::of_gateway()).await;
+                }
+            }
+        )*
+    };
+}
+pub(crate) use through_both_doors;
+
+/// A door of the API, entered by a client with an address of its own, so that no test meets another one's limits.
+#[derive(Clone)]
+pub struct Api {
+    base: String,
+    address: String,
+}
+
+#[expect(clippy::disallowed_methods, reason = "the tests' one home of environment access")]
+fn variable(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| {
+        panic!("{name} is not set: these tests need a running stack; `make test` starts one and runs them")
+    })
+}
+
+fn client() -> &'static reqwest::Client {
+    static CLIENT: OnceLock<()> = OnceLock::new();
+    CLIENT.get_or_init(|| {
+        // Installed by whichever test comes first.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    });
+    thread_local! {
+        // Each test has a runtime of its own, and connections do not outlive their runtime.
+        static OF_TEST: &'static reqwest::Client = Box::leak(Box::new(
+            reqwest::Client::builder()
+                .redirect(reqwest::redirect::Policy::none())
+                .timeout(Duration::from_secs(60))
+                .build()
+                .unwrap(),
+        ));
+    }
+    OF_TEST.with(|client| *client)
+}
+
+impl Api {
+    pub fn of_router() -> Self {
+        Self::at(variable("API_URL"))
+    }
+
+    pub fn of_gateway() -> Self {
+        Self::at(variable("GATEWAY_URL"))
+    }
+
+    fn at(base: String) -> Self {
+        Self { base: base.trim_end_matches('/').to_owned(), address: random_address() }
+    }
+
+    /// The same door, entered from elsewhere.
+    pub fn from_elsewhere(&self) -> Self {
+        Self { base: self.base.clone(), address: random_address() }
+    }
+
+    pub fn get(&self, path: &str) -> Call {
+        self.call("GET", path)
+    }
+
+    pub fn post(&self, path: &str) -> Call {
+        self.call("POST", path)
+    }
+
+    pub fn delete(&self, path: &str) -> Call {
+        self.call("DELETE", path)
+    }
+
+    pub fn call(&self, method: &str, path: &str) -> Call {
+        let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
+        let request = client().request(method, format!("{}{path}", self.base));
+        Call { request: request.header("x-forwarded-for", &self.address) }
+    }
+
+    /// A new user, signed in with tokens.
+    pub async fn sign_up(&self) -> Person {
+        let email = new_email();
+        let reply = self
+            .post("/api/auth/signup")
+            .json(&json!({"email": email, "password": PASSWORD, "transport": "bearer"}))
+            .send()
+            .await
+            .expect_status(201);
+        Person::of(&email, &reply)
+    }
+
+    /// Another session of a user.
+    pub async fn sign_in(&self, email: &str, password: &str) -> Reply {
+        let body = json!({"email": email, "password": password, "transport": "bearer"});
+        self.post("/api/auth/signin").json(&body).send().await
+    }
+
+    /// The status of `GET /api/auth/me` for a bearer: whether its session lives.
+    pub async fn me(&self, bearer: &str) -> u16 {
+        self.get("/api/auth/me").bearer(bearer).send().await.status
+    }
+
+    /// The administrator of the stack.
+    pub async fn admin(&self) -> Person {
+        let email = variable("ADMIN_EMAIL");
+        let reply = self.sign_in(&email, &variable("ADMIN_PASSWORD")).await.expect_status(200);
+        Person::of(&email, &reply)
+    }
+}
+
+/// A signed-in user.
+#[derive(Clone)]
+pub struct Person {
+    pub id: String,
+    pub email: String,
+    pub jwt: String,
+    pub session_token: String,
+}
+
+impl Person {
+    pub fn of(email: &str, reply: &Reply) -> Self {
+        Self {
+            id: reply.text_at("/user/id"),
+            email: email.to_owned(),
+            jwt: reply.text_at("/token"),
+            session_token: reply.text_at("/sessionToken"),
+        }
+    }
+}
+
+/// A request in the making.
+pub struct Call {
+    request: reqwest::RequestBuilder,
+}
+
+impl Call {
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        // `RequestBuilder::header` would append to one that is there already.
+        let (name, value) = (HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap());
+        self.request = self.request.headers(HeaderMap::from_iter([(name, value)]));
+        self
+    }
+
+    pub fn bearer(self, token: &str) -> Self {
+        self.header("authorization", &format!("Bearer {token}"))
+    }
+
+    pub fn cookie(self, token: &str) -> Self {
+        self.header("cookie", &format!("session={token}"))
+    }
+
+    pub fn json(self, body: &Value) -> Self {
+        self.body("application/json", body.to_string())
+    }
+
+    pub fn body(mut self, media_type: &str, body: impl Into<reqwest::Body>) -> Self {
+        self = self.header("content-type", media_type);
+        self.request = self.request.body(body);
+        self
+    }
+
+    /// The reply while it is still coming in.
+    pub async fn open(self) -> reqwest::Response {
+        self.request.send().await.unwrap_or_else(|error| panic!("{error:?}: is the stack up? `make test` starts one"))
+    }
+
+    pub async fn send(self) -> Reply {
+        let response = self.open().await;
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let text = String::from_utf8(response.bytes().await.unwrap().to_vec()).unwrap();
+        let json = headers.get("content-type").is_some_and(|kind| kind.to_str().unwrap().contains("json"));
+        let body = if json { serde_json::from_str(&text).unwrap() } else { Value::Null };
+        let reply = Reply { status, headers, body, text };
+        reply.check();
+        reply
+    }
+}
+
+const SECURITY_HEADERS: [&str; 12] = [
+    "content-security-policy",
+    "cross-origin-opener-policy",
+    "cross-origin-resource-policy",
+    "origin-agent-cluster",
+    "referrer-policy",
+    "strict-transport-security",
+    "x-content-type-options",
+    "x-dns-prefetch-control",
+    "x-download-options",
+    "x-frame-options",
+    "x-permitted-cross-domain-policies",
+    "x-xss-protection",
+];
+
+/// A reply that has what every reply has.
+pub struct Reply {
+    pub status: u16,
+    pub headers: HeaderMap,
+    /// The JSON, or null where the body is something else.
+    pub body: Value,
+    pub text: String,
+}
+
+impl Reply {
+    fn check(&self) {
+        let show = format!("{} {:?} {}", self.status, self.headers, self.text.chars().take(500).collect::<String>());
+        assert!(self.header("x-request-id").is_some(), "no x-request-id: {show}");
+        for name in SECURITY_HEADERS {
+            assert!(self.headers.contains_key(name), "no {name}: {show}");
+        }
+        assert!(!self.headers.contains_key("x-powered-by"), "{show}");
+        let varies = self.headers.get_all("vary").iter().any(|v| v.to_str().unwrap().to_lowercase().contains("origin"));
+        assert!(varies, "no Vary: Origin: {show}");
+        if self.status < 400 || self.header("content-type") == Some("application/json") && self.status == 503 {
+            return;
+        }
+        assert_eq!(self.header("content-type"), Some("application/problem+json"), "{show}");
+        let code = self.text_at("/code");
+        assert_eq!(self.body["type"], format!("urn:problem:{code}"), "{show}");
+        assert_eq!(self.body["status"], self.status, "{show}");
+        assert_eq!(self.body["requestId"], self.header("x-request-id").unwrap(), "{show}");
+        assert!(self.body["title"].is_string() && self.body["detail"].is_string(), "{show}");
+        assert_eq!(self.body["errors"].is_array(), code == "validation_failed", "{show}");
+        if matches!(code.as_str(), "rate_limited" | "too_many_attempts") {
+            assert_eq!(self.header("retry-after"), Some(self.body["retryAfterSeconds"].to_string().as_str()), "{show}");
+        }
+        if self.status == 401 {
+            assert_eq!(self.header("www-authenticate"), Some("Bearer"), "{show}");
+        }
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|value| value.to_str().unwrap())
+    }
+
+    #[track_caller]
+    pub fn expect_status(self, status: u16) -> Self {
+        assert_eq!(self.status, status, "{}", self.text);
+        self
+    }
+
+    #[track_caller]
+    pub fn expect_problem(self, status: u16, code: &str) -> Self {
+        assert_eq!((self.status, self.body["code"].as_str()), (status, Some(code)), "{}", self.text);
+        self
+    }
+
+    /// Expects a 400 that names these fields and no others.
+    #[track_caller]
+    pub fn expect_invalid(self, fields: &[&str]) -> Self {
+        let reply = self.expect_problem(400, "validation_failed");
+        let mut named: Vec<_> =
+            reply.body["errors"].as_array().unwrap().iter().map(|e| e["field"].as_str().unwrap()).collect();
+        named.sort_unstable();
+        assert_eq!(named, fields, "{}", reply.text);
+        reply
+    }
+
+    #[track_caller]
+    pub fn text_at(&self, pointer: &str) -> String {
+        let found = self.body.pointer(pointer).and_then(Value::as_str);
+        found.unwrap_or_else(|| panic!("no text at {pointer}: {}", self.text)).to_owned()
+    }
+
+    /// The session cookie that the reply sets: its value and its attributes, lower-case and in order.
+    pub fn session_cookie(&self) -> Option<(String, Vec<String>)> {
+        let cookie = self
+            .headers
+            .get_all("set-cookie")
+            .iter()
+            .find_map(|value| value.to_str().unwrap().strip_prefix("session="))?;
+        let mut parts = cookie.split(';').map(|part| part.trim().to_owned());
+        let value = parts.next().unwrap();
+        let mut attributes: Vec<_> = parts.map(|attribute| attribute.to_lowercase()).collect();
+        attributes.sort();
+        Some((value, attributes))
+    }
+}
+
+pub fn new_email() -> String {
+    format!("{}@example.com", Uuid::now_v7().simple())
+}
+
+fn random_address() -> String {
+    let random = *Uuid::now_v7().as_bytes();
+    format!("10.{}.{}.{}", random[13], random[14], random[15])
+}
+
+/// Waits until something is there, asking again and again.
+pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, ask: impl Fn() -> F) -> T {
+    let deadline = Instant::now() + Duration::from_secs(40);
+    loop {
+        if let Some(found) = ask().await {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// A mail that the emulator's SES caught.
+#[derive(Debug, Clone)]
+pub struct Mail {
+    pub subject: String,
+    pub text: String,
+    pub html: String,
+}
+
+impl Mail {
+    /// The token of the mail's link to a page of the app.
+    #[track_caller]
+    pub fn token(&self, page: &str) -> String {
+        let start = format!("{ORIGIN}/{page}?token=");
+        for body in [&self.text, &self.html] {
+            assert!(body.contains(&start), "no link {start}: {self:?}");
+        }
+        let rest = self.text.split_once(&start).unwrap().1;
+        rest.chars().take_while(|c| c.is_ascii_alphanumeric() || "-_".contains(*c)).collect()
+    }
+}
+
+/// All mails to an address so far, oldest first.
+pub async fn mails_to(email: &str) -> Vec<Mail> {
+    let url = format!("{}/_ministack/ses/messages", variable("AWS_ENDPOINT_URL").trim_end_matches('/'));
+    let outbox: Value = client().get(url).send().await.unwrap().json().await.unwrap();
+    let messages = outbox["messages"].as_object().unwrap().values().flat_map(|account| account.as_array().unwrap());
+    let text = |message: &Value, name: &str| message[name].as_str().unwrap_or_default().to_owned();
+    messages
+        .filter(|message| message["To"].as_array().is_some_and(|to| to.iter().any(|address| address == email)))
+        .map(|message| Mail {
+            subject: text(message, "Subject"),
+            text: text(message, "BodyText"),
+            html: text(message, "BodyHtml"),
+        })
+        .collect()
+}
+
+/// Waits for the `count`-th mail with a subject to an address.
+pub async fn mail_to(email: &str, subject: &str, count: usize) -> Mail {
+    eventually(&format!("mail {count} with the subject {subject:?}"), || async {
+        mails_to(email).await.into_iter().filter(|mail| mail.subject == subject).nth(count - 1)
+    })
+    .await
+}
+
+pub const VERIFY: &str = "Verify your e-mail address";
+pub const RESET: &str = "Set a new password";
+pub const CHANGED: &str = "Your password was changed";
