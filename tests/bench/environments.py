@@ -11,5 +11,14 @@ import functions  # noqa: E402
 from settings import PROFILES  # noqa: E402
 
 profile = PROFILES[sys.argv[1]]
-deployed = deploy.environments(profile).items()
-print(json.dumps({name: functions.environment(profile, name, variables) for name, variables in deployed}))
+prefix = f"{profile.stack_name}-"
+environments = {}
+for page in deploy.client(profile, "lambda").get_paginator("list_functions").paginate():
+    for function in page["Functions"]:
+        name, variables = function["FunctionName"], function.get("Environment", {}).get("Variables", {})
+        if name.startswith(prefix):
+            name = name.removeprefix(prefix)
+            environments[name] = functions.environment(profile, name, variables)
+for e in environments.values():
+    if "DATABASE_SECRET_ARN" in e: e["DATABASE_SECRET_ARN"] = "bench-database"
+print(json.dumps(environments))

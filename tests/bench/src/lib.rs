@@ -30,6 +30,7 @@ const KEPT_LINES: usize = 20;
 /// What a function or its extension did.
 enum Happening {
     AskedForEvent(Instant),
+    Registered,
     AskedForExtensionEvent,
     Replied(Instant, Bytes),
     Failed(Bytes),
@@ -45,6 +46,8 @@ pub struct Sandbox {
     events: mpsc::UnboundedSender<Bytes>,
     extension_events: mpsc::UnboundedSender<Bytes>,
     has_extension: bool,
+    runtime_waits: bool,
+    extension_waits: bool,
     lines: Arc<Mutex<Vec<String>>>,
     _api: Api,
 }
@@ -111,19 +114,19 @@ impl Sandbox {
             events,
             extension_events,
             has_extension: false,
+            runtime_waits: false,
+            extension_waits: false,
             lines,
             _api: api,
         };
         loop {
             match sandbox.next_happening()? {
-                Happening::AskedForEvent(at) => {
-                    sandbox.init = at - started;
-                    return Ok(sandbox);
-                }
-                Happening::AskedForExtensionEvent => sandbox.has_extension = true,
-                Happening::Failed(error) => return Err(sandbox.failure(&String::from_utf8_lossy(&error))),
+                Happening::AskedForEvent(at) => sandbox.init = at - started,
                 Happening::Replied(..) => return Err(sandbox.failure("replied before there was an event")),
-                Happening::Exited => return Err(sandbox.failure("ended in its init")),
+                _ => {}
+            }
+            if sandbox.is_idle() {
+                return Ok(sandbox);
             }
         }
     }
@@ -140,15 +143,9 @@ impl Sandbox {
     /// When the function fails, ends, or does not reply.
     pub fn invoke(&mut self, event: &Value) -> Result<Reply, String> {
         let reply = self.invoke_unfinished(event)?;
-        let (mut runtime, mut extension) = (false, !self.has_extension);
-        while !(runtime && extension) {
-            match self.next_happening()? {
-                Happening::AskedForEvent(_) => runtime = true,
-                // An extension may register while the runtime asks for its first event already.
-                Happening::AskedForExtensionEvent => (extension, self.has_extension) = (true, true),
-                Happening::Failed(error) => return Err(self.failure(&String::from_utf8_lossy(&error))),
-                Happening::Replied(..) => return Err(self.failure("replied twice")),
-                Happening::Exited => return Err(self.failure("ended")),
+        while !self.is_idle() {
+            if let Happening::Replied(..) = self.next_happening()? {
+                return Err(self.failure("replied twice"));
             }
         }
         Ok(reply)
@@ -160,22 +157,17 @@ impl Sandbox {
     /// When the function fails, ends, or does not reply.
     pub fn invoke_unfinished(&mut self, event: &Value) -> Result<Reply, String> {
         let event = Bytes::from(event.to_string());
+        (self.runtime_waits, self.extension_waits) = (false, false);
         let started = Instant::now();
         let _ = self.events.send(event);
         if self.has_extension {
             let _ = self.extension_events.send(Bytes::from(extension_event().to_string()));
         }
         loop {
-            match self.next_happening()? {
-                Happening::Replied(at, payload) => {
-                    let payload = serde_json::from_slice(&payload)
-                        .map_err(|error| self.failure(&format!("the reply is not JSON: {error}")))?;
-                    return Ok(Reply { payload, took: at - started });
-                }
-                Happening::AskedForExtensionEvent if !self.has_extension => self.has_extension = true,
-                Happening::AskedForEvent(_) | Happening::AskedForExtensionEvent => {}
-                Happening::Failed(error) => return Err(self.failure(&String::from_utf8_lossy(&error))),
-                Happening::Exited => return Err(self.failure("ended before its reply")),
+            if let Happening::Replied(at, payload) = self.next_happening()? {
+                let payload = serde_json::from_slice(&payload)
+                    .map_err(|error| self.failure(&format!("the reply is not JSON: {error}")))?;
+                return Ok(Reply { payload, took: at - started });
             }
         }
     }
@@ -199,8 +191,23 @@ impl Sandbox {
         let _ = child.wait();
     }
 
-    fn next_happening(&self) -> Result<Happening, String> {
-        self.happenings.recv_timeout(DEADLINE).map_err(|_| self.failure("did nothing for 30 seconds"))
+    /// Whether Lambda would freeze the sandbox now.
+    fn is_idle(&self) -> bool {
+        self.runtime_waits && (self.extension_waits || !self.has_extension)
+    }
+
+    fn next_happening(&mut self) -> Result<Happening, String> {
+        let happening =
+            self.happenings.recv_timeout(DEADLINE).map_err(|_| self.failure("did nothing for 30 seconds"))?;
+        match &happening {
+            Happening::AskedForEvent(_) => self.runtime_waits = true,
+            Happening::Registered => self.has_extension = true,
+            Happening::AskedForExtensionEvent => self.extension_waits = true,
+            Happening::Replied(..) => {}
+            Happening::Failed(error) => return Err(self.failure(&String::from_utf8_lossy(error))),
+            Happening::Exited => return Err(self.failure("ended")),
+        }
+        Ok(happening)
     }
 
     fn failure(&self, what: &str) -> String {
@@ -302,6 +309,7 @@ impl Shared {
                 next(&self.extension_events, "lambda-extension-event-identifier").await
             }
             (&Method::POST, "/2020-01-01/extension/register") => {
+                self.tell(Happening::Registered);
                 let body = json!({ "functionName": "sandbox", "functionVersion": "1", "handler": "bootstrap" });
                 let mut response = Response::new(Full::from(body.to_string()));
                 response.headers_mut().insert("lambda-extension-identifier", "1".parse().expect("a header value"));

@@ -83,7 +83,7 @@ impl Api {
     }
 
     /// The same door, entered from elsewhere.
-    pub fn from_elsewhere(&self) -> Self {
+    pub fn elsewhere(&self) -> Self {
         Self { base: self.base.clone(), address: random_address() }
     }
 

@@ -19,7 +19,7 @@ through_both_doors! {
         ];
         for route in ROUTES {
             for body in bodies {
-                let call = api.from_elsewhere().post(&format!("/api/auth/{route}")).bearer(&bearer);
+                let call = api.elsewhere().post(&format!("/api/auth/{route}")).bearer(&bearer);
                 let reply = call.body("application/json", body).send().await;
                 assert_eq!((reply.status, reply.body["code"].as_str()), (400, Some("invalid_json")), "{route} {body:?}: {}", reply.text);
             }
@@ -38,7 +38,7 @@ through_both_doors! {
         let body = r#"{"email":"a@example.com","password":"correct horse battery"}"#;
         for route in ROUTES {
             for media_type in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "application/xml", "application/jsonp", "x"] {
-                let call = api.from_elsewhere().post(&format!("/api/auth/{route}")).bearer(&bearer);
+                let call = api.elsewhere().post(&format!("/api/auth/{route}")).bearer(&bearer);
                 let reply = call.body(media_type, body).send().await;
                 assert_eq!((reply.status, reply.body["code"].as_str()), (415, Some("unsupported_media_type")), "{route} {media_type}");
             }

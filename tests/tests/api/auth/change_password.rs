@@ -43,7 +43,7 @@ through_both_doors! {
         }
         assert!(limited, "eleven wrong passwords within two windows were not limited");
         assert_eq!(api.me(&person.jwt).await, 200);
-        api.from_elsewhere().sign_in(&person.email, PASSWORD).await.expect_status(200);
+        api.elsewhere().sign_in(&person.email, PASSWORD).await.expect_status(200);
     }
 
     async fn needs_a_session_and_good_fields(api: Api) {

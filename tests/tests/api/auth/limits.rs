@@ -18,7 +18,7 @@ through_both_doors! {
         let limited = limited.expect("eleven wrong passwords within two windows were not limited");
         assert!(limited.body["retryAfterSeconds"].as_u64().unwrap() > 0);
         api.sign_in(&new_email(), "wrong password").await.expect_problem(401, "invalid_credentials");
-        api.from_elsewhere().sign_in(&person.email, PASSWORD).await.expect_status(200);
+        api.elsewhere().sign_in(&person.email, PASSWORD).await.expect_status(200);
         assert_eq!(api.me(&person.jwt).await, 200, "a limit on sign-in is none on a session");
     }
 
@@ -48,7 +48,7 @@ through_both_doors! {
         let person = api.sign_up().await;
         for _ in 0..10 {
             let attacker = || {
-                let (door, email) = (api.from_elsewhere(), person.email.clone());
+                let (door, email) = (api.elsewhere(), person.email.clone());
                 async move { door.sign_in(&email, "wrong password").await.status }
             };
             let statuses = tokio::join!(attacker(), attacker(), attacker(), attacker());
@@ -79,10 +79,10 @@ through_both_doors! {
         assert!((1..=60).contains(&limited.body["retryAfterSeconds"].as_u64().unwrap()));
 
         // Where the minute has not ended: the user is counted on all devices and credentials together.
-        let elsewhere = api.from_elsewhere().get("/api/auth/me").cookie(&person.session_token).send().await;
+        let elsewhere = api.elsewhere().get("/api/auth/me").cookie(&person.session_token).send().await;
         assert!(matches!(elsewhere.status, 200 | 429));
         api.get("/api/billing/plans").send().await.expect_status(200);
-        let other = api.from_elsewhere().sign_up().await;
+        let other = api.elsewhere().sign_up().await;
         assert_eq!(api.me(&other.jwt).await, 200, "another user of the same address is another client");
         api.get("/health").send().await.expect_status(200);
     }

@@ -64,7 +64,7 @@ through_both_doors! {
     async fn a_racing_sign_in_leaves_no_session_made_with_the_old_password(api: Api) {
         let person = api.sign_up().await;
         let token = link(&api, &person, 1).await;
-        let elsewhere: Vec<Api> = (0..4).map(|_| api.from_elsewhere()).collect();
+        let elsewhere: Vec<Api> = (0..4).map(|_| api.elsewhere()).collect();
         let body = json!({"token": token, "password": NEW});
         let reset = async { api.post("/api/auth/reset-password").json(&body).send().await.status };
         let sign_in = |door: &Api| {

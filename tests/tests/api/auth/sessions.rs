@@ -10,7 +10,7 @@ through_both_doors! {
     async fn lists_where_the_user_is_signed_in(api: Api) {
         let person = api.sign_up().await;
         let body = serde_json::json!({"email": person.email, "password": PASSWORD, "transport": "bearer"});
-        let elsewhere = api.from_elsewhere();
+        let elsewhere = api.elsewhere();
         let phone = elsewhere.post("/api/auth/signin").header("user-agent", "Phone/1.0").json(&body).send().await;
         let phone = Person::of(&person.email, &phone.expect_status(200));
         let sessions = list(&api, &phone.jwt).await;

@@ -21,7 +21,7 @@ through_both_doors! {
             rows.iter().map(|row| row["signups"].as_u64().unwrap()).sum::<u64>()
         };
         let before = total().await;
-        api.from_elsewhere().sign_up().await;
+        api.elsewhere().sign_up().await;
         eventually("the sign-up among the figures", || async { (total().await > before).then_some(()) }).await;
     }
 
