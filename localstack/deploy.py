@@ -16,7 +16,6 @@ import botocore.session
 
 import build
 import cloudformation
-import services
 from settings import ADMIN_EMAIL, REGION, ROOT, SAM_VENV, Failure, Profile
 
 # What any AWS client needs to talk to the emulator.
@@ -42,27 +41,37 @@ def client(profile: Profile, service: str) -> Any:
     )
 
 
-def deploy(profile: Profile) -> None:
-    """Bring the stack to what the template and the built functions say."""
-    values = {
-        name: value
-        for name, value in services.parameters(profile).items()
-        if name in cloudformation.parameters(cloudformation.template())
-    }
+def deploy(profile: Profile, parameters: dict[str, str]) -> bool:
+    """Bring the stack to what template, parameters and functions say; False when it was so already."""
+    known = cloudformation.parameters(cloudformation.template())
+    values = {name: value for name, value in parameters.items() if name in known}
     wanted = _fingerprint(values)
-    stamp = profile.data / "aws" / "deployed"
+    stamp = profile.data / "deployed"
     if stamp.exists() and stamp.read_text() == wanted and status(profile).endswith("_COMPLETE"):
         print("The deployed stack is up to date.", flush=True)
-        return
+        return False
     print("Deploying template.yaml ...", flush=True)
     started = time.monotonic()
     log = profile.logs / "deploy.log"
     command = [
-        SAM_VENV / "bin" / "sam", "deploy", "--template-file", cloudformation.TEMPLATE,
-        "--stack-name", profile.stack_name, "--region", REGION, "--resolve-s3",
-        "--capabilities", "CAPABILITY_IAM", "CAPABILITY_NAMED_IAM", "CAPABILITY_AUTO_EXPAND",
-        "--no-confirm-changeset", "--no-fail-on-empty-changeset", "--no-progressbar",
-        "--parameter-overrides", *(f"ParameterKey={name},ParameterValue={value}" for name, value in values.items()),
+        SAM_VENV / "bin" / "sam",
+        "deploy",
+        "--template-file",
+        cloudformation.TEMPLATE,
+        "--stack-name",
+        profile.stack_name,
+        "--region",
+        REGION,
+        "--resolve-s3",
+        "--capabilities",
+        "CAPABILITY_IAM",
+        "CAPABILITY_NAMED_IAM",
+        "CAPABILITY_AUTO_EXPAND",
+        "--no-confirm-changeset",
+        "--no-fail-on-empty-changeset",
+        "--no-progressbar",
+        "--parameter-overrides",
+        *(f"ParameterKey={name},ParameterValue={value}" for name, value in values.items()),
     ]
     environment = {
         **{name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ},
@@ -77,9 +86,9 @@ def deploy(profile: Profile) -> None:
         )
     if done.returncode:
         raise Failure(f"The deploy failed; {log} says why.\n{_last_lines(log.read_text())}")
-    checkpoint(profile)
     stamp.write_text(wanted)
     print(f"Deployed in {time.monotonic() - started:.0f} s.", flush=True)
+    return True
 
 
 def status(profile: Profile) -> str:
@@ -103,7 +112,7 @@ def gateway_url(profile: Profile) -> str:
 
 
 def checkpoint(profile: Profile) -> None:
-    """Have the emulator write its state down now."""
+    """Have MiniStack write its state down now."""
     request = urllib.request.Request(f"{profile.url('aws')}/_local/checkpoint", method="POST")
     with urllib.request.urlopen(request, timeout=60):
         pass

@@ -18,19 +18,17 @@ import build
 import cloudformation
 import deploy
 from cloudformation import FALLBACK, Route
-from settings import ROOT, VENV, Profile, processes_of
+from settings import VENV, Profile, processes_of
 from supervision import Program
 
 UNROUTED = "_"
 
 
 def programs(profile: Profile) -> list[Program]:
-    """The router and every process of every function of the API."""
+    """Every process of every function of the API."""
     environments = deploy.environments(profile)
-    routes = cloudformation.routes(cloudformation.template())
-    served = sorted({route.function for route in routes})
-    found = [router(profile, routes)]
-    for name in served:
+    found = []
+    for name in sorted({route.function for route in cloudformation.routes(cloudformation.template())}):
         for number in range(1, processes_of(name) + 1):
             found.append(_process(profile, name, name, number, environments[name]))
     for number in range(1, processes_of(FALLBACK) + 1):
@@ -38,27 +36,48 @@ def programs(profile: Profile) -> list[Program]:
     return found
 
 
-def router(profile: Profile, routes: list[Route]) -> Program:
+def router(profile: Profile) -> Program:
     """The router with the template's routes. A change of routes restarts it."""
-    configuration = profile.dir / "router.toml"
-    configuration.write_text(router_configuration(routes))
+    manifest = router_manifest(cloudformation.routes(cloudformation.template()))
+    folder = profile.dir / "router"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "Cargo.toml").write_text(manifest)
+    (folder / "main.rs").write_text("fn main() {}\n")
     return Program(
         "router",
         [
-            str(VENV / "bin" / "cargo-lambda"), "lambda", "watch", "--only-lambda-apis", "--disable-cors",
-            "--invoke-address", "127.0.0.1", "--invoke-port", str(profile.port("router")),
-            "--manifest-path", str(ROOT / "Cargo.toml"), "--global", str(configuration),
+            str(VENV / "bin" / "cargo-lambda"),
+            "lambda",
+            "watch",
+            "--only-lambda-apis",
+            "--disable-cors",
+            "--invoke-address",
+            "127.0.0.1",
+            "--invoke-port",
+            str(profile.port("router")),
         ],
         # The routes are in a file, so their digest has to say that they changed.
-        {"ROUTES_SHA256": build.digest(router_configuration(routes).encode())},
-        ROOT,
+        {"ROUTES_SHA256": build.digest(manifest.encode())},
+        folder,
         priority=30,
     )
 
 
-def router_configuration(routes: list[Route]) -> str:
-    """The routes in cargo-lambda's words."""
-    lines = ["[watch.router]"]
+def router_manifest(routes: list[Route]) -> str:
+    """A manifest that names the functions and the routes, and builds nothing.
+
+    cargo-lambda reads both from a workspace. The project's own would do, but
+    then an edit that breaks its manifest for a moment would take port 4000 down.
+    """
+    lines = ["[workspace]", "[package]", 'name = "router"', 'edition = "2024"', "autobins = false"]
+    for name in sorted({route.function for route in routes}):
+        lines += ["[[bin]]", f"name = {json.dumps(name)}", 'path = "main.rs"']
+    return "\n".join(lines) + "\n" + router_section("package.metadata.lambda.watch.router", routes)
+
+
+def router_section(name: str, routes: list[Route]) -> str:
+    """The routes in cargo-lambda's words, as a TOML table."""
+    lines = [f"[{name}]"]
     for path in sorted({route.path for route in routes}):
         methods = [route for route in routes if route.path == path]
         targets = ", ".join(f'{{ method = "{route.method}", function = "{route.function}" }}' for route in methods)

@@ -53,9 +53,23 @@ def ready(profile: Profile) -> bool:
 def _psql(profile: Profile, statement: str) -> str:
     environment = {**os.environ, "PGPASSWORD": profile.secret("postgres")}
     done = subprocess.run(
-        [ensure_postgres() / "psql", "-h", "127.0.0.1", "-p", str(profile.port("postgres")), "-U", "postgres",
-         "-d", "postgres", "-XAtqc", statement],
-        env=environment, capture_output=True, text=True, check=False,
+        [
+            ensure_postgres() / "psql",
+            "-h",
+            "127.0.0.1",
+            "-p",
+            str(profile.port("postgres")),
+            "-U",
+            "postgres",
+            "-d",
+            "postgres",
+            "-XAtqc",
+            statement,
+        ],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise Failure(f"Postgres refuses: {done.stderr.strip()}; `make reset` starts with empty data.")
@@ -82,9 +96,23 @@ def _cluster(profile: Profile, programs: Path) -> Path:
         os.chown(data, owner.pw_uid, owner.pw_gid)
         os.chown(password_file, owner.pw_uid, owner.pw_gid)
     done = subprocess.run(
-        [*_as_owner(data), str(programs / "initdb"), "-D", str(data), "-U", "postgres", "-E", "UTF8",
-         "--locale=C.UTF-8", "--auth=scram-sha-256", f"--pwfile={password_file}"],
-        cwd="/", capture_output=True, text=True, check=False,
+        [
+            *_as_owner(data),
+            str(programs / "initdb"),
+            "-D",
+            str(data),
+            "-U",
+            "postgres",
+            "-E",
+            "UTF8",
+            "--locale=C.UTF-8",
+            "--auth=scram-sha-256",
+            f"--pwfile={password_file}",
+        ],
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
     )
     password_file.unlink()
     if done.returncode:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -63,6 +64,12 @@ def answers(url: str) -> bool:
         return True
     except OSError:
         return False
+
+
+def listens(port: int) -> bool:
+    """Whether somebody accepts connections on a port."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _clickhouse(profile: Profile) -> Program:
@@ -130,6 +137,9 @@ def _aws(profile: Profile) -> Program:
             "LOG_LEVEL": "INFO",
             "AWS_ACCESS_KEY_ID": "test",
             "AWS_SECRET_ACCESS_KEY": "test",
+            # The functions inherit these two.
+            "AWS_ENDPOINT_URL": profile.url("aws"),
+            "OTEL_EXPORTER_OTLP_ENDPOINT": profile.url("traces"),
         },
         HERE,
         priority=20,
@@ -143,8 +153,17 @@ def _model_mock(profile: Profile) -> Program:
     mock = TOOLS / "node_modules" / "@copilotkit" / "aimock" / "dist" / "cli.js"
     return Program(
         "llm",
-        [node, str(mock), "-p", str(profile.port("llm")), "-f", str(HERE / "servers" / "models.json"),
-         "--validate-on-load", "--log-level", "warn"],
+        [
+            node,
+            str(mock),
+            "-p",
+            str(profile.port("llm")),
+            "-f",
+            str(HERE / "servers" / "models.json"),
+            "--validate-on-load",
+            "--log-level",
+            "warn",
+        ],
         folder=HERE,
         priority=20,
     )

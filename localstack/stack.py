@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The local stack's commands. `make` is the way in; tests call this file themselves.
 
-    python3 localstack/stack.py [--profile stack|test] COMMAND
+python3 localstack/stack.py [--profile stack|test] COMMAND
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import tools  # noqa: E402
-from settings import ADMIN_EMAIL, HERE, LOCAL, PROFILES, ROOT, VENV, Failure, Profile  # noqa: E402
+import tools
+from settings import ADMIN_EMAIL, LOCAL, PROFILES, ROOT, VENV, Failure, Profile
 
 
 def main() -> int:
@@ -76,14 +76,25 @@ def bring_up(profile: Profile, with_build: bool) -> None:
     postgres.ensure_database(profile)
     if with_build:
         build.build()
-    deploy.deploy(profile)
+    if deploy.deploy(profile, services.parameters(profile)):
+        deploy.checkpoint(profile)
     print("Migrating the databases ...", flush=True)
     print(f"  {json.dumps(deploy.migrate(profile))}", flush=True)
     print("Starting the functions ...", flush=True)
+    # A function that finds no router ends at once, so the router comes first.
+    wanted.append(functions.router(profile))
+    if not services.listens(profile.port("router")):
+        supervisor.apply(wanted)
+        services.wait_for(
+            lambda: services.listens(profile.port("router")),
+            30,
+            f"The router does not start; {profile.logs}/router.log says why.",
+        )
     supervisor.apply([*wanted, *functions.programs(profile)])
     services.wait_for(
-        lambda: services.answers(f"{profile.url('router')}/health"), 30,
-        f"Port {profile.port('router')} does not answer; {profile.logs}/router.log says why.",
+        lambda: services.answers(f"{profile.url('router')}/health"),
+        30,
+        f"Port {profile.port('router')} does not answer; {profile.logs}/fn-gateway-health-1.log says why.",
     )
 
 
@@ -196,11 +207,11 @@ def check(_profile: Profile, _arguments: argparse.Namespace) -> int:
     return checks.run()
 
 
-def docker(_profile: Profile, _arguments: argparse.Namespace) -> None:
-    """The same stack in containers."""
+def docker(_profile: Profile, arguments: argparse.Namespace) -> None:
+    """The same product in containers: up, down, status, logs or reset."""
     import containers
 
-    containers.up()
+    containers.run(arguments.name)
 
 
 def _require_running(profile: Profile) -> None:
@@ -239,7 +250,7 @@ def _arguments() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, run in COMMANDS.items():
         command = commands.add_parser(name, help=(run.__doc__ or "").splitlines()[0])
-        if name in ("kill", "stop", "start", "invoke"):
+        if name in ("kill", "stop", "start", "invoke", "docker"):
             command.add_argument("name")
         elif name == "logs":
             command.add_argument("name", nargs="?")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -35,7 +36,7 @@ class Program:
         """This program in supervisord's configuration."""
         settings = {
             "command": " ".join(_quoted(part) for part in self.command),
-            "environment": ",".join(f"{name}={_quoted(value)}" for name, value in self.environment.items()),
+            "environment": ",".join(f"{name}={_environment_value(value)}" for name, value in self.environment.items()),
             "directory": _escaped(str(self.folder)),
             "priority": self.priority,
             "autostart": "true",
@@ -83,14 +84,13 @@ class Supervisor:
             self._start()
             return
         added, changed, removed = self._rpc.reloadConfig()[0]
-        for name in removed:
+        # All at once: one after the other a change in `lib` would take half a minute.
+        for name in (*removed, *changed):
+            self._rpc.stopProcessGroup(name, False)
+        for name in (*removed, *changed):
             self._rpc.stopProcessGroup(name)
             self._rpc.removeProcessGroup(name)
-        for name in changed:
-            self._rpc.stopProcessGroup(name)
-            self._rpc.removeProcessGroup(name)
-            self._rpc.addProcessGroup(name)
-        for name in added:
+        for name in (*changed, *added):
             self._rpc.addProcessGroup(name)
         self.resume()
 
@@ -185,7 +185,11 @@ supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
         environment[ports.MARK] = str(self.profile.dir)
         done = subprocess.run(
             [VENV / "bin" / "supervisord", "-c", self._configuration],
-            env=environment, cwd=ROOT, capture_output=True, text=True, check=False,
+            env=environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode:
             raise Failure(f"supervisord does not start: {(done.stderr or done.stdout).strip()[-300:]}")
@@ -203,6 +207,14 @@ def _quoted(value: str) -> str:
         raise ValueError("supervisord's configuration cannot hold a line break")
     inner = value.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{_escaped(inner)}"'
+
+
+def _environment_value(value: str) -> str:
+    """A variable's value, in a syntax that has quotes but no escapes, and comments even inside quotes."""
+    quote = "'" if '"' in value else '"'
+    if quote in value or "\n" in value or re.search(r"\s[;#]", value):
+        raise ValueError(f"supervisord's configuration cannot hold the value {value!r}")
+    return f"{quote}{_escaped(value)}{quote}"
 
 
 def _escaped(value: str) -> str:

@@ -29,8 +29,6 @@ def ensure() -> None:
 
 
 def _require_toolchains() -> None:
-    if sys.version_info < (3, 11):
-        raise Failure("Python 3.11 or newer is needed; run `apt-get install python3` on Debian 12.")
     if not shutil.which("cargo"):
         raise Failure("Rust is needed; install it as https://rustup.rs says, then run `make up` again.")
     if not shutil.which("npm"):
@@ -54,8 +52,16 @@ def _python(venv: Path, requirements: Path, what: str) -> None:
     # The list is complete, so nothing is resolved; two of the packages state a
     # newer Python than they need (see stripe/downport.py).
     _run(
-        [venv / "bin" / "pip", "install", "--no-deps", "--ignore-requires-python", "--no-input",
-         "--disable-pip-version-check", "-r", requirements],
+        [
+            venv / "bin" / "pip",
+            "install",
+            "--no-deps",
+            "--ignore-requires-python",
+            "--no-input",
+            "--disable-pip-version-check",
+            "-r",
+            requirements,
+        ],
         log,
         f"Python packages could not be installed; {log} says why.",
     )
@@ -131,8 +137,12 @@ def _debian(*packages: str) -> None:
 def _run(command: list, log: Path, message: str, environment: dict[str, str] | None = None) -> None:
     with log.open("ab") as file:
         done = subprocess.run(
-            [str(part) for part in command], stdout=file, stderr=file, stdin=subprocess.DEVNULL,
-            env=environment, check=False,
+            [str(part) for part in command],
+            stdout=file,
+            stderr=file,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            check=False,
         )
     if done.returncode:
         raise Failure(message)

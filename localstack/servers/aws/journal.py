@@ -58,9 +58,7 @@ class Journal:
         known = list(owners)
         marks = ", ".join("?" * len(known))
         with self._lock:
-            self._database.execute(
-                f"DELETE FROM entries WHERE store = ? AND owner NOT IN ({marks})", (store, *known)
-            )
+            self._database.execute(f"DELETE FROM entries WHERE store = ? AND owner NOT IN ({marks})", (store, *known))
 
 
 def _encode(value: object) -> object:

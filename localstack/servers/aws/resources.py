@@ -18,9 +18,7 @@ def apply() -> None:
     from ministack.services.cloudformation import provisioners
 
     for resource_type in PLACEHOLDERS:
-        provisioners._RESOURCE_HANDLERS.setdefault(
-            resource_type, {"create": _create, "delete": lambda *_: None}
-        )
+        provisioners._RESOURCE_HANDLERS.setdefault(resource_type, {"create": _create, "delete": lambda *_: None})
 
 
 def _create(logical_id: str, _properties: dict, stack: str) -> tuple[str, dict]:

@@ -10,9 +10,12 @@ import logging
 import time
 import urllib.error
 import urllib.request
+from typing import TYPE_CHECKING
 
 from servers.stripe import gaps
-from servers.stripe.world import StripeWorld
+
+if TYPE_CHECKING:
+    from servers.stripe.world import StripeWorld
 
 POLL_SECONDS = 0.25
 # Stripe's first retries, shortened: a developer restarts the receiver in seconds.

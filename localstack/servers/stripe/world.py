@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 # The replica asks for this function of newer Pythons.
 os.process_cpu_count = getattr(os, "process_cpu_count", os.cpu_count)  # type: ignore[attr-defined]
 
-import seahaven.http  # noqa: E402
-from seahaven_stripe_world import world  # noqa: E402
-from seahaven_stripe_world.http_api.handler import handle  # noqa: E402
+import seahaven.http
+from seahaven_stripe_world import world
+from seahaven_stripe_world.http_api.handler import handle
 
 ACCOUNT = "default"
 OWN_KEY = [(b"authorization", b"Bearer sk_test_local"), (b"host", b"localhost")]
@@ -32,10 +32,7 @@ class StripeWorld:
     """One account of the replica."""
 
     def __init__(self) -> None:
-        self._app = seahaven.http.app(
-            world, handle, reset_options={"startup": {"livemode": False}}, max_instances=10
-        )
-
+        self._app = seahaven.http.app(world, handle, reset_options={"startup": {"livemode": False}}, max_instances=10)
 
     async def call(
         self, method: str, path: str, query: str = "", headers: Headers | None = None, body: bytes = b""

@@ -1,0 +1,73 @@
+"""`make check`: everything that can be said about the code without running it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+
+import cloudformation
+from settings import HERE, REGION, ROOT, SAM_VENV, TOOLS, VENV, Failure
+
+CARGO_DENY = "0.20.2"
+
+
+def run() -> int:
+    """All checks, also after one failed."""
+    _ensure_cargo_deny()
+    sam, python = SAM_VENV / "bin", VENV / "bin"
+    template = str(cloudformation.TEMPLATE)
+    checks: dict[str, list[str]] = {
+        "format": ["cargo", "fmt", "--all", "--check"],
+        "lints": ["cargo", "clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
+        "routes": ["cargo", "test", "-p", "tests", "--test", "routes"],
+        "template (SAM)": [str(sam / "sam"), "validate", "--lint", "-t", template, "--region", REGION],
+        "template (cfn-lint)": [str(sam / "cfn-lint"), template],
+        # The advisories database lives on a host of its own; CI with network access adds `advisories`.
+        "dependencies": ["cargo", "deny", "check", "bans", "licenses", "sources"],
+        "Python": [str(python / "ruff"), "check", str(HERE)],
+        "Python format": [str(python / "ruff"), "format", "--check", str(HERE)],
+    }
+    failed = [name for name, command in checks.items() if not _passes(name, command)]
+    if failed:
+        print(f"\nFailed: {', '.join(failed)}.")
+        return 1
+    print("\nAll checks passed.")
+    return 0
+
+
+def _passes(name: str, command: list[str]) -> bool:
+    print(f"\n== {name}", flush=True)
+    started = time.monotonic()
+    environment = {
+        **os.environ,
+        "SQLX_OFFLINE": "true",
+        "SAM_CLI_TELEMETRY": "0",
+        "AWS_DEFAULT_REGION": REGION,
+        "PATH": f"{TOOLS / 'bin'}{os.pathsep}{os.environ['PATH']}",
+    }
+    code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    print(f"== {name}: {'passed' if code == 0 else 'failed'} in {time.monotonic() - started:.0f} s", flush=True)
+    return code == 0
+
+
+def _ensure_cargo_deny() -> None:
+    """Built from source once; it takes some minutes."""
+    program = TOOLS / "bin" / "cargo-deny"
+    if (
+        program.exists()
+        and CARGO_DENY in subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+    ):
+        return
+    print("Building cargo-deny (some minutes, once) ...", flush=True)
+    log = TOOLS / "install-cargo-deny.log"
+    with log.open("w") as file:
+        done = subprocess.run(
+            ["cargo", "install", f"cargo-deny@{CARGO_DENY}", "--locked", "--root", TOOLS],
+            cwd=TOOLS,
+            stdout=file,
+            stderr=file,
+            check=False,
+        )
+    if done.returncode:
+        raise Failure(f"cargo-deny could not be built; {log} says why.")

@@ -1,0 +1,6 @@
+"""The stack's modules are imported as they import each other."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

@@ -1,0 +1,151 @@
+"""The local AWS keeps what it acknowledged through `kill -9`."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import botocore.config
+import botocore.session
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[1]
+
+
+class Emulator:
+    """One MiniStack on a state folder, which a test may kill and start again."""
+
+    def __init__(self, folder):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.environment = {
+            **os.environ,
+            "GATEWAY_PORT": str(self.port),
+            "BIND_HOST": "127.0.0.1",
+            "MINISTACK_HOST": "127.0.0.1",
+            "PERSIST_STATE": "1",
+            "STATE_DIR": str(folder),
+            "IOT_MTLS_ENABLED": "0",
+            "SFTP_ENABLED": "0",
+            "LOG_LEVEL": "WARNING",
+        }
+        self.start()
+
+    def start(self):
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "servers.aws"], cwd=FOLDER, env=self.environment, start_new_session=True
+        )
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/_ministack/health", timeout=1).close()
+                return
+            except OSError:
+                assert time.monotonic() < deadline, "the emulator does not start"
+                time.sleep(0.05)
+
+    def kill(self):
+        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def checkpoint(self):
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/_local/checkpoint", method="POST")
+        urllib.request.urlopen(request, timeout=10).close()
+
+    def client(self, service):
+        return botocore.session.get_session().create_client(
+            service,
+            region_name="us-east-1",
+            endpoint_url=f"http://127.0.0.1:{self.port}",
+            aws_access_key_id="test",
+            aws_secret_access_key="test",
+            config=botocore.config.Config(retries={"total_max_attempts": 1}),
+        )
+
+
+@pytest.fixture
+def emulator(tmp_path):
+    emulator = Emulator(tmp_path)
+    yield emulator
+    emulator.kill()
+
+
+def drain(sqs, url):
+    """Receive and delete until the queue stays empty."""
+    bodies = []
+    while messages := sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10).get("Messages"):
+        bodies += [message["Body"] for message in messages]
+        entries = [{"Id": str(n), "ReceiptHandle": message["ReceiptHandle"]} for n, message in enumerate(messages)]
+        sqs.delete_message_batch(QueueUrl=url, Entries=entries)
+    return bodies
+
+
+def test_messages_survive_and_deleted_ones_stay_deleted(emulator):
+    sqs = emulator.client("sqs")
+    url = sqs.create_queue(QueueName="events")["QueueUrl"]
+    emulator.checkpoint()
+    for number in range(30):
+        sqs.send_message(QueueUrl=url, MessageBody=str(number))
+    received = sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10)["Messages"]
+    for message in received[:4]:
+        sqs.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
+    emulator.kill()
+    emulator.start()
+    gone = {message["Body"] for message in received[:4]}
+    assert sorted(map(int, drain(sqs, url))) == [n for n in range(30) if str(n) not in gone]
+
+
+def test_a_queue_made_again_is_empty(emulator):
+    sqs = emulator.client("sqs")
+    url = sqs.create_queue(QueueName="events")["QueueUrl"]
+    sqs.send_message(QueueUrl=url, MessageBody="old")
+    sqs.purge_queue(QueueUrl=url)
+    emulator.checkpoint()
+    emulator.kill()
+    emulator.start()
+    assert drain(sqs, url) == []
+
+
+def test_items_survive_as_they_were_last_written(emulator):
+    dynamodb = emulator.client("dynamodb")
+    dynamodb.create_table(
+        TableName="sessions",
+        BillingMode="PAY_PER_REQUEST",
+        KeySchema=[{"AttributeName": "pk", "KeyType": "HASH"}],
+        AttributeDefinitions=[{"AttributeName": "pk", "AttributeType": "S"}],
+    )
+    emulator.checkpoint()
+    for key in ("kept", "deleted", "counted"):
+        dynamodb.put_item(TableName="sessions", Item={"pk": {"S": key}, "n": {"N": "1"}, "b": {"B": b"\x00\xff"}})
+    dynamodb.delete_item(TableName="sessions", Key={"pk": {"S": "deleted"}})
+    dynamodb.update_item(
+        TableName="sessions",
+        Key={"pk": {"S": "counted"}},
+        UpdateExpression="ADD n :one",
+        ExpressionAttributeValues={":one": {"N": "1"}},
+    )
+    emulator.kill()
+    emulator.start()
+    items = {item["pk"]["S"]: item for item in dynamodb.scan(TableName="sessions")["Items"]}
+    assert sorted(items) == ["counted", "kept"]
+    assert (items["counted"]["n"], items["kept"]["b"]) == ({"N": "2"}, {"B": b"\x00\xff"})
+
+
+def test_the_outbox_survives(emulator):
+    ses = emulator.client("sesv2")
+    ses.create_email_identity(EmailIdentity="example.com")
+    ses.send_email(
+        FromEmailAddress="a@example.com",
+        Destination={"ToAddresses": ["b@example.org"]},
+        Content={"Simple": {"Subject": {"Data": "Hello"}, "Body": {"Text": {"Data": "Text"}}}},
+    )
+    emulator.checkpoint()
+    emulator.kill()
+    emulator.start()
+    with urllib.request.urlopen(f"http://127.0.0.1:{emulator.port}/_ministack/ses/messages", timeout=10) as reply:
+        assert b"Hello" in reply.read()

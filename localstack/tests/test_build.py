@@ -1,0 +1,37 @@
+"""Zips: the same bytes for the same code, other bytes for other code."""
+
+import os
+import zipfile
+
+import build
+
+
+def test_zip_is_the_same_whenever_it_is_made(tmp_path):
+    executable = tmp_path / "auth-me"
+    executable.write_bytes(b"\x7fELF code")
+    first, second = tmp_path / "1" / "bootstrap.zip", tmp_path / "2" / "bootstrap.zip"
+    build.package(executable, first)
+    os.utime(executable, (1, 1))
+    executable.chmod(0o600)
+    build.package(executable, second)
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_zip_holds_an_executable_bootstrap(tmp_path):
+    executable = tmp_path / "auth-me"
+    executable.write_bytes(b"code")
+    target = tmp_path / "out" / "bootstrap.zip"
+    build.package(executable, target)
+    with zipfile.ZipFile(target) as zipped:
+        [entry] = zipped.infolist()
+        assert (entry.filename, zipped.read(entry)) == ("bootstrap", b"code")
+        assert entry.external_attr >> 16 & 0o111 == 0o111
+
+
+def test_only_changed_code_is_zipped_again(tmp_path):
+    executable, target = tmp_path / "auth-me", tmp_path / "bootstrap.zip"
+    executable.write_bytes(b"one")
+    assert build.package(executable, target)
+    assert not build.package(executable, target)
+    executable.write_bytes(b"two")
+    assert build.package(executable, target)
