@@ -84,6 +84,6 @@ through_both_doors! {
         api.get("/api/billing/plans").send().await.expect_status(200);
         let other = api.elsewhere().sign_up().await;
         assert_eq!(api.me(&other.jwt).await, 200, "another user of the same address is another client");
-        api.get("/health").send().await.expect_status(200);
+        api.get("/").send().await.expect_status(200);
     }
 }

@@ -42,15 +42,17 @@ through_both_doors! {
         let person = api.sign_up().await;
         mail_to(&person.email, VERIFY, 1).await;
         let resend = |email: &str| api.post("/api/auth/resend-verification").json(&json!({"email": email})).send();
+        let began = hour();
         for _ in 0..8 {
             resend(&person.email).await.expect_status(200);
         }
-        mail_to(&person.email, VERIFY, 6).await;
-        // The hour of the limit may have ended in between, which allows five more; all eight never.
+        let hours = hour() - began + 1;
         let other = api.sign_up().await;
         resend(&other.email).await.expect_status(200);
         mail_to(&other.email, VERIFY, 2).await;
-        assert!(mails_to(&person.email).await.len() <= 1 + 8);
+        // A link that a newer one voided before its mail went out is not sent, so fewer may arrive.
+        let sent = mails_to(&person.email).await.len();
+        assert!((2..=1 + 5 * hours).contains(&sent), "{sent} mails");
     }
 
     async fn the_address_must_be_one(api: Api) {
