@@ -73,7 +73,7 @@ def _discard(profile: Profile) -> None:
 def _suites() -> dict[str, list[str]]:
     python = str(VENV / "bin" / "python")
     suites = {
-        "local stack": [python, "-m", "pytest", "-q", str(HERE / "tests")],
+        "local stack": [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "tests")],
         "workspace": ["cargo", "test", "--workspace", "--lib", "--tests", "--no-fail-fast"],
     }
     if FUZZ.exists():
