@@ -1,0 +1,440 @@
+//! One question and its answer: reserve, ask, answer, settle.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use serde::Serialize;
+use serde_json::Value;
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio::time::Instant;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use uuid::Uuid;
+
+use crate::auth::account::Visit;
+use crate::background;
+use crate::chat::catalogue::ProviderId;
+use crate::chat::conversation::{Message, usage_json};
+use crate::chat::prompt;
+use crate::chat::provider::attempt::{Begun, Providers};
+use crate::chat::provider::{Call, Cause, Failure, FinishReason, Piece, Pieces, Usage};
+use crate::chat::quota::{self, Quota};
+use crate::chat::record::{self, Exchange, Named, Outcome, Stored};
+use crate::chat::stream::{Broken, Done, PING, Protocol, Start, StreamEvent};
+use crate::clock;
+use crate::error::{Code, Error, Result};
+use crate::http::response::Chunks;
+use crate::store::postgres::Database;
+use crate::telemetry::trace::TraceContext;
+
+/// A silent stream says so.
+const PING_AFTER: Duration = Duration::from_secs(15);
+/// The longest answer, below what API Gateway allows.
+const TOTAL: Duration = Duration::from_secs(280);
+/// The longest silence within an answer.
+const SILENCE: Duration = Duration::from_secs(60);
+/// Kept back from the function's own time-out, for storing the answer.
+const RESERVE: Duration = Duration::from_secs(15);
+/// Tries to store an answer that was produced.
+const STORE_ATTEMPTS: u32 = 5;
+
+/// What the chat functions need.
+pub struct Chat {
+    /// The database.
+    pub database: Database,
+    providers: Providers,
+}
+
+/// A question as the client asks it.
+#[derive(Debug, Clone)]
+pub struct Ask {
+    /// Who asks.
+    pub user_id: Uuid,
+    /// The question; without one, the last question of the conversation is asked again.
+    pub message: Option<String>,
+    /// The conversation.
+    pub conversation: Named,
+    /// The provider, if the client cares.
+    pub provider: Option<ProviderId>,
+    /// The model, if the client cares.
+    pub model: Option<String>,
+    /// Instructions to the model.
+    pub system_prompt: Option<String>,
+    /// How freely to choose words.
+    pub temperature: Option<f64>,
+    /// The longest answer.
+    pub max_tokens: Option<i64>,
+    /// Whether the answer will be streamed.
+    pub streamed: bool,
+}
+
+/// An answer that was sent whole.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Reply {
+    /// The conversation.
+    pub conversation_id: Uuid,
+    /// The answer.
+    pub message: Message,
+    /// Its tokens and cost.
+    pub usage: Value,
+    /// Who answered.
+    pub provider: String,
+    /// What answered.
+    pub model: String,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+    /// What is left of the month.
+    pub quota: Quota,
+    /// Who should have answered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fallback_from: Option<ProviderId>,
+}
+
+/// An answer that has begun.
+pub struct Answer {
+    chat: &'static Chat,
+    exchange: Exchange,
+    begun: Begun,
+    prompt_tokens: i64,
+    trace: TraceContext,
+    started: Instant,
+    ttft_ms: i64,
+    deadline: Instant,
+}
+
+impl Chat {
+    /// Reads secrets; connects on first use.
+    ///
+    /// # Errors
+    /// When a variable or a secret is missing.
+    pub async fn init() -> Result<Self> {
+        let (database, providers) = futures_util::try_join!(Database::init(), Providers::init())?;
+        Ok(Self::new(database, providers))
+    }
+
+    /// Chat over this database and these providers.
+    #[must_use]
+    pub fn new(database: Database, providers: Providers) -> Self {
+        Self { database, providers }
+    }
+
+    /// Asks, and waits until an answer begins.
+    ///
+    /// # Errors
+    /// 404 for another's conversation, 400 `model_not_available`, 429 `quota_exceeded`, and the provider's
+    /// failure by its cause; then nothing is stored and nothing spent.
+    pub async fn ask(&'static self, ask: Ask, visit: &Visit, time_left: Duration) -> Result<Answer> {
+        let (exchange, call) = self.prepare(ask, visit).await?;
+        let prompt_tokens = call.turns.iter().map(|turn| turn.content.as_str()).chain(call.system.as_deref());
+        let prompt_tokens = prompt_tokens.map(prompt::estimate).sum();
+        let started = Instant::now();
+        let begun = exchange.reservation.keep_alive(self.database.pool(), self.providers.begin(call)).await;
+        let begun = match begun {
+            Ok(begun) => begun,
+            Err(refused) => {
+                let class = refused.failure.class(false);
+                self.give_up(&exchange, class, refused.attempts, millis(started), &visit.trace).await;
+                return Err(refused.failure.into());
+            }
+        };
+        let deadline = started + TOTAL.min(time_left.saturating_sub(RESERVE));
+        let ttft_ms = millis(started);
+        Ok(Answer { chat: self, exchange, begun, prompt_tokens, trace: visit.trace, started, ttft_ms, deadline })
+    }
+
+    /// Everything before the provider is called: one connection, three statements.
+    async fn prepare(&self, ask: Ask, visit: &Visit) -> Result<(Exchange, Call)> {
+        let asked_at = clock::now();
+        let mut connection = self.database.pool().acquire().await?;
+        let setting = record::setting(&mut connection, ask.user_id, &ask.conversation).await?;
+        let ongoing = setting.conversation;
+        // A provider that is named alone is asked for its default, whatever the conversation's model.
+        let usual = ongoing.as_ref().filter(|_| ask.provider.is_none()).and_then(|ongoing| ongoing.model.as_deref());
+        let model = ask.model.as_deref().or(usual);
+        let chosen = self.providers.choose(ask.provider, model)?;
+        let regenerates = ask.message.is_none();
+        let (question, before) = match (ask.message, &ongoing) {
+            (Some(message), _) => (message, None),
+            (None, Some(ongoing)) => {
+                let question = record::last_question(&mut connection, ongoing.id).await?;
+                (question.content, Some(question.position))
+            }
+            (None, None) => return Err(Error::not_found("conversation")),
+        };
+        let system = ask.system_prompt.or(ongoing.as_ref().and_then(|ongoing| ongoing.system_prompt.clone()));
+        let system = system.filter(|text| !text.is_empty());
+        let bound = prompt::PER_MESSAGE + prompt::bound(&question) + system.as_deref().map_or(0, prompt::bound);
+        let longest = prompt::longest_answer(chosen.model, ask.max_tokens);
+        let history = match &ongoing {
+            Some(ongoing) => {
+                let room = prompt::history_room(chosen.model, bound, longest, setting.left);
+                record::history(&mut connection, ongoing.id, before, room).await?
+            }
+            None => Vec::new(),
+        };
+        let turns = prompt::turns(history, &question);
+        let input: i64 = turns.iter().map(|turn| prompt::bound(&turn.content)).sum::<i64>()
+            + prompt::PER_MESSAGE
+            + system.as_deref().map_or(0, prompt::bound);
+        let shortest = longest.min(prompt::SHORTEST_ANSWER);
+        let reservation =
+            quota::reserve(&mut connection, ask.user_id, setting.plan, input + longest, input + shortest).await?;
+        drop(connection);
+        let max_tokens = (reservation.tokens - input).clamp(1, longest);
+        let exchange = Exchange {
+            subject: visit.subject(ask.user_id, setting.plan),
+            conversation_id: ongoing.as_ref().map_or_else(Uuid::now_v7, |ongoing| ongoing.id),
+            is_new: ongoing.is_none(),
+            client_id: match ask.conversation {
+                Named::Client(name) => Some(name),
+                Named::New | Named::Id(_) => None,
+            },
+            system_prompt: system.clone(),
+            question,
+            question_id: Uuid::now_v7(),
+            asked_at,
+            answer_id: Uuid::now_v7(),
+            regenerates,
+            requested_model: ask.model.unwrap_or_else(|| chosen.model.id.clone()),
+            chosen: chosen.clone(),
+            streamed: ask.streamed,
+            reservation,
+        };
+        Ok((exchange, Call { choice: chosen, system, turns, max_tokens, temperature: ask.temperature }))
+    }
+
+    /// Releases what was reserved. If that fails the sweep does it, and the client still learns what happened.
+    async fn give_up(&self, exchange: &Exchange, class: &'static str, attempts: u32, ms: i64, trace: &TraceContext) {
+        let given_up = async { exchange.give_up(self.database.begin(trace).await?, class, attempts, ms).await };
+        if let Err(error) = given_up.await {
+            tracing::error!(error.cause = %error, "a failed exchange could not be noted");
+        }
+    }
+
+    /// Stores an answer that was produced, with patience: it was paid for and may have been read.
+    async fn store(&self, exchange: &Exchange, outcome: &Outcome, trace: &TraceContext) -> Result<Stored> {
+        let mut attempt = 1;
+        loop {
+            let stored = async { exchange.store(self.database.begin(trace).await?, outcome).await };
+            match stored.await {
+                Err(error) if attempt < STORE_ATTEMPTS => {
+                    tracing::warn!(error.cause = %error, attempt, "an answer could not be stored yet");
+                    tokio::time::sleep(Duration::from_millis(100) * 2_u32.pow(attempt)).await;
+                    attempt += 1;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+}
+
+/// What generation takes from the provider.
+struct Produced {
+    text: String,
+    usage: Option<Usage>,
+    finish: Option<FinishReason>,
+    failure: Option<Failure>,
+}
+
+impl Produced {
+    fn take(&mut self, piece: Piece) -> Option<String> {
+        match piece {
+            Piece::Text(text) => {
+                self.text.push_str(&text);
+                return Some(text);
+            }
+            Piece::Usage(usage) => self.usage = Some(usage),
+            Piece::Finish(reason) => self.finish = Some(reason),
+        }
+        None
+    }
+}
+
+impl Answer {
+    /// The whole answer, stored.
+    ///
+    /// # Errors
+    /// The provider's failure if the answer breaks off: nobody has seen any of it, so nothing is stored and
+    /// nothing spent.
+    pub async fn complete(mut self) -> Result<Reply> {
+        let mut reader = Reader::default();
+        let produced = self.generate(&mut reader).await;
+        let (chat, trace) = (self.chat, self.trace);
+        if let Some(failure) = produced.failure {
+            let class = failure.class(true);
+            chat.give_up(&self.exchange, class, self.begun.attempts, millis(self.started), &trace).await;
+            return Err(failure.into());
+        }
+        let outcome = self.outcome(produced);
+        let stored = chat.store(&self.exchange, &outcome, &trace).await?;
+        Ok(self.reply(outcome, &stored))
+    }
+
+    /// The answer as it comes. It is produced and stored whether or not it is read to the end.
+    pub fn stream(mut self, protocol: Protocol) -> Chunks {
+        let (sender, receiver) = unbounded_channel();
+        let start = StreamEvent::Start(Start {
+            stream_id: Uuid::now_v7(),
+            conversation_id: self.exchange.conversation_id,
+            message_id: self.exchange.answer_id,
+            provider: self.begun.choice.model.provider.to_string(),
+            model: self.begun.choice.model.id.clone(),
+            fallback_from: self.begun.fallback_from.map(|provider| provider.to_string()),
+        });
+        let mut reader = Reader { sink: Some(sender), protocol, last_id: 0 };
+        background::spawn(async move {
+            reader.send(&start);
+            let produced = self.generate(&mut reader).await;
+            let failure = produced.failure.clone();
+            let outcome = self.outcome(produced);
+            let stored = self.chat.store(&self.exchange, &outcome, &self.trace).await;
+            reader.send(&self.last_event(&outcome, failure, stored));
+        });
+        Box::pin(UnboundedReceiverStream::new(receiver))
+    }
+
+    /// Reads the provider to its end, its failure or our patience's, and passes the text on.
+    async fn generate(&mut self, reader: &mut Reader) -> Produced {
+        let mut produced = Produced { text: String::new(), usage: None, finish: None, failure: None };
+        for piece in std::mem::take(&mut self.begun.first) {
+            if let Some(text) = produced.take(piece) {
+                reader.send(&StreamEvent::Delta(text));
+            }
+        }
+        let pool = self.chat.database.pool();
+        let reservation = self.exchange.reservation.clone();
+        let read = read(&mut self.begun.rest, &mut produced, reader, self.deadline);
+        let failure = reservation.keep_alive(pool, read).await.err();
+        produced.failure = failure;
+        produced
+    }
+
+    fn outcome(&self, produced: Produced) -> Outcome {
+        let failure = produced.failure.as_ref().map(|failure| failure.class(true));
+        let usage = match produced.usage {
+            Some(usage) if failure.is_none() => usage,
+            usage => prompt::estimated_usage(usage, self.prompt_tokens, &produced.text),
+        };
+        let finish =
+            if failure.is_some() { FinishReason::Error } else { produced.finish.unwrap_or(FinishReason::Stop) };
+        Outcome {
+            model: self.begun.choice.clone(),
+            text: produced.text,
+            usage,
+            finish,
+            failure,
+            ttft_ms: Some(self.ttft_ms),
+            latency_ms: millis(self.started),
+            attempts: self.begun.attempts,
+            fallback_from: self.begun.fallback_from,
+        }
+    }
+
+    fn reply(&self, outcome: Outcome, stored: &Stored) -> Reply {
+        let usage = usage_json(&outcome.usage, stored.cost_micro_usd);
+        let (provider, model) = (outcome.model.model.provider.to_string(), outcome.model.model.id.clone());
+        let message = Message {
+            id: self.exchange.answer_id,
+            role: "assistant".to_owned(),
+            content: outcome.text,
+            provider: Some(provider.clone()),
+            model: Some(model.clone()),
+            usage: Some(usage.clone()),
+            finish_reason: Some(outcome.finish.as_str().to_owned()),
+            created_at: clock::now(),
+        };
+        Reply {
+            conversation_id: stored.conversation_id,
+            message,
+            usage,
+            provider,
+            model,
+            finish_reason: outcome.finish,
+            quota: stored.quota,
+            fallback_from: outcome.fallback_from,
+        }
+    }
+
+    fn last_event(&self, outcome: &Outcome, failure: Option<Failure>, stored: Result<Stored>) -> StreamEvent {
+        let broken = |code: Code, message: &str| {
+            StreamEvent::Error(Broken { code: code.as_str().to_owned(), message: message.to_owned() })
+        };
+        match (stored, failure) {
+            (Err(error), _) => {
+                tracing::error!(error.cause = %error, "an answer could not be stored");
+                broken(Code::Internal, "The answer could not be stored.")
+            }
+            (Ok(_), Some(failure)) => {
+                tracing::warn!(error.cause = %failure, "an answer broke off");
+                broken(failure.code(), failure.message())
+            }
+            (Ok(stored), None) => StreamEvent::Done(Done {
+                message_id: self.exchange.answer_id,
+                usage: usage_json(&outcome.usage, stored.cost_micro_usd),
+                finish_reason: outcome.finish,
+                quota: serde_json::to_value(stored.quota).unwrap_or_default(),
+            }),
+        }
+    }
+}
+
+/// Reads pieces until the provider closes the stream.
+async fn read(
+    pieces: &mut Pieces,
+    produced: &mut Produced,
+    reader: &mut Reader,
+    deadline: Instant,
+) -> Result<(), Failure> {
+    let mut heard = Instant::now();
+    loop {
+        let wake = deadline.min(heard + SILENCE).min(Instant::now() + PING_AFTER);
+        match tokio::time::timeout_at(wake, pieces.next()).await {
+            Ok(None) => return Ok(()),
+            Ok(Some(Err(failure))) => return Err(failure),
+            Ok(Some(Ok(piece))) => {
+                heard = Instant::now();
+                if let Some(text) = produced.take(piece) {
+                    reader.send(&StreamEvent::Delta(text));
+                }
+            }
+            // What is complete but for the closing of the connection is complete.
+            Err(_) if produced.finish.is_some() => return Ok(()),
+            Err(_) if Instant::now() >= deadline || heard.elapsed() >= SILENCE => {
+                return Err(Failure::new(Cause::TimedOut, "the answer took too long"));
+            }
+            Err(_) => reader.ping(),
+        }
+    }
+}
+
+/// Whoever reads the answer as it comes, if anybody does.
+#[derive(Default)]
+struct Reader {
+    sink: Option<UnboundedSender<Bytes>>,
+    protocol: Protocol,
+    last_id: u64,
+}
+
+impl Reader {
+    fn send(&mut self, event: &StreamEvent) {
+        self.last_id += 1;
+        self.write(self.protocol.encode(self.last_id, event));
+    }
+
+    fn ping(&self) {
+        self.write(PING);
+    }
+
+    fn write(&self, bytes: Bytes) {
+        if let Some(sink) = &self.sink {
+            // Who left is not waited for.
+            let _ = sink.send(bytes);
+        }
+    }
+}
+
+/// Milliseconds since then.
+fn millis(since: Instant) -> i64 {
+    i64::try_from(since.elapsed().as_millis()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,12 @@
+//! Chat: conversations, model providers, quotas and streams.
+
+pub mod catalogue;
+pub mod conversation;
+pub mod exchange;
+pub mod fields;
+pub mod prompt;
+pub mod provider;
+pub mod quota;
+pub mod record;
+pub mod search;
+pub mod stream;

@@ -1,0 +1,102 @@
+//! What a model is sent: how long it may be, how much it may cost, and what is left out to make it fit.
+
+use crate::chat::catalogue::Model;
+use crate::chat::provider::{Role, Turn, Usage};
+
+/// Tokens that a provider adds around a message, and more.
+pub const PER_MESSAGE: i64 = 16;
+/// The longest answer where the client names no limit.
+const DEFAULT_ANSWER: i64 = 4_096;
+/// The same for a model that thinks first, in tokens that count.
+const DEFAULT_REASONED_ANSWER: i64 = 16_384;
+/// An answer with less room than that is not worth beginning.
+pub const SHORTEST_ANSWER: i64 = 64;
+
+/// An upper bound of a text's tokens: runs of letters make two tokens of three at the very worst, any other
+/// byte may be a token.
+#[must_use]
+pub fn bound(text: &str) -> i64 {
+    let letters = text.bytes().filter(|byte| byte.is_ascii_alphanumeric() || *byte == b' ').count();
+    let others = text.len() - letters;
+    i64::try_from(letters * 2 / 3 + others).unwrap_or(i64::MAX / 2) + PER_MESSAGE
+}
+
+/// A likely number of tokens, for what no provider has counted.
+#[must_use]
+pub fn estimate(text: &str) -> i64 {
+    i64::try_from(text.len().div_ceil(4)).unwrap_or(i64::MAX)
+}
+
+/// The longest answer: what the client asks for or a default, within the model's own limit.
+#[must_use]
+pub fn longest_answer(model: &Model, asked: Option<i64>) -> i64 {
+    let default = if model.reasoning { DEFAULT_REASONED_ANSWER } else { DEFAULT_ANSWER };
+    asked.unwrap_or(default).min(model.max_output_tokens)
+}
+
+/// Bytes of history that fit beside a prompt and its answer, in the model's window and in the tokens left.
+#[must_use]
+pub fn history_room(model: &Model, prompt: i64, answer: i64, left: i64) -> i64 {
+    // Three bytes a token is more than most texts need: what does not fit is refused by the provider.
+    let window = (model.context_window - prompt - answer).max(0).saturating_mul(3);
+    window.min((left - prompt - answer).max(0))
+}
+
+/// The history as providers accept it: nothing empty, a person speaks first.
+#[must_use]
+pub fn turns(history: Vec<Turn>, message: &str) -> Vec<Turn> {
+    let spoken = history.into_iter().filter(|turn| !turn.content.trim().is_empty());
+    let mut turns: Vec<Turn> = spoken.skip_while(|turn| turn.role == Role::Assistant).collect();
+    turns.push(Turn { role: Role::User, content: message.to_owned() });
+    turns
+}
+
+/// What was used, for an answer that was stopped or broke, or whose provider told nothing.
+#[must_use]
+pub fn estimated_usage(reported: Option<Usage>, prompt: i64, answer: &str) -> Usage {
+    let reported = reported.unwrap_or_default();
+    let input_tokens = if reported.input_tokens > 0 { reported.input_tokens } else { prompt };
+    let output_tokens = reported.output_tokens.max(estimate(answer));
+    Usage { input_tokens, output_tokens, estimated: true, ..reported }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chat::catalogue::Catalogue;
+
+    fn turn(role: Role, content: &str) -> Turn {
+        Turn { role, content: content.to_owned() }
+    }
+
+    #[test]
+    fn history_begins_with_a_person_and_skips_what_is_empty() {
+        let history = vec![turn(Role::Assistant, "a"), turn(Role::User, "b"), turn(Role::Assistant, " ")];
+        let turns = turns(history, "c");
+        assert_eq!(turns.iter().map(|turn| turn.content.as_str()).collect::<Vec<_>>(), ["b", "c"]);
+    }
+
+    #[test]
+    fn history_fits_the_window_and_the_quota() {
+        let model = Catalogue::get().unwrap().find("gpt-4").unwrap().model;
+        assert_eq!(history_room(model, 100, 4_096, 1_000_000), (8_192 - 4_196) * 3);
+        assert_eq!(history_room(model, 100, 4_096, 5_000), 804);
+        assert_eq!(history_room(model, 100, 4_096, 1_000), 0);
+        assert_eq!(history_room(model, 9_000, 4_096, 1_000_000), 0);
+    }
+
+    #[test]
+    fn the_bound_is_above_what_is_likely() {
+        for text in ["Hello, world", "日本語のテキスト", "{}[]();;", ""] {
+            assert!(bound(text) >= estimate(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_report_is_kept_as_far_as_it_goes() {
+        let reported = Usage { input_tokens: 60, cached_input_tokens: 30, output_tokens: 1, ..Usage::default() };
+        let usage = estimated_usage(Some(reported), 5, "twelve bytes");
+        assert_eq!((usage.input_tokens, usage.cached_input_tokens, usage.output_tokens), (60, 30, 3));
+        assert!(usage.estimated);
+    }
+}

@@ -1,0 +1,234 @@
+//! Anthropic's Messages.
+
+use serde_json::{Value, json};
+
+use crate::chat::provider::sse::SseEvent;
+use crate::chat::provider::transport::{Decoder, Refusal, Settings, count, json, open, push_text};
+use crate::chat::provider::{Call, Cause, Failure, FinishReason, Piece, Pieces, Provider, Usage};
+use crate::http::runner::BoxFuture;
+
+/// The version of the interface that is spoken here.
+const VERSION: &str = "2023-06-01";
+
+/// Anthropic.
+pub struct Anthropic(pub Settings);
+
+impl Provider for Anthropic {
+    fn start<'a>(&'a self, call: &'a Call) -> BoxFuture<'a, Result<Pieces, Failure>> {
+        let request = self
+            .0
+            .client
+            .post(self.0.url("/v1", "/messages"))
+            .header("content-type", "application/json")
+            .header("x-api-key", self.0.key.expose())
+            .header("anthropic-version", VERSION)
+            .body(body(call).to_string());
+        Box::pin(open(request, refused, Box::new(Messages::default())))
+    }
+}
+
+fn body(call: &Call) -> Value {
+    let turns = call.turns.iter().map(|turn| json!({ "role": turn.role.as_str(), "content": turn.content }));
+    let mut body = json!({
+        "model": call.choice.sent_as(),
+        "messages": turns.collect::<Vec<_>>(),
+        "max_tokens": call.max_tokens,
+        "stream": true,
+    });
+    if let Some(system) = &call.system {
+        body["system"] = system.as_str().into();
+    }
+    if let Some(temperature) = call.temperature() {
+        // The scale ends at 1 here and at 2 with the others.
+        body["temperature"] = temperature.min(1.0).into();
+    }
+    body
+}
+
+fn refused(refusal: &Refusal) -> Failure {
+    let error = &refusal.body["error"];
+    let kind = error["type"].as_str().unwrap_or_default();
+    let message = error["message"].as_str().unwrap_or_default().to_ascii_lowercase();
+    // These two have no code name of their own.
+    let told = if message.contains("prompt is too long") || message.contains("exceed context limit") {
+        Some(Cause::ContextLength)
+    } else if message.contains("credit balance is too low") {
+        Some(Cause::Exhausted)
+    } else {
+        cause(kind)
+    };
+    refusal.failure(told.unwrap_or_else(|| refusal.cause_by_status()), kind)
+}
+
+/// The cause that an error's type tells, in a reply or in the middle of a stream.
+fn cause(kind: &str) -> Option<Cause> {
+    Some(match kind {
+        "rate_limit_error" => Cause::RateLimited,
+        "billing_error" => Cause::Exhausted,
+        "overloaded_error" | "api_error" => Cause::Broken,
+        "timeout_error" => Cause::TimedOut,
+        "authentication_error" | "permission_error" => Cause::BadKey,
+        "not_found_error" => Cause::UnknownModel,
+        "request_too_large" => Cause::ContextLength,
+        _ => return None,
+    })
+}
+
+/// Reads the events of a message. Its counters are running values, spread over two events.
+#[derive(Default)]
+struct Messages {
+    usage: Usage,
+    counted: bool,
+    finished: bool,
+    stopped: bool,
+}
+
+impl Messages {
+    fn count(&mut self, usage: &Value) {
+        let Some(counters) = usage.as_object() else { return };
+        self.counted = true;
+        if counters.get("input_tokens").is_some_and(Value::is_number) {
+            let read = count(&usage["cache_read_input_tokens"]);
+            let written = count(&usage["cache_creation_input_tokens"]);
+            self.usage.input_tokens = count(&usage["input_tokens"]) + read + written;
+            self.usage.cached_input_tokens = read;
+            self.usage.cache_write_tokens = written;
+        }
+        if counters.get("output_tokens").is_some_and(Value::is_number) {
+            self.usage.output_tokens = count(&usage["output_tokens"]);
+        }
+    }
+}
+
+impl Decoder for Messages {
+    fn event(&mut self, event: &SseEvent, pieces: &mut Vec<Piece>) -> Result<(), Failure> {
+        let data = json(event)?;
+        match data["type"].as_str().unwrap_or(&event.name) {
+            "message_start" => {
+                self.count(&data["message"]["usage"]);
+                if self.counted {
+                    pieces.push(Piece::Usage(self.usage));
+                }
+            }
+            "content_block_start" => push_text(pieces, &data["content_block"]["text"]),
+            "content_block_delta" if data["delta"]["type"] == "text_delta" => {
+                push_text(pieces, &data["delta"]["text"]);
+            }
+            "message_delta" => {
+                self.count(&data["usage"]);
+                if self.counted {
+                    pieces.push(Piece::Usage(self.usage));
+                }
+                if let Some(reason) = data["delta"]["stop_reason"].as_str().filter(|_| !self.finished) {
+                    self.finished = true;
+                    pieces.push(Piece::Finish(finish_reason(reason)));
+                }
+            }
+            "message_stop" => {
+                self.stopped = true;
+                if !self.finished {
+                    self.finished = true;
+                    pieces.push(Piece::Finish(FinishReason::Stop));
+                }
+            }
+            "error" => {
+                let kind = data["error"]["type"].as_str().unwrap_or_default();
+                return Err(Failure::new(cause(kind).unwrap_or(Cause::Broken), "an error in the stream"));
+            }
+            // Pings, thoughts, and whatever is added to the interface.
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn is_complete(&self) -> bool {
+        self.finished || self.stopped
+    }
+}
+
+fn finish_reason(reason: &str) -> FinishReason {
+    match reason {
+        "max_tokens" | "model_context_window_exceeded" => FinishReason::Length,
+        "tool_use" => FinishReason::ToolCalls,
+        "refusal" => FinishReason::ContentFilter,
+        _ => FinishReason::Stop,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chat::provider::transport::testing::decode;
+
+    const STREAM: &str = concat!(
+        "event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"usage\":{\"input_tokens\":10,",
+        "\"cache_creation_input_tokens\":20,\"cache_read_input_tokens\":30,\"output_tokens\":1}}}\n\n",
+        "event: ping\ndata: {\"type\": \"ping\"}\n\n",
+        "event: content_block_start\ndata: {\"type\":\"content_block_start\",\"content_block\":{\"type\":\"text\",\"text\":\"\"}}\n\n",
+        "event: content_block_delta\ndata: {\"type\":\"content_block_delta\",\"delta\":{\"type\":\"thinking_delta\",\"thinking\":\"hm\"}}\n\n",
+        "event: content_block_delta\ndata: {\"type\":\"content_block_delta\",\"delta\":{\"type\":\"text_delta\",\"text\":\"Héllo\"}}\n\n",
+        "event: content_block_stop\ndata: {\"type\":\"content_block_stop\",\"index\":0}\n\n",
+    );
+
+    fn counted(output: i64) -> Result<Piece, Cause> {
+        Ok(Piece::Usage(Usage {
+            input_tokens: 60,
+            cached_input_tokens: 30,
+            cache_write_tokens: 20,
+            output_tokens: output,
+            ..Usage::default()
+        }))
+    }
+
+    fn hello() -> Result<Piece, Cause> {
+        Ok(Piece::Text("Héllo".to_owned()))
+    }
+
+    #[test]
+    fn counts_cache_reads_and_writes_as_input_and_takes_the_last_output() {
+        let stream = format!(
+            "{STREAM}event: message_delta\ndata: {{\"type\":\"message_delta\",\"delta\":{{\"stop_reason\":\"max_tokens\"}},\
+             \"usage\":{{\"output_tokens\":15}}}}\n\nevent: message_stop\ndata: {{\"type\":\"message_stop\"}}\n\n"
+        );
+        let expected = [counted(1), hello(), counted(15), Ok(Piece::Finish(FinishReason::Length))];
+        assert_eq!(decode(&stream, || Box::new(Messages::default())), expected);
+    }
+
+    #[test]
+    fn errors_refusals_and_early_ends() {
+        let error = format!(
+            "{STREAM}event: error\ndata: {{\"type\":\"error\",\"error\":{{\"type\":\"overloaded_error\"}}}}\n\n"
+        );
+        assert_eq!(decode(&error, || Box::new(Messages::default())), [counted(1), hello(), Err(Cause::Broken)]);
+        assert_eq!(decode(STREAM, || Box::new(Messages::default())), [counted(1), hello(), Err(Cause::Broken)]);
+        let refusal =
+            "event: message_delta\ndata: {\"type\":\"message_delta\",\"delta\":{\"stop_reason\":\"refusal\"}}\n\n";
+        let expected = [Ok(Piece::Finish(FinishReason::ContentFilter))];
+        assert_eq!(decode(refusal, || Box::new(Messages::default())), expected);
+    }
+
+    #[test]
+    fn a_repeated_start_counts_once() {
+        let start =
+            "data: {\"type\":\"message_start\",\"message\":{\"usage\":{\"input_tokens\":5,\"output_tokens\":1}}}\n\n";
+        let stream = format!("{start}{start}data: {{\"type\":\"message_stop\"}}\n\n");
+        let usage = Usage { input_tokens: 5, output_tokens: 1, ..Usage::default() };
+        let expected = [Ok(Piece::Usage(usage)), Ok(Piece::Usage(usage)), Ok(Piece::Finish(FinishReason::Stop))];
+        assert_eq!(decode(&stream, || Box::new(Messages::default())), expected);
+    }
+
+    #[test]
+    fn errors_are_told_apart_by_type_then_status() {
+        let cause = |status: u16, kind: &str, message: &str| {
+            let status = http::StatusCode::from_u16(status).unwrap();
+            let body = json!({ "type": "error", "error": { "type": kind, "message": message } });
+            refused(&Refusal { status, headers: http::HeaderMap::new(), body }).cause
+        };
+        assert_eq!(cause(400, "invalid_request_error", "prompt is too long: 210000 tokens"), Cause::ContextLength);
+        assert_eq!(cause(400, "invalid_request_error", "Your credit balance is too low"), Cause::Exhausted);
+        assert_eq!(cause(400, "invalid_request_error", "temperature: range"), Cause::Rejected);
+        assert_eq!(cause(529, "overloaded_error", ""), Cause::Broken);
+        assert_eq!(cause(429, "rate_limit_error", ""), Cause::RateLimited);
+        assert_eq!(cause(404, "not_found_error", ""), Cause::UnknownModel);
+    }
+}

@@ -1,0 +1,331 @@
+//! Getting an answer begun: retries while nothing was sent on, then the next provider.
+
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use tokio::time::Instant;
+
+use crate::chat::catalogue::{Catalogue, Choice, ProviderId};
+use crate::chat::provider::{Call, Cause, Failure, Piece, Pieces, Provider, from_env};
+use crate::crypto;
+use crate::error::{Code, Error, Result};
+
+/// How patient to be.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// Tries with one provider.
+    pub attempts: u32,
+    /// The wait before the second try; each further one doubles it.
+    pub backoff: Duration,
+    /// A provider that asks for a longer wait is passed over.
+    pub longest_wait: Duration,
+    /// The wait for a first token.
+    pub first_token: Duration,
+    /// The same for a model that thinks first.
+    pub first_token_reasoning: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            attempts: 3,
+            backoff: Duration::from_millis(250),
+            longest_wait: Duration::from_secs(3),
+            first_token: Duration::from_secs(20),
+            first_token_reasoning: Duration::from_secs(120),
+        }
+    }
+}
+
+/// The providers that are configured.
+pub struct Providers {
+    list: Vec<(ProviderId, Box<dyn Provider>)>,
+    patience: Patience,
+}
+
+/// An answer that has begun: its first token, or its end, is known.
+pub struct Begun {
+    /// The model that answers.
+    pub choice: Choice,
+    /// What has arrived.
+    pub first: Vec<Piece>,
+    /// What will.
+    pub rest: Pieces,
+    /// Tries, over all providers.
+    pub attempts: u32,
+    /// The provider that should have answered.
+    pub fallback_from: Option<ProviderId>,
+}
+
+/// No provider began an answer: the failure of the one that should have.
+#[derive(Debug)]
+pub struct Refused {
+    /// Why.
+    pub failure: Failure,
+    /// Tries, over all providers.
+    pub attempts: u32,
+}
+
+impl Providers {
+    /// The providers of this environment.
+    ///
+    /// # Errors
+    /// When the secret cannot be read.
+    pub async fn init() -> Result<Self> {
+        Ok(Self::new(from_env().await?, Patience::default()))
+    }
+
+    /// These providers.
+    #[must_use]
+    pub fn new(list: Vec<(ProviderId, Box<dyn Provider>)>, patience: Patience) -> Self {
+        Self { list, patience }
+    }
+
+    fn get(&self, id: ProviderId) -> Option<&dyn Provider> {
+        self.list.iter().find(|(known, _)| *known == id).map(|(_, provider)| provider.as_ref())
+    }
+
+    /// The model that a request names, or the default of the provider that it names, or the default.
+    ///
+    /// # Errors
+    /// 400 `model_not_available` when there is none, or its provider is not configured.
+    pub fn choose(&self, provider: Option<ProviderId>, model: Option<&str>) -> Result<Choice> {
+        let catalogue = Catalogue::get()?;
+        let choice = match (model, provider) {
+            (Some(id), _) => catalogue.find(id),
+            (None, Some(provider)) => catalogue.default_of(provider),
+            (None, None) => ProviderId::ALL
+                .into_iter()
+                .find(|id| self.get(*id).is_some())
+                .and_then(|provider| catalogue.default_of(provider)),
+        };
+        choice
+            .filter(|choice| provider.is_none_or(|provider| provider == choice.model.provider))
+            .filter(|choice| self.get(choice.model.provider).is_some())
+            .ok_or_else(|| {
+                Error::new(Code::ModelNotAvailable, "`GET /api/chat/models` lists the models that are available.")
+            })
+    }
+
+    /// Gets an answer begun, by the model of the call or, when its provider fails, by the default model of
+    /// another one.
+    ///
+    /// # Errors
+    /// When no provider begins an answer.
+    pub async fn begin(&self, mut call: Call) -> Result<Begun, Refused> {
+        let wanted = call.choice.model.provider;
+        let max_tokens = call.max_tokens;
+        let patience =
+            if call.choice.model.reasoning { self.patience.first_token_reasoning } else { self.patience.first_token };
+        let deadline = Instant::now() + patience * 3;
+        let mut attempts = 0;
+        let mut first_failure = None;
+        for choice in self.line_up(&call.choice) {
+            let Some(provider) = self.get(choice.model.provider) else { continue };
+            call.max_tokens = max_tokens.min(choice.model.max_output_tokens);
+            call.choice = choice;
+            match self.insist(provider, &call, deadline, &mut attempts).await {
+                Ok((first, rest)) => {
+                    let answered = call.choice.model.provider;
+                    let fallback_from = (answered != wanted).then_some(wanted);
+                    return Ok(Begun { choice: call.choice, first, rest, attempts, fallback_from });
+                }
+                Err(failure) => {
+                    tracing::warn!(
+                        provider = call.choice.model.provider.as_str(),
+                        model = call.choice.model.id,
+                        attempts,
+                        error.cause = %failure,
+                        "a provider began no answer"
+                    );
+                    let final_word = !failure.is_the_providers();
+                    // Another provider's objection to the request would only puzzle who asked this one.
+                    let failure = first_failure.get_or_insert(failure);
+                    if final_word || Instant::now() >= deadline {
+                        return Err(Refused { failure: failure.clone(), attempts });
+                    }
+                }
+            }
+        }
+        let failure = first_failure.unwrap_or_else(|| Failure::new(Cause::UnknownModel, "no provider"));
+        Err(Refused { failure, attempts })
+    }
+
+    /// The wanted model, then the default models of the other providers.
+    fn line_up(&self, wanted: &Choice) -> Vec<Choice> {
+        let Ok(catalogue) = Catalogue::get() else { return vec![wanted.clone()] };
+        let others = ProviderId::ALL.into_iter().filter(|id| *id != wanted.model.provider);
+        std::iter::once(wanted.clone()).chain(others.filter_map(|id| catalogue.default_of(id))).collect()
+    }
+
+    /// Tries one provider until it begins, has no more tries, or asks for a longer wait than is bearable.
+    async fn insist(
+        &self,
+        provider: &dyn Provider,
+        call: &Call,
+        deadline: Instant,
+        attempts: &mut u32,
+    ) -> Result<(Vec<Piece>, Pieces), Failure> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            *attempts += 1;
+            let failure = match self.attempt(provider, call, deadline).await {
+                Ok(begun) => return Ok(begun),
+                Err(failure) => failure,
+            };
+            // A second silence is answer enough.
+            let allowed =
+                if failure.cause == Cause::TimedOut { self.patience.attempts.min(2) } else { self.patience.attempts };
+            let wait = failure.retry_after.unwrap_or_else(|| jitter(self.patience.backoff * 2_u32.pow(tries - 1)));
+            if !failure.is_passing()
+                || tries >= allowed
+                || wait > self.patience.longest_wait
+                || Instant::now() + wait >= deadline
+            {
+                return Err(failure);
+            }
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// One try, up to the first token.
+    async fn attempt(
+        &self,
+        provider: &dyn Provider,
+        call: &Call,
+        deadline: Instant,
+    ) -> Result<(Vec<Piece>, Pieces), Failure> {
+        let patience =
+            if call.choice.model.reasoning { self.patience.first_token_reasoning } else { self.patience.first_token };
+        let until = deadline.min(Instant::now() + patience);
+        let begin = async {
+            let mut rest = provider.start(call).await?;
+            let mut first = Vec::new();
+            while let Some(piece) = rest.next().await {
+                let piece = piece?;
+                let begun = matches!(piece, Piece::Text(_) | Piece::Finish(_));
+                first.push(piece);
+                if begun {
+                    return Ok((first, rest));
+                }
+            }
+            Err(Failure::new(Cause::Broken, "the stream was empty"))
+        };
+        match tokio::time::timeout_at(until, begin).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(Failure::new(Cause::TimedOut, "no first token in time")),
+        }
+    }
+}
+
+/// Between half of a wait and all of it, so that those who failed together do not return together.
+fn jitter(wait: Duration) -> Duration {
+    let random = crypto::random().map_or(0.0, |bytes| f64::from(bytes[0]) / 255.0);
+    wait.mul_f64(0.5 + random / 2.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::chat::provider::FinishReason;
+    use crate::http::runner::BoxFuture;
+
+    /// A provider that plays a list of outcomes, then answers.
+    struct Scripted(Mutex<Vec<Result<Vec<Piece>, Failure>>>);
+
+    impl Provider for Scripted {
+        fn start<'a>(&'a self, _call: &'a Call) -> BoxFuture<'a, Result<Pieces, Failure>> {
+            let mut script = self.0.lock().unwrap();
+            let next = if script.is_empty() {
+                Ok(vec![Piece::Text("Hi".to_owned()), Piece::Finish(FinishReason::Stop)])
+            } else {
+                script.remove(0)
+            };
+            Box::pin(async move { Ok(Box::pin(futures_util::stream::iter(next?.into_iter().map(Ok))) as Pieces) })
+        }
+    }
+
+    /// A provider that never says anything.
+    struct Silent;
+
+    impl Provider for Silent {
+        fn start<'a>(&'a self, _call: &'a Call) -> BoxFuture<'a, Result<Pieces, Failure>> {
+            Box::pin(futures_util::future::pending())
+        }
+    }
+
+    fn scripted(id: ProviderId, script: Vec<Result<Vec<Piece>, Failure>>) -> (ProviderId, Box<dyn Provider>) {
+        (id, Box::new(Scripted(Mutex::new(script))))
+    }
+
+    fn fails(cause: Cause) -> Result<Vec<Piece>, Failure> {
+        Err(Failure::new(cause, "scripted"))
+    }
+
+    fn begin(list: Vec<(ProviderId, Box<dyn Provider>)>) -> Result<Begun, Refused> {
+        let patience = Patience {
+            backoff: Duration::from_millis(1),
+            first_token: Duration::from_millis(50),
+            ..Patience::default()
+        };
+        let providers = Providers::new(list, patience);
+        let call = Call {
+            choice: Catalogue::get().unwrap().find("gpt-4").unwrap(),
+            system: None,
+            turns: Vec::new(),
+            max_tokens: 10,
+            temperature: None,
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(providers.begin(call))
+    }
+
+    #[test]
+    fn tries_again_what_may_pass() {
+        let begun = begin(vec![scripted(
+            ProviderId::Openai,
+            vec![fails(Cause::Broken), Ok(vec![Piece::Usage(Default::default())])],
+        )])
+        .unwrap_or_else(|refused| panic!("{refused:?}"));
+        assert_eq!((begun.attempts, begun.fallback_from, begun.first.len()), (3, None, 1));
+    }
+
+    #[test]
+    fn falls_back_when_the_provider_stays_broken() {
+        let broken = || vec![fails(Cause::Broken), fails(Cause::RateLimited), fails(Cause::Broken)];
+        let begun = begin(vec![scripted(ProviderId::Openai, broken()), scripted(ProviderId::Google, vec![])])
+            .unwrap_or_else(|refused| panic!("{refused:?}"));
+        assert_eq!(begun.choice.model.provider, ProviderId::Google);
+        assert_eq!((begun.attempts, begun.fallback_from), (4, Some(ProviderId::Openai)));
+    }
+
+    #[test]
+    fn does_not_repeat_what_cannot_pass() {
+        for cause in [Cause::ContextLength, Cause::ContentFiltered, Cause::Rejected, Cause::UnknownModel] {
+            let refused =
+                begin(vec![scripted(ProviderId::Openai, vec![fails(cause)]), scripted(ProviderId::Google, vec![])])
+                    .err()
+                    .unwrap();
+            assert_eq!((refused.failure.cause, refused.attempts), (cause, 1));
+        }
+    }
+
+    #[test]
+    fn a_long_wait_is_left_to_the_client() {
+        let mut failure = Failure::new(Cause::RateLimited, "scripted");
+        failure.retry_after = Some(Duration::from_secs(7));
+        let refused = begin(vec![scripted(ProviderId::Openai, vec![Err(failure)])]).err().unwrap();
+        assert_eq!(refused.attempts, 1);
+        let error = Error::from(refused.failure);
+        assert_eq!((error.code(), &error.extensions()["retryAfterSeconds"]), (Code::ProviderRateLimited, &7.into()));
+    }
+
+    #[test]
+    fn silence_is_a_time_out() {
+        let refused = begin(vec![(ProviderId::Openai, Box::new(Silent))]).err().unwrap();
+        assert_eq!((refused.failure.cause, refused.attempts), (Cause::TimedOut, 2));
+    }
+}

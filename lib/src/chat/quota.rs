@@ -1,0 +1,210 @@
+//! Tokens of a user's month: reserved before a call, settled after it, released when nobody settles.
+//!
+//! The arithmetic is in three database functions, each atomic under the lock of the user's month, so that no
+//! number of requests at once can spend more than there is.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use sqlx::{PgConnection, PgPool};
+use time::{Date, Month, OffsetDateTime, Time};
+use uuid::Uuid;
+
+use crate::billing::plan::Plan;
+use crate::clock;
+use crate::error::{Code, Error, Result};
+
+/// How often a reservation under way says so; it counts as abandoned after 60 s.
+const HEARTBEAT: Duration = Duration::from_secs(20);
+
+/// A month's tokens as the API shows them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Quota {
+    /// Tokens of the plan.
+    pub limit: i64,
+    /// Tokens spent.
+    pub used: i64,
+    /// Tokens set aside for answers under way.
+    pub reserved: i64,
+    /// Tokens that a new request may use.
+    pub remaining: i64,
+    /// When the count begins anew.
+    #[serde(serialize_with = "crate::clock::text::serialize")]
+    pub resets_at: OffsetDateTime,
+}
+
+impl Quota {
+    /// The state of a plan's month.
+    #[must_use]
+    pub fn new(plan: Plan, used: i64, reserved: i64) -> Self {
+        let limit = plan.terms().tokens_per_month;
+        let resets_at = month_after(clock::now().date()).with_time(Time::MIDNIGHT).assume_utc();
+        Self { limit, used, reserved, remaining: (limit - used - reserved).max(0), resets_at }
+    }
+
+    /// The refusal of a request that does not fit in what is left.
+    #[track_caller]
+    #[must_use]
+    pub fn exceeded(&self) -> Error {
+        Error::new(Code::QuotaExceeded, "The plan's tokens of this month are used up or reserved.")
+            .with("resetsAt", clock::rfc3339(self.resets_at).into())
+            .with("limit", self.limit.into())
+            .with("used", self.used.into())
+    }
+}
+
+/// The first day of the month of a day.
+#[must_use]
+pub fn month_of(day: Date) -> Date {
+    day.replace_day(1).unwrap_or(day)
+}
+
+/// The first day of the month after that of a day.
+#[must_use]
+pub fn month_after(day: Date) -> Date {
+    let year = if day.month() == Month::December { day.year() + 1 } else { day.year() };
+    Date::from_calendar_date(year, day.month().next(), 1).unwrap_or(day)
+}
+
+/// Tokens set aside for one request.
+#[derive(Debug, Clone)]
+pub struct Reservation {
+    id: Uuid,
+    user_id: Uuid,
+    plan: Plan,
+    month: Date,
+    /// How many.
+    pub tokens: i64,
+}
+
+/// Sets aside `wanted` tokens, or what is left if that is at least `minimum`.
+///
+/// # Errors
+/// 429 `quota_exceeded`; 503 when the database does not answer: then nobody spends anything.
+pub async fn reserve(
+    connection: &mut PgConnection,
+    user_id: Uuid,
+    plan: Plan,
+    wanted: i64,
+    minimum: i64,
+) -> Result<Reservation> {
+    let id = Uuid::now_v7();
+    let row = sqlx::query!(
+        r#"SELECT period AS "period!", used AS "used!", reserved AS "reserved!", granted AS "granted!"
+           FROM quota_reserve($1, $2, $3, $4, $5)"#,
+        id,
+        user_id,
+        wanted,
+        minimum,
+        plan.terms().tokens_per_month,
+    )
+    .fetch_one(connection)
+    .await?;
+    if row.granted == 0 {
+        return Err(Quota::new(plan, row.used, row.reserved).exceeded());
+    }
+    Ok(Reservation { id, user_id, plan, month: row.period, tokens: row.granted })
+}
+
+impl Reservation {
+    /// The plan that the tokens are of.
+    #[must_use]
+    pub fn plan(&self) -> Plan {
+        self.plan
+    }
+
+    /// The first day of the month that the tokens are of.
+    #[must_use]
+    pub fn month(&self) -> Date {
+        self.month
+    }
+
+    /// Turns the reservation into what was spent, within the transaction that notes what it was spent on.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn settle(&self, connection: &mut PgConnection, spent: i64) -> Result<Quota> {
+        let row = sqlx::query!(
+            r#"SELECT used AS "used!", reserved AS "reserved!" FROM quota_settle($1, $2, $3, $4)"#,
+            self.id,
+            self.user_id,
+            self.month,
+            spent,
+        )
+        .fetch_one(connection)
+        .await?;
+        Ok(Quota::new(self.plan, row.used, row.reserved))
+    }
+
+    /// Does some work while the reservation is shown to be in use.
+    pub async fn keep_alive<T>(&self, pool: &PgPool, work: impl Future<Output = T>) -> T {
+        tokio::pin!(work);
+        let mut beats = tokio::time::interval(HEARTBEAT);
+        beats.tick().await;
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                _ = beats.tick() => self.beat(pool).await,
+            }
+        }
+    }
+
+    async fn beat(&self, pool: &PgPool) {
+        let beaten =
+            sqlx::query!("UPDATE quota_reservations SET progress_at = clock_timestamp() WHERE id = $1", self.id)
+                .execute(pool)
+                .await;
+        // A missed beat at worst releases the reservation early; settling works without it.
+        if let Err(error) = beaten {
+            tracing::warn!(error.cause = %error, "a reservation could not be kept alive");
+        }
+    }
+}
+
+/// What one run of the sweep did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Swept {
+    /// Reservations released.
+    pub released: i64,
+}
+
+/// Releases the reservations of functions that died.
+///
+/// # Errors
+/// When the database does not answer; what is left is swept by the next run.
+pub async fn sweep(pool: &PgPool) -> Result<Swept> {
+    let users = sqlx::query_scalar!(
+        "SELECT DISTINCT user_id FROM quota_reservations
+         WHERE progress_at < clock_timestamp() - interval '60 seconds' LIMIT 1000"
+    )
+    .fetch_all(pool)
+    .await?;
+    let mut released = 0;
+    // One transaction a user: the sweep never holds the locks of two.
+    for user in users {
+        let gone = sqlx::query_scalar!(r#"SELECT quota_release_abandoned($1) AS "released!""#, user);
+        released += gone.fetch_one(pool).await?;
+    }
+    Ok(Swept { released })
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::date;
+
+    use super::*;
+
+    #[test]
+    fn months_begin_on_their_first_day() {
+        assert_eq!(month_of(date!(2026 - 11 - 22)), date!(2026 - 11 - 01));
+        assert_eq!(month_after(date!(2026 - 12 - 31)), date!(2027 - 01 - 01));
+        assert_eq!(month_after(date!(2026 - 01 - 31)), date!(2026 - 02 - 01));
+    }
+
+    #[test]
+    fn what_was_overspent_leaves_nothing_not_less() {
+        let quota = Quota::new(Plan::Free, 49_990, 20);
+        assert_eq!((quota.limit, quota.remaining), (50_000, 0));
+    }
+}

@@ -1,0 +1,426 @@
+//! What an exchange reads before it begins and writes when it ends.
+
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::billing::plan::Plan;
+use crate::chat::catalogue::{Catalogue, Choice, ProviderId};
+use crate::chat::conversation::title_of;
+use crate::chat::provider::{FinishReason, Role, Turn, Usage};
+use crate::chat::quota::{Quota, Reservation};
+use crate::chat::search;
+use crate::error::{Error, Result};
+use crate::events::{Event, Subject};
+use crate::store::postgres::Transaction;
+
+/// Messages of a conversation that are ever sent along.
+const HISTORY: i64 = 400;
+
+/// How a request names its conversation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Named {
+    /// Not at all: a new one is made.
+    New,
+    /// By its id: it must exist.
+    Id(Uuid),
+    /// By a client library's own name: it is found again by it, or made.
+    Client(String),
+}
+
+/// A conversation that goes on.
+#[derive(Debug)]
+pub struct Ongoing {
+    /// Its id.
+    pub id: Uuid,
+    /// Its provider, if one was chosen.
+    pub provider: Option<String>,
+    /// Its model, if one was chosen.
+    pub model: Option<String>,
+    /// Its instructions.
+    pub system_prompt: Option<String>,
+}
+
+/// What is known before an exchange.
+#[derive(Debug)]
+pub struct Setting {
+    /// The user's plan.
+    pub plan: Plan,
+    /// Tokens of the month that nobody has spent or reserved, abandoned reservations counted as taken.
+    pub left: i64,
+    /// The conversation, if there is one.
+    pub conversation: Option<Ongoing>,
+}
+
+/// Reads plan, quota and conversation at once.
+///
+/// # Errors
+/// 404 when the conversation is not the user's.
+pub async fn setting(connection: &mut PgConnection, user_id: Uuid, named: &Named) -> Result<Setting> {
+    let (id, client_id) = match named {
+        Named::New => (None, None),
+        Named::Id(id) => (Some(*id), None),
+        // A library may well use our own id once it knows it.
+        Named::Client(name) => (Uuid::try_parse(name).ok(), Some(name.as_str())),
+    };
+    let row = sqlx::query!(
+        r#"SELECT u.plan, coalesce(q.used + q.reserved, 0) AS "taken!", c.id AS "id?", c.provider, c.model, c.system_prompt
+           FROM users u
+           LEFT JOIN quota_periods q
+                ON q.user_id = u.id AND q.period = date_trunc('month', now() AT TIME ZONE 'UTC')::date
+           LEFT JOIN conversations c ON c.user_id = u.id AND (c.id = $2 OR c.client_id = $3)
+           WHERE u.id = $1
+           ORDER BY (c.id = $2) DESC NULLS LAST LIMIT 1"#,
+        user_id,
+        id,
+        client_id,
+    )
+    .fetch_optional(connection)
+    .await?
+    .ok_or_else(Error::unauthenticated)?;
+    let conversation =
+        row.id.map(|id| Ongoing { id, provider: row.provider, model: row.model, system_prompt: row.system_prompt });
+    if matches!(named, Named::Id(_)) && conversation.is_none() {
+        return Err(Error::not_found("conversation"));
+    }
+    let plan = Plan::stored(&row.plan)?;
+    Ok(Setting { plan, left: plan.terms().tokens_per_month - row.taken, conversation })
+}
+
+/// The newest messages of a conversation that fit in so many bytes, oldest first.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn history(
+    connection: &mut PgConnection,
+    conversation: Uuid,
+    before: Option<i32>,
+    bytes: i64,
+) -> Result<Vec<Turn>> {
+    let rows = sqlx::query!(
+        r#"SELECT role, content FROM (
+               SELECT position, role, content, sum(octet_length(content) + 16) OVER (ORDER BY position DESC) AS total
+               FROM (SELECT position, role, content FROM messages
+                     WHERE conversation_id = $1 AND position < $2 ORDER BY position DESC LIMIT $3) newest
+           ) fitting
+           WHERE total <= $4 ORDER BY position"#,
+        conversation,
+        before.unwrap_or(i32::MAX),
+        HISTORY,
+        bytes,
+    )
+    .fetch_all(connection)
+    .await?;
+    let role = |role: &str| if role == "assistant" { Role::Assistant } else { Role::User };
+    Ok(rows.into_iter().map(|row| Turn { role: role(&row.role), content: row.content }).collect())
+}
+
+/// The last question of a conversation, with the place of its answer.
+#[derive(Debug)]
+pub struct Question {
+    /// What was asked.
+    pub content: String,
+    /// Where it stands.
+    pub position: i32,
+}
+
+/// The question that the conversation's last answer is about.
+///
+/// # Errors
+/// 404 when the conversation has no answer.
+pub async fn last_question(connection: &mut PgConnection, conversation: Uuid) -> Result<Question> {
+    let rows = sqlx::query!(
+        "SELECT position, role, content FROM messages WHERE conversation_id = $1 ORDER BY position DESC LIMIT 2",
+        conversation,
+    )
+    .fetch_all(connection)
+    .await?;
+    let mut rows = rows.into_iter();
+    match (rows.next(), rows.next()) {
+        (Some(answer), Some(question)) if answer.role == "assistant" && question.role == "user" => {
+            Ok(Question { content: question.content, position: question.position })
+        }
+        _ => Err(Error::not_found("answer to make anew")),
+    }
+}
+
+/// What an exchange is about, fixed before it begins.
+#[derive(Debug, Clone)]
+pub struct Exchange {
+    /// Who asks.
+    pub subject: Subject,
+    /// The conversation, which may not exist yet.
+    pub conversation_id: Uuid,
+    /// Whether it is to be made.
+    pub is_new: bool,
+    /// A client library's name for it.
+    pub client_id: Option<String>,
+    /// Instructions of a new conversation.
+    pub system_prompt: Option<String>,
+    /// The question.
+    pub question: String,
+    /// The question's id.
+    pub question_id: Uuid,
+    /// When it was asked.
+    pub asked_at: OffsetDateTime,
+    /// The answer's id.
+    pub answer_id: Uuid,
+    /// Whether the answer takes the place of the last one.
+    pub regenerates: bool,
+    /// The model that was chosen.
+    pub chosen: Choice,
+    /// What the client called it.
+    pub requested_model: String,
+    /// Whether the answer is streamed.
+    pub streamed: bool,
+    /// The tokens set aside.
+    pub reservation: Reservation,
+}
+
+/// How an exchange went.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// The model that answered.
+    pub model: Choice,
+    /// The text.
+    pub text: String,
+    /// Its tokens.
+    pub usage: Usage,
+    /// Why it ended.
+    pub finish: FinishReason,
+    /// The class of the failure that ended it, in the words of the analytics contract.
+    pub failure: Option<&'static str>,
+    /// Milliseconds to the first token.
+    pub ttft_ms: Option<i64>,
+    /// Milliseconds to the end.
+    pub latency_ms: i64,
+    /// Tries.
+    pub attempts: u32,
+    /// Who should have answered.
+    pub fallback_from: Option<ProviderId>,
+}
+
+/// What was stored.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    /// The month after it.
+    pub quota: Quota,
+    /// The conversation that the messages are in.
+    pub conversation_id: Uuid,
+    /// The cost.
+    pub cost_micro_usd: Option<i64>,
+}
+
+impl Exchange {
+    /// Stores messages, tokens, cost and event, and settles the reservation: all or nothing. A second try after
+    /// a commit whose answer was lost changes nothing.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn store(&self, mut transaction: Transaction, outcome: &Outcome) -> Result<Stored> {
+        let cost = outcome.model.model.cost(&outcome.usage);
+        let connection = transaction.connection();
+        let noted = self.note(connection, outcome, cost).await?;
+        let spent = if noted { outcome.usage.total() } else { 0 };
+        let quota = self.reservation.settle(connection, spent).await?;
+        if !noted {
+            return Ok(Stored { quota, conversation_id: self.conversation_id, cost_micro_usd: cost });
+        }
+        let (conversation_id, made) = self.conversation(connection).await?;
+        if let Some(id) = conversation_id {
+            self.messages(connection, id, outcome, cost).await?;
+        }
+        let conversation_id = conversation_id.unwrap_or(self.conversation_id);
+        if made {
+            let event = Event::about(&self.subject, "chat.conversation_created");
+            transaction.publish(event.with("conversationId", conversation_id.to_string()));
+        }
+        transaction.publish(self.event(outcome, cost, conversation_id)?);
+        transaction.commit().await?;
+        Ok(Stored { quota, conversation_id, cost_micro_usd: cost })
+    }
+
+    /// Writes the ledger; tells whether this was the first time.
+    async fn note(&self, connection: &mut PgConnection, outcome: &Outcome, cost: Option<i64>) -> Result<bool> {
+        let usage = &outcome.usage;
+        let written = sqlx::query!(
+            "INSERT INTO usage_ledger (id, user_id, period, conversation_id, provider, model, input_tokens,
+                 cached_input_tokens, output_tokens, reasoning_tokens, cost_micro_usd, price_version, estimated)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) ON CONFLICT DO NOTHING",
+            self.answer_id,
+            self.subject.user_id,
+            self.reservation.month(),
+            self.conversation_id,
+            outcome.model.model.provider.as_str(),
+            outcome.model.model.id,
+            usage.input_tokens,
+            usage.cached_input_tokens,
+            usage.output_tokens,
+            usage.reasoning_tokens,
+            cost,
+            cost.map(|_| Catalogue::get().map(Catalogue::price_version)).transpose()?,
+            usage.estimated,
+        )
+        .execute(connection)
+        .await?;
+        Ok(written.rows_affected() == 1)
+    }
+
+    /// Makes the conversation or finds it; `None` if it was deleted meanwhile.
+    async fn conversation(&self, connection: &mut PgConnection) -> Result<(Option<Uuid>, bool)> {
+        if !self.is_new {
+            let found = sqlx::query_scalar!(
+                "SELECT id FROM conversations WHERE id = $1 AND user_id = $2 FOR UPDATE",
+                self.conversation_id,
+                self.subject.user_id,
+            );
+            return Ok((found.fetch_optional(connection).await?, false));
+        }
+        let title = title_of(&self.question);
+        // Two first messages at once under one client id end up in one conversation.
+        let row = sqlx::query!(
+            r#"INSERT INTO conversations (id, user_id, client_id, title, provider, model, system_prompt, terms, created_at)
+               VALUES ($1, $2, $3, $4, $5, $6, $7, array_to_tsvector($8::text[]), $9)
+               ON CONFLICT (user_id, client_id) WHERE client_id IS NOT NULL DO UPDATE SET updated_at = now()
+               RETURNING id, (id = $1) AS "made!""#,
+            self.conversation_id,
+            self.subject.user_id,
+            self.client_id,
+            title,
+            self.chosen.model.provider.as_str(),
+            self.chosen.model.id,
+            self.system_prompt,
+            &search::terms(self.subject.user_id, &title),
+            self.asked_at,
+        )
+        .fetch_one(connection)
+        .await?;
+        Ok((Some(row.id), row.made))
+    }
+
+    /// Adds question and answer, or puts the answer in the place of the last one.
+    async fn messages(
+        &self,
+        connection: &mut PgConnection,
+        conversation: Uuid,
+        outcome: &Outcome,
+        cost: Option<i64>,
+    ) -> Result<()> {
+        let owner = self.subject.user_id;
+        let added: i32 = if self.regenerates { 0 } else { 2 };
+        let count = sqlx::query_scalar!(
+            "UPDATE conversations SET message_count = message_count + $2, provider = $3, model = $4,
+                 last_message_at = date_trunc('milliseconds', clock_timestamp()),
+                 updated_at = date_trunc('milliseconds', clock_timestamp())
+             WHERE id = $1 RETURNING message_count",
+            conversation,
+            added,
+            self.chosen.model.provider.as_str(),
+            self.chosen.model.id,
+        )
+        .fetch_one(&mut *connection)
+        .await?;
+        if self.regenerates {
+            sqlx::query!("DELETE FROM messages WHERE conversation_id = $1 AND position = $2", conversation, count - 1)
+                .execute(&mut *connection)
+                .await?;
+        } else {
+            sqlx::query!(
+                "INSERT INTO messages (conversation_id, position, id, role, content, terms, created_at)
+                 VALUES ($1, $2, $3, 'user', $4, array_to_tsvector($5::text[]), $6)",
+                conversation,
+                count - 2,
+                self.question_id,
+                self.question,
+                &search::terms(owner, &self.question),
+                self.asked_at,
+            )
+            .execute(&mut *connection)
+            .await?;
+        }
+        let usage = &outcome.usage;
+        sqlx::query!(
+            "INSERT INTO messages (conversation_id, position, id, role, content, provider, model, finish_reason,
+                 input_tokens, cached_input_tokens, output_tokens, reasoning_tokens, cost_micro_usd, estimated, terms,
+                 created_at)
+             VALUES ($1, $2, $3, 'assistant', $4, $5, $6, $7, $8, $9, $10, $11, $12, $13,
+                 array_to_tsvector($14::text[]), date_trunc('milliseconds', clock_timestamp()))",
+            conversation,
+            count - 1,
+            self.answer_id,
+            outcome.text,
+            outcome.model.model.provider.as_str(),
+            outcome.model.model.id,
+            outcome.finish.as_str(),
+            usage.input_tokens,
+            usage.cached_input_tokens,
+            usage.output_tokens,
+            usage.reasoning_tokens,
+            cost,
+            usage.estimated,
+            &search::terms(owner, &outcome.text),
+        )
+        .execute(connection)
+        .await?;
+        Ok(())
+    }
+
+    fn event(&self, outcome: &Outcome, cost: Option<i64>, conversation_id: Uuid) -> Result<Event> {
+        let usage = &outcome.usage;
+        let event = match outcome.failure {
+            None => Event::about(&self.subject, "chat.message_sent")
+                .with("messageId", self.answer_id.to_string())
+                .with("ttftMs", outcome.ttft_ms)
+                .with("priceVersion", cost.map(|_| Catalogue::get().map(Catalogue::price_version)).transpose()?)
+                .with("finishReason", outcome.finish.as_str())
+                .with("streamed", self.streamed)
+                .with("regenerated", self.regenerates),
+            Some(class) => Event::about(&self.subject, "chat.message_failed").with("errorClass", class),
+        };
+        Ok(event
+            .with("conversationId", conversation_id.to_string())
+            .with("provider", outcome.model.model.provider.as_str())
+            .with("model", outcome.model.model.id.as_str())
+            .with("requestedModel", self.requested_model.as_str())
+            .with("inputTokens", usage.input_tokens)
+            .with("cachedInputTokens", usage.cached_input_tokens)
+            .with("outputTokens", usage.output_tokens)
+            .with("reasoningTokens", usage.reasoning_tokens)
+            .with("costMicroUsd", cost)
+            .with("latencyMs", outcome.latency_ms)
+            .with("attempts", outcome.attempts)
+            .with("fallbackFrom", outcome.fallback_from.map(ProviderId::as_str)))
+    }
+
+    /// Releases the reservation and tells of the failure: nothing was produced, or nothing that anybody saw.
+    ///
+    /// # Errors
+    /// When the database does not answer; then the sweep releases the reservation.
+    pub async fn give_up(
+        &self,
+        mut transaction: Transaction,
+        class: &'static str,
+        attempts: u32,
+        latency_ms: i64,
+    ) -> Result<()> {
+        self.reservation.settle(transaction.connection(), 0).await?;
+        let outcome = Outcome {
+            model: self.chosen.clone(),
+            text: String::new(),
+            usage: Usage::default(),
+            finish: FinishReason::Error,
+            failure: Some(class),
+            ttft_ms: None,
+            latency_ms,
+            attempts,
+            fallback_from: None,
+        };
+        let mut event = self.event(&outcome, None, self.conversation_id)?;
+        if self.is_new {
+            // The conversation was never made.
+            event = event.with("conversationId", serde_json::Value::Null);
+        }
+        transaction.publish(event);
+        transaction.commit().await
+    }
+}
