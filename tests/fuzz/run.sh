@@ -19,6 +19,9 @@ if ! cmp -s "$here/requirements.txt" "$venv/requirements.txt"; then
     cp "$here/requirements.txt" "$venv/requirements.txt"
 fi
 
-cd "$here"
+# What the fuzzer remembers between runs stays out of the source tree.
+mkdir -p "$root/.local/fuzz"
+cd "$root/.local/fuzz"
 export SCHEMATHESIS_HOOKS=hooks PYTHONPATH="$here" PYTHONDONTWRITEBYTECODE=1
-exec "$venv/bin/schemathesis" run "$root/openapi.yaml" --url "$API_URL" --no-color --max-time "${FUZZ_SECONDS:-240}" "$@"
+exec "$venv/bin/schemathesis" --config-file "$here/schemathesis.toml" run "$root/openapi.yaml" \
+    --url "$API_URL" --no-color --max-time "${FUZZ_SECONDS:-240}" "$@"
