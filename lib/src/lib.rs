@@ -14,6 +14,7 @@ pub mod events;
 pub mod health;
 pub mod http;
 pub mod mail;
+pub mod migrate;
 mod runtime;
 pub mod secrets;
 pub mod store;

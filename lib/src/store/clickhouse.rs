@@ -18,6 +18,7 @@ struct ClickHouseSecret {
 #[derive(Clone)]
 pub struct ClickHouse {
     client: Client,
+    database: String,
 }
 
 impl ClickHouse {
@@ -27,18 +28,27 @@ impl ClickHouse {
     /// When the secret cannot be read.
     pub async fn init() -> Result<Self> {
         let secret: ClickHouseSecret = secrets::read("CLICKHOUSE_SECRET_ARN").await?;
-        let client = Client::default()
-            .with_url(secret.url)
-            .with_user(secret.user)
-            .with_password(secret.password.expose())
-            .with_database(secret.database);
-        Ok(Self { client })
+        Ok(Self::connect_lazy(&secret.url, &secret.user, &secret.password, &secret.database))
+    }
+
+    /// A database at the URL.
+    #[must_use]
+    pub fn connect_lazy(url: &str, user: &str, password: &Secret, database: &str) -> Self {
+        let client =
+            Client::default().with_url(url).with_user(user).with_password(password.expose()).with_database(database);
+        Self { client, database: database.to_owned() }
     }
 
     /// The client, for queries.
     #[must_use]
     pub fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// The database's name.
+    #[must_use]
+    pub fn database(&self) -> &str {
+        &self.database
     }
 
     /// Asks for a constant, for health checks.

@@ -1,7 +1,7 @@
 //! SQS, sending side.
 
 use aws_sdk_sqs::Client;
-use aws_sdk_sqs::types::SendMessageBatchRequestEntry;
+use aws_sdk_sqs::types::{MessageAttributeValue, SendMessageBatchRequestEntry};
 use futures_util::future::try_join_all;
 use uuid::Uuid;
 
@@ -10,6 +10,8 @@ use crate::error::{Error, Result};
 
 /// The most that SQS takes in one call.
 const BATCH: usize = 10;
+/// Bytes of a call, with room for what surrounds the text; the limit is 256 KiB.
+const BATCH_BYTES: usize = 200 * 1024;
 
 /// A message on its way to a queue.
 #[derive(Debug, Clone)]
@@ -18,6 +20,17 @@ pub struct Outgoing {
     pub id: Uuid,
     /// JSON text.
     pub body: String,
+}
+
+/// A message that no consumer can handle.
+#[derive(Debug, Clone)]
+pub struct DeadLetter<'a> {
+    /// SQS's id of the message.
+    pub message_id: &'a str,
+    /// The text, as it came.
+    pub body: &'a str,
+    /// Why; it becomes the attribute `reason`.
+    pub reason: String,
 }
 
 /// A queue that messages are sent to.
@@ -77,6 +90,44 @@ impl Queue {
             .collect())
     }
 
+    /// Sends messages to this dead-letter queue; gives the ids of those that it did not take.
+    pub async fn send_dead_letters<'a>(&self, letters: &[DeadLetter<'a>]) -> Vec<&'a str> {
+        let mut unsent = Vec::new();
+        for chunk in by_size(letters) {
+            match self.send_dead_chunk(chunk).await {
+                Ok(refused) => unsent.extend(refused),
+                Err(error) => {
+                    tracing::error!(error.cause = %error, messages = chunk.len(), "dead letters were not sent");
+                    unsent.extend(chunk.iter().map(|letter| letter.message_id));
+                }
+            }
+        }
+        unsent
+    }
+
+    async fn send_dead_chunk<'a>(&self, chunk: &[DeadLetter<'a>]) -> Result<Vec<&'a str>> {
+        let entries = chunk
+            .iter()
+            .enumerate()
+            .map(|(index, letter)| {
+                let reason =
+                    MessageAttributeValue::builder().data_type("String").string_value(&letter.reason).build()?;
+                SendMessageBatchRequestEntry::builder()
+                    .id(index.to_string())
+                    .message_body(letter.body)
+                    .message_attributes("reason", reason)
+                    .build()
+            })
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(Error::internal)?;
+        let reply = self.client.send_message_batch().queue_url(&self.url).set_entries(Some(entries)).send().await?;
+        for failure in &reply.failed {
+            tracing::error!(error.code = failure.code, "a dead letter was refused by its queue");
+        }
+        let refused = reply.failed.iter().filter_map(|failure| chunk.get(failure.id.parse::<usize>().ok()?));
+        Ok(refused.map(|letter| letter.message_id).collect())
+    }
+
     /// Asks for one attribute, for health checks.
     ///
     /// # Errors
@@ -90,5 +141,39 @@ impl Queue {
             .send()
             .await?;
         Ok(())
+    }
+}
+
+/// Cuts into calls that SQS takes: ten messages, and not many bytes unless a single message has them.
+fn by_size<'l, 'a>(letters: &'l [DeadLetter<'a>]) -> Vec<&'l [DeadLetter<'a>]> {
+    let (mut chunks, mut from, mut bytes) = (Vec::new(), 0, 0);
+    for (index, letter) in letters.iter().enumerate() {
+        let size = letter.body.len() + letter.reason.len();
+        if index > from && (index - from == BATCH || bytes + size > BATCH_BYTES) {
+            chunks.push(&letters[from..index]);
+            (from, bytes) = (index, 0);
+        }
+        bytes += size;
+    }
+    if from < letters.len() {
+        chunks.push(&letters[from..]);
+    }
+    chunks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_are_bounded_by_number_and_size() {
+        let letter = |size: usize| DeadLetter { message_id: "m", body: &"xxxxxxxxxx"[..size], reason: String::new() };
+        let small: Vec<_> = (0..23).map(|_| letter(1)).collect();
+        assert_eq!(by_size(&small).iter().map(|chunk| chunk.len()).collect::<Vec<_>>(), [10, 10, 3]);
+        let long = "x".repeat(BATCH_BYTES);
+        let large = DeadLetter { message_id: "m", body: &long, reason: "why".to_owned() };
+        let mixed = [letter(1), large, letter(1)];
+        assert_eq!(by_size(&mixed).iter().map(|chunk| chunk.len()).collect::<Vec<_>>(), [1, 1, 1]);
+        assert!(by_size(&[]).is_empty());
     }
 }

@@ -1,0 +1,133 @@
+//! Messages of the events queue: those that are events are written, those that never can be go to the dead letters.
+
+use std::time::{Duration, Instant};
+
+use crate::analytics::event::{Event, Rejection};
+use crate::analytics::writer::Writer;
+use crate::config;
+use crate::error::{Code, Result};
+use crate::store::clickhouse::ClickHouse;
+use crate::store::postgres::Database;
+use crate::store::queue::{DeadLetter, Queue};
+use crate::worker::Message;
+
+/// Writing is tried again for so long before the messages go back to the queue.
+const PATIENCE: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// What the worker needs.
+pub struct Ingest {
+    writer: Writer,
+    database: Database,
+    dead_letters: Queue,
+    max_receive_count: u32,
+}
+
+impl Ingest {
+    /// Reads secrets and settings; connects on first use. `EVENTS_MAX_RECEIVE_COUNT` is how often SQS delivers
+    /// a message before it gives it up.
+    ///
+    /// # Errors
+    /// When a variable or a secret is missing.
+    pub async fn init() -> Result<Self> {
+        let (clickhouse, database) = futures_util::try_join!(ClickHouse::init(), Database::init())?;
+        Ok(Self {
+            writer: Writer::new(clickhouse, &database),
+            database,
+            dead_letters: Queue::from_env("EVENTS_DLQ_URL")?,
+            max_receive_count: config::parsed("EVENTS_MAX_RECEIVE_COUNT", 5)?,
+        })
+    }
+
+    /// Counts a batch; gives the ids of the messages that SQS shall deliver again.
+    pub async fn batch(&self, messages: &[Message]) -> Vec<String> {
+        let (mut events, mut carriers, mut rejected) = (Vec::new(), Vec::new(), Vec::new());
+        for message in messages {
+            let sent = message.attribute("SentTimestamp").and_then(|millis| millis.parse().ok());
+            match Event::parse(message.body(), sent) {
+                Ok(event) => {
+                    events.push(event);
+                    carriers.push(message);
+                }
+                Err(rejection) => rejected.push((message, rejection)),
+            }
+        }
+        let mut failed = self.reject(&rejected).await;
+        match self.write(&events).await {
+            Ok(written) => tracing::info!(
+                events.received = events.len(),
+                events.written = written,
+                events.clamped = events.iter().filter(|event| event.clamped).count(),
+                messages.rejected = rejected.len(),
+                "events were ingested"
+            ),
+            Err(error) => {
+                tracing::error!(events.received = events.len(), error.cause = %error, "events could not be written");
+                self.note_given_up(&carriers).await;
+                failed.extend(carriers.iter().map(|message| message.id().to_owned()));
+            }
+        }
+        failed
+    }
+
+    /// Tries until the stores answer or patience ends: a consumer that waits takes no further messages.
+    async fn write(&self, events: &[Event<'_>]) -> Result<usize> {
+        let started = Instant::now();
+        loop {
+            match self.writer.write(events).await {
+                Err(error) if error.code() == Code::Unavailable && started.elapsed() < PATIENCE => {
+                    tracing::warn!(error.cause = %error, "events wait for a store that does not answer");
+                    tokio::time::sleep(PAUSE).await;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Sends what can never be counted to the dead letters, with the reason; gives the ids of those that the
+    /// dead-letter queue did not take.
+    async fn reject(&self, rejected: &[(&Message, Rejection)]) -> Vec<String> {
+        let letters: Vec<DeadLetter<'_>> = rejected
+            .iter()
+            .map(|(message, rejection)| DeadLetter {
+                message_id: message.id(),
+                body: message.body(),
+                reason: rejection.to_string(),
+            })
+            .collect();
+        let unsent = self.dead_letters.send_dead_letters(&letters).await;
+        let (failed, dead): (Vec<_>, Vec<_>) =
+            letters.into_iter().partition(|letter| unsent.iter().any(|id| *id == letter.message_id));
+        self.note_dead(dead.iter().map(|letter| (letter.message_id.to_owned(), letter.reason.clone())).unzip()).await;
+        failed.into_iter().map(|letter| letter.message_id.to_owned()).collect()
+    }
+
+    /// Counts the messages that SQS itself is about to move to the dead letters.
+    async fn note_given_up(&self, messages: &[&Message]) {
+        let is_last = |message: &&&Message| {
+            let received = message.attribute("ApproximateReceiveCount").and_then(|count| count.parse().ok());
+            received.is_some_and(|received: u32| received >= self.max_receive_count)
+        };
+        let given_up = messages.iter().filter(is_last);
+        self.note_dead(given_up.map(|message| (message.id().to_owned(), "not written in time".to_owned())).unzip())
+            .await;
+    }
+
+    /// The total of dead letters is kept by message id, since a message may be rejected more than once.
+    async fn note_dead(&self, (ids, reasons): (Vec<String>, Vec<String>)) {
+        if ids.is_empty() {
+            return;
+        }
+        let noted = sqlx::query!(
+            "INSERT INTO dead_letters (message_id, reason) SELECT * FROM unnest($1::text[], $2::text[])
+             ON CONFLICT (message_id) DO NOTHING",
+            &ids,
+            &reasons,
+        )
+        .execute(self.database.pool())
+        .await;
+        if let Err(error) = noted {
+            tracing::error!(error.cause = %error, messages = ids.len(), "dead letters were not counted");
+        }
+    }
+}

@@ -1,0 +1,390 @@
+//! What all figures have in common: the range that is asked for, and the reply around the data.
+
+use serde::Serialize;
+use time::format_description::BorrowedFormatItem;
+use time::macros::format_description;
+use time::{Date, Duration, OffsetDateTime};
+
+use crate::clock;
+use crate::crypto;
+use crate::error::{Error, Result};
+use crate::http::validate::{Field, Invalid, Raw};
+use crate::http::{Request, Response};
+use crate::store::clickhouse::ClickHouse;
+
+const DATE: &[BorrowedFormatItem<'_>] = format_description!("[year]-[month]-[day]");
+/// Days of a range unless told, and at most.
+const DEFAULT_DAYS: i64 = 30;
+const MAX_DAYS: i64 = 366;
+/// Seconds for which a browser may show a figure again.
+const MAX_AGE: u32 = 60;
+
+/// A day, `YYYY-MM-DD`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Day(Date);
+
+impl Field for Day {
+    fn parse(raw: Raw<'_>) -> Result<Self, Invalid> {
+        let malformed = || Invalid::new("malformed", "Must be a date, YYYY-MM-DD.");
+        let text = raw.text()?;
+        let date = Date::parse(text, &DATE).map_err(|_| malformed())?;
+        // The years that events may lie in.
+        if text.len() != 10 || !(2000..=2100).contains(&date.year()) {
+            return Err(malformed());
+        }
+        Ok(Self(date))
+    }
+}
+
+/// The width of a series' buckets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Interval {
+    /// An hour.
+    Hour,
+    /// A day.
+    #[default]
+    Day,
+    /// A week from Monday.
+    Week,
+    /// A calendar month.
+    Month,
+}
+
+impl Field for Interval {
+    fn parse(raw: Raw<'_>) -> Result<Self, Invalid> {
+        match raw.text()? {
+            "hour" => Ok(Self::Hour),
+            "day" => Ok(Self::Day),
+            "week" => Ok(Self::Week),
+            "month" => Ok(Self::Month),
+            _ => Err(Invalid::new("unknown_value", "Must be hour, day, week or month.")),
+        }
+    }
+
+    fn missing() -> Result<Self, Invalid> {
+        Ok(Self::default())
+    }
+}
+
+crate::request! {
+    struct Parameters { start_date: Option<Day>, end_date: Option<Day>, interval: Interval, limit: crate::http::page::Limit }
+}
+
+/// Days from the first to the last, both included, in UTC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Range {
+    /// The first day.
+    pub from: Date,
+    /// The last day.
+    pub to: Date,
+}
+
+/// What is asked of a figure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Query {
+    /// The days that count.
+    pub range: Range,
+    /// The width of buckets.
+    pub interval: Interval,
+    /// The rows of a table at most.
+    pub limit: u64,
+    /// The present day.
+    pub today: Date,
+}
+
+impl Query {
+    /// Reads the parameters that all figures take.
+    ///
+    /// # Errors
+    /// A 400 that names every bad parameter.
+    #[track_caller]
+    pub fn of(request: &Request) -> Result<Self> {
+        Self::new(request.query()?, clock::now().date())
+    }
+
+    #[track_caller]
+    fn new(parameters: Parameters, today: Date) -> Result<Self> {
+        let Parameters { start_date, end_date, interval, limit } = parameters;
+        let month_to = |end: Date| end.saturating_sub(Duration::days(DEFAULT_DAYS - 1));
+        let range = match (start_date, end_date) {
+            (Some(Day(from)), Some(Day(to))) => Range { from, to },
+            (Some(Day(from)), None) => Range { from, to: today },
+            (None, Some(Day(to))) => Range { from: month_to(to), to },
+            (None, None) => Range { from: month_to(today), to: today },
+        };
+        let days = (range.to - range.from).whole_days() + 1;
+        if days < 1 {
+            return Err(Error::invalid_field("startDate", "out_of_range", "Must not be after endDate."));
+        }
+        if days > MAX_DAYS {
+            return Err(Error::invalid_field("startDate", "out_of_range", "The range must be of at most 366 days."));
+        }
+        Ok(Self { range, interval, limit: limit.0.unsigned_abs(), today })
+    }
+
+    /// The buckets of the range, each as its name and the days in it; hours have one day.
+    #[must_use]
+    pub fn buckets(&self) -> Vec<Bucket> {
+        let mut buckets: Vec<Bucket> = Vec::new();
+        let mut day = self.range.from;
+        while day <= self.range.to {
+            match self.interval {
+                Interval::Hour => {
+                    buckets.extend((0..24).map(|hour| Bucket { first: day, hour: Some(hour), last: day }))
+                }
+                interval => {
+                    let first = interval.first_day(day);
+                    match buckets.last_mut() {
+                        Some(bucket) if bucket.first == first => bucket.last = day,
+                        _ => buckets.push(Bucket { first, hour: None, last: day }),
+                    }
+                }
+            }
+            let Some(next) = day.next_day() else { break };
+            day = next;
+        }
+        buckets
+    }
+}
+
+impl Interval {
+    /// The word in requests and replies.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Hour => "hour",
+            Self::Day => "day",
+            Self::Week => "week",
+            Self::Month => "month",
+        }
+    }
+
+    /// The calendar's first day of the bucket that holds the day.
+    #[must_use]
+    pub fn first_day(self, day: Date) -> Date {
+        match self {
+            Self::Hour | Self::Day => day,
+            Self::Week => day.saturating_sub(Duration::days(i64::from(day.weekday().number_days_from_monday()))),
+            Self::Month => day.replace_day(1).unwrap_or(day),
+        }
+    }
+}
+
+/// A bucket of a series.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bucket {
+    /// The first day by the calendar, which may lie before the range.
+    pub first: Date,
+    /// The hour, in buckets of an hour.
+    pub hour: Option<u8>,
+    /// The last day that is in the range.
+    pub last: Date,
+}
+
+impl Bucket {
+    /// The first second, since the epoch: what SQL calls the bucket.
+    #[must_use]
+    pub fn key(&self) -> i64 {
+        self.first.midnight().assume_utc().unix_timestamp() + i64::from(self.hour.unwrap_or_default()) * 3600
+    }
+
+    /// The name: a day, or an hour in RFC 3339.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match self.hour {
+            Some(hour) => format!("{}T{hour:02}:00:00Z", day(self.first)),
+            None => day(self.first),
+        }
+    }
+}
+
+/// `YYYY-MM-DD`.
+#[must_use]
+pub fn day(date: Date) -> String {
+    date.format(&DATE).unwrap_or_default()
+}
+
+#[derive(Serialize)]
+struct Reply<'a, T> {
+    success: bool,
+    data: &'a T,
+    meta: Meta,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Meta {
+    from: String,
+    to: String,
+    interval: Interval,
+    timezone: &'static str,
+    #[serde(serialize_with = "crate::clock::text::serialize")]
+    generated_at: OffsetDateTime,
+    freshness_seconds: u64,
+}
+
+/// The figures of an admin's request.
+pub struct Reports {
+    pub(crate) clickhouse: ClickHouse,
+}
+
+impl Reports {
+    /// Reads the secret; connects on first use.
+    ///
+    /// # Errors
+    /// When the secret cannot be read.
+    pub async fn init() -> Result<Self> {
+        Ok(Self { clickhouse: ClickHouse::init().await? })
+    }
+
+    /// Reports of this store.
+    #[must_use]
+    pub fn new(clickhouse: ClickHouse) -> Self {
+        Self { clickhouse }
+    }
+
+    /// A query with the parameters of the range bound: `from`, `to`, `today` (dates), `interval` and `limit`.
+    pub(crate) fn query(&self, sql: &str, query: &Query) -> clickhouse::query::Query {
+        self.clickhouse
+            .client()
+            .query_raw(sql)
+            .param("from", day(query.range.from))
+            .param("to", day(query.range.to))
+            .param("today", day(query.today))
+            .param("interval", query.interval.as_str())
+            .param("limit", query.limit)
+    }
+
+    /// The reply with the data, or 304 when the browser has the same data already.
+    ///
+    /// # Errors
+    /// When the data cannot be written as JSON, or the store does not answer.
+    pub async fn reply<T: Serialize>(&self, request: &Request, query: &Query, data: &T) -> Result<Response> {
+        let meta = Meta {
+            from: day(query.range.from),
+            to: day(query.range.to),
+            interval: query.interval,
+            timezone: "UTC",
+            generated_at: clock::now(),
+            freshness_seconds: self.freshness().await?,
+        };
+        // The tag is over the data alone: when they were read changes with every request.
+        let tag = serde_json::to_vec(&(&data, &meta.from, &meta.to, query.interval))?;
+        let tag = format!("\"{}\"", crypto::base64url(&crypto::sha256(&tag)[..16]));
+        let response = if request.header("if-none-match").is_some_and(|tags| matches(tags, &tag)) {
+            Response::new(http::StatusCode::NOT_MODIFIED)
+        } else {
+            Response::ok(&Reply { success: true, data, meta })?
+        };
+        Ok(response.with("cache-control", &format!("private, max-age={MAX_AGE}")).with("etag", &tag))
+    }
+
+    /// Seconds since an event was last counted, however old the event was.
+    async fn freshness(&self) -> Result<u64> {
+        let seconds: i64 = self
+            .clickhouse
+            .client()
+            .query("SELECT dateDiff('second', max(last_ingest), now64(3)) FROM request_totals")
+            .fetch_one()
+            .await?;
+        Ok(seconds.max(0).unsigned_abs())
+    }
+}
+
+fn matches(tags: &str, tag: &str) -> bool {
+    tags.split(',').map(|tag| tag.trim().trim_start_matches("W/")).any(|candidate| candidate == tag || candidate == "*")
+}
+
+/// The SQL of a bucket's first second, since the epoch.
+macro_rules! bucket {
+    ($time:literal) => {
+        concat!(
+            "toInt64(toUnixTimestamp(multiIf({interval:String} = 'hour', toStartOfHour(",
+            $time,
+            "), ",
+            "{interval:String} = 'week', toDateTime(toStartOfWeek(",
+            $time,
+            ", 1), 'UTC'), ",
+            "{interval:String} = 'month', toDateTime(toStartOfMonth(",
+            $time,
+            "), 'UTC'), ",
+            "toDateTime(toDate(",
+            $time,
+            "), 'UTC'))))",
+        )
+    };
+}
+pub(crate) use bucket;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use time::macros::date;
+
+    fn parse(pairs: &[(&str, &str)]) -> Result<Query> {
+        let pairs: Vec<(String, String)> = pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+        let mut fields = crate::http::validate::Fields::query(&pairs);
+        let parsed = crate::http::validate::FromFields::from_fields(&mut fields);
+        Query::new(fields.finish(parsed)?, date!(2026 - 03 - 31))
+    }
+
+    fn range(pairs: &[(&str, &str)]) -> (String, String) {
+        let range = parse(pairs).unwrap().range;
+        (day(range.from), day(range.to))
+    }
+
+    #[test]
+    fn fills_in_what_is_not_told() {
+        let both = |from: &str, to: &str| (from.to_owned(), to.to_owned());
+        assert_eq!(range(&[]), both("2026-03-02", "2026-03-31"));
+        assert_eq!(range(&[("endDate", "2026-01-30")]), both("2026-01-01", "2026-01-30"));
+        assert_eq!(range(&[("startDate", "2026-01-01")]), both("2026-01-01", "2026-03-31"));
+        assert_eq!(range(&[("startDate", "2026-06-01"), ("endDate", "2026-06-01")]), both("2026-06-01", "2026-06-01"));
+        assert_eq!(range(&[("startDate", "2024-01-01"), ("endDate", "2024-12-31")]), both("2024-01-01", "2024-12-31"));
+    }
+
+    #[test]
+    fn names_what_is_wrong() {
+        let named = |pairs: &[(&str, &str)]| {
+            parse(pairs).unwrap_err().fields().iter().map(|f| f.field.clone()).collect::<Vec<_>>()
+        };
+        for bad in [
+            "",
+            "2026-1-1",
+            "2026-02-30",
+            "01-01-2026",
+            "2026-01-01'",
+            "9999-01-01",
+            "+2026-01-01",
+            "2026-01-01T00:00:00Z",
+        ] {
+            assert_eq!(named(&[("startDate", bad)]), ["startDate"], "{bad}");
+        }
+        assert_eq!(named(&[("startDate", "x"), ("endDate", "y"), ("interval", "z"), ("limit", "0")]).len(), 4);
+        assert_eq!(named(&[("startDate", "2026-01-02"), ("endDate", "2026-01-01")]), ["startDate"]);
+        assert_eq!(named(&[("startDate", "2026-04-01")]), ["startDate"]);
+        assert_eq!(named(&[("startDate", "2024-01-01"), ("endDate", "2025-01-01")]), ["startDate"]);
+        assert_eq!(named(&[("limit", "101")]), ["limit"]);
+        assert_eq!(named(&[("interval", "day; DROP TABLE events")]), ["interval"]);
+    }
+
+    #[test]
+    fn buckets_have_calendar_names_and_stay_in_the_range() {
+        let buckets = |interval: &str| {
+            let query =
+                parse(&[("startDate", "2026-01-30"), ("endDate", "2026-02-02"), ("interval", interval)]).unwrap();
+            query.buckets().iter().map(|b| (b.name(), day(b.last))).collect::<Vec<_>>()
+        };
+        let pair = |name: &str, last: &str| (name.to_owned(), last.to_owned());
+        assert_eq!(buckets("month"), [pair("2026-01-01", "2026-01-31"), pair("2026-02-01", "2026-02-02")]);
+        assert_eq!(buckets("week"), [pair("2026-01-26", "2026-02-01"), pair("2026-02-02", "2026-02-02")]);
+        assert_eq!(buckets("day").len(), 4);
+        assert_eq!(buckets("hour")[25], pair("2026-01-31T01:00:00Z", "2026-01-31"));
+    }
+
+    #[test]
+    fn tags_match_as_http_says() {
+        assert!(matches("W/\"a\", \"b\"", "\"a\"") && matches("*", "\"a\"") && !matches("\"b\"", "\"a\""));
+    }
+}

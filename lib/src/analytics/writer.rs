@@ -1,0 +1,132 @@
+//! Events into ClickHouse, each once: whatever is delivered again, in whatever batches, and wherever a writer dies.
+//!
+//! Under its turn a writer first finishes what a dead one left, then drops the events that are known, then
+//! writes the block ahead into Postgres, inserts it under a token of its own and forgets it. A block that is
+//! inserted twice changes nothing, since the raw table and every target of a view remember tokens; so the
+//! crash between any two of these steps is made good by the next writer.
+
+use std::collections::HashSet;
+
+use bytes::Bytes;
+use uuid::Uuid;
+
+use crate::analytics::block;
+use crate::analytics::event::Event;
+use crate::analytics::turn::{Turn, Turns};
+use crate::clock;
+use crate::error::Result;
+use crate::store::clickhouse::ClickHouse;
+use crate::store::postgres::Database;
+
+/// Seconds that a writer waits for its turn; the rest of the function's time is for the insert.
+const PATIENCE: u32 = 20;
+
+/// Writes events.
+pub struct Writer {
+    clickhouse: ClickHouse,
+    turns: Turns,
+}
+
+/// A block on its way, which Postgres knows of.
+pub struct Block {
+    id: Uuid,
+    bytes: Bytes,
+}
+
+impl Writer {
+    /// A writer to these stores.
+    #[must_use]
+    pub fn new(clickhouse: ClickHouse, database: &Database) -> Self {
+        Self { clickhouse, turns: Turns::new(database) }
+    }
+
+    /// Writes those events that are new; gives their number.
+    ///
+    /// # Errors
+    /// When a store does not answer. The events may have been written or not: writing them again is safe.
+    pub async fn write(&self, events: &[Event<'_>]) -> Result<usize> {
+        if events.is_empty() {
+            return Ok(0);
+        }
+        let mut turn = self.turns.wait(PATIENCE).await?;
+        replay(&mut turn, &self.clickhouse).await?;
+        let new = self.unknown(events).await?;
+        if !new.is_empty() {
+            let block = write_ahead(&mut turn, &new).await?;
+            insert(&self.clickhouse, &block).await?;
+            forget(&mut turn, &block).await?;
+        }
+        self.turns.end(turn).await?;
+        Ok(new.len())
+    }
+
+    /// The events whose ids have not been counted, the first of each id.
+    async fn unknown<'e, 'm>(&self, events: &'e [Event<'m>]) -> Result<Vec<&'e Event<'m>>> {
+        let mut seen = self.known(events).await?;
+        Ok(events.iter().filter(|event| seen.insert(event.id)).collect())
+    }
+
+    async fn known(&self, events: &[Event<'_>]) -> Result<HashSet<u128>> {
+        let mut ids = String::with_capacity(events.len() * 40);
+        for event in events {
+            ids.push(if ids.is_empty() { '[' } else { ',' });
+            ids.push_str(&event.id.to_string());
+        }
+        ids.push(']');
+        let known: Vec<u128> = self
+            .clickhouse
+            .client()
+            .query("SELECT id FROM events WHERE id IN {ids:Array(UInt128)}")
+            .param("ids", ids)
+            .fetch_all()
+            .await?;
+        Ok(known.into_iter().collect())
+    }
+}
+
+/// Finishes what earlier writers left: afterwards the tables hold every block that was written ahead.
+///
+/// # Errors
+/// When a store does not answer; nothing is lost by it.
+pub async fn replay(turn: &mut Turn, clickhouse: &ClickHouse) -> Result<()> {
+    loop {
+        let left = sqlx::query!("SELECT id, block FROM ingest_batches ORDER BY created_at LIMIT 1")
+            .fetch_optional(turn.connection())
+            .await?;
+        let Some(left) = left else { return Ok(()) };
+        let block = Block { id: left.id, bytes: left.block.into() };
+        tracing::warn!(batch.id = %block.id, "a batch that was cut short is inserted again");
+        insert(clickhouse, &block).await?;
+        forget(turn, &block).await?;
+    }
+}
+
+async fn write_ahead(turn: &mut Turn, events: &[&Event<'_>]) -> Result<Block> {
+    let block = Block { id: Uuid::now_v7(), bytes: block::encode(events, clock::millis(clock::now())).into() };
+    sqlx::query!("INSERT INTO ingest_batches (id, block) VALUES ($1, $2)", block.id, block.bytes.as_ref())
+        .execute(turn.connection())
+        .await?;
+    Ok(block)
+}
+
+async fn insert(clickhouse: &ClickHouse, block: &Block) -> Result<()> {
+    let mut insert = clickhouse
+        .client()
+        .insert_formatted_with("INSERT INTO events FORMAT Native")
+        .with_setting("insert_deduplication_token", block.id.to_string())
+        // The server's defaults for these have changed between versions.
+        .with_setting("insert_deduplicate", "1")
+        .with_setting("deduplicate_blocks_in_dependent_materialized_views", "1")
+        .with_setting("async_insert", "0")
+        .with_setting("parallel_view_processing", "1")
+        // Events of many months may come together: old ones are late, not wrong.
+        .with_setting("max_partitions_per_insert_block", "0");
+    insert.send(block.bytes.clone()).await?;
+    insert.end().await?;
+    Ok(())
+}
+
+async fn forget(turn: &mut Turn, block: &Block) -> Result<()> {
+    sqlx::query!("DELETE FROM ingest_batches WHERE id = $1", block.id).execute(turn.connection()).await?;
+    Ok(())
+}

@@ -1,0 +1,208 @@
+//! The schemas of Postgres and ClickHouse, and locally the first admin.
+
+use serde::{Deserialize, Serialize};
+use sqlx::migrate::Migrator;
+use uuid::Uuid;
+
+use crate::analytics::turn::Turns;
+use crate::analytics::writer;
+use crate::auth::email::Email;
+use crate::auth::password::{self, NewPassword};
+use crate::config::{self, Stage};
+use crate::error::{Error, Result};
+use crate::http::validate::{Fields, FromFields};
+use crate::store::clickhouse::ClickHouse;
+use crate::store::postgres::Database;
+
+static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
+
+/// Version, name and statements of each migration of ClickHouse, in order. A statement can be run again: what
+/// was cut short begins anew.
+const CLICKHOUSE: &[(u32, &str, &str)] = &[(1, "events", include_str!("../migrations/clickhouse/0001_events.sql"))];
+
+/// Seconds that a migration waits for the writers before it.
+const PATIENCE: u32 = 120;
+
+/// What a run came to.
+#[derive(Debug, Serialize)]
+pub struct Migrated {
+    /// The versions in place.
+    pub postgres: Vec<i64>,
+    /// The versions in place.
+    pub clickhouse: Vec<u32>,
+    /// What became of the admin.
+    pub admin: Seeded,
+}
+
+/// What became of the admin that was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Seeded {
+    /// The account is new.
+    Created,
+    /// The account was there, and is an admin's.
+    Exists,
+    /// None was asked for.
+    None,
+}
+
+crate::request! {
+    /// An admin to begin with: the address counts as verified, the password is that of a new account only.
+    struct Admin { email: Email, password: NewPassword }
+}
+
+/// Brings the stores up to date.
+pub struct Migrations {
+    database: Database,
+    clickhouse: ClickHouse,
+    turns: Turns,
+}
+
+impl Migrations {
+    /// Reads the secrets; connects on first use.
+    ///
+    /// # Errors
+    /// When a secret cannot be read.
+    pub async fn init() -> Result<Self> {
+        let (database, clickhouse) = futures_util::try_join!(Database::init(), ClickHouse::init())?;
+        Ok(Self::new(database, clickhouse))
+    }
+
+    /// Migrations of these stores.
+    #[must_use]
+    pub fn new(database: Database, clickhouse: ClickHouse) -> Self {
+        Self { turns: Turns::new(&database), database, clickhouse }
+    }
+
+    /// Applies what is missing, then sees to the admin of the payload.
+    ///
+    /// # Errors
+    /// When a store does not answer or refuses, and for an admin outside the local stage.
+    pub async fn run(&self, payload: &serde_json::Value) -> Result<Migrated> {
+        // No event is written meanwhile, so a view that is added misses none and counts none twice.
+        let mut turn = self.turns.wait(PATIENCE).await?;
+        POSTGRES.run(self.database.pool()).await.map_err(Error::internal)?;
+        let done = prepare(&self.clickhouse).await?;
+        if !done.is_empty() {
+            writer::replay(&mut turn, &self.clickhouse).await?;
+        }
+        for (version, name, statements) in CLICKHOUSE {
+            if !done.contains(version) {
+                apply(&self.clickhouse, *version, name, statements).await?;
+            }
+        }
+        self.turns.end(turn).await?;
+        Ok(Migrated {
+            postgres: POSTGRES.iter().map(|migration| migration.version).collect(),
+            clickhouse: CLICKHOUSE.iter().map(|(version, ..)| *version).collect(),
+            admin: match payload.get("admin").filter(|admin| !admin.is_null()) {
+                Some(admin) => self.seed(admin).await?,
+                None => Seeded::None,
+            },
+        })
+    }
+
+    async fn seed(&self, admin: &serde_json::Value) -> Result<Seeded> {
+        if Stage::from_env()? != Stage::Local {
+            return Err(Error::internal("an admin is seeded at stage local only; elsewhere set ADMIN_EMAILS"));
+        }
+        let object = admin.as_object().ok_or_else(|| Error::internal("admin is not an object"))?;
+        let mut fields = Fields::body(object);
+        let parsed = Admin::from_fields(&mut fields);
+        let Admin { email, password } = fields.finish(parsed)?;
+        let hash = password::hash(password).await?;
+        let created = sqlx::query_scalar!(
+            r#"INSERT INTO users (id, email, password_hash, role, email_verified_at)
+               VALUES ($1, $2, $3, 'admin', now())
+               ON CONFLICT (email) DO UPDATE
+               SET role = 'admin', email_verified_at = coalesce(users.email_verified_at, now()), updated_at = now()
+               RETURNING id = $1 AS "created!""#,
+            Uuid::now_v7(),
+            email.as_str(),
+            hash,
+        )
+        .fetch_one(self.database.pool())
+        .await?;
+        Ok(if created { Seeded::Created } else { Seeded::Exists })
+    }
+}
+
+#[derive(clickhouse::Row, Deserialize)]
+struct Applied {
+    version: u32,
+}
+
+/// Makes database and table of versions; gives the versions that are in place.
+async fn prepare(clickhouse: &ClickHouse) -> Result<Vec<u32>> {
+    let server = clickhouse.client().clone().with_database("default");
+    let database = identifier(clickhouse.database())?;
+    server.query_raw(&fill(&format!("CREATE DATABASE IF NOT EXISTS {database} ${{on_cluster}}"))?).execute().await?;
+    let versions = "CREATE TABLE IF NOT EXISTS schema_migrations ${on_cluster} (
+            version UInt32, name String, applied_at DateTime DEFAULT now()
+        ) ENGINE = ${replicated}ReplacingMergeTree ORDER BY version";
+    clickhouse.client().query_raw(&fill(versions)?).execute().await?;
+    let applied: Vec<Applied> =
+        clickhouse.client().query("SELECT version FROM schema_migrations FINAL ORDER BY version").fetch_all().await?;
+    Ok(applied.into_iter().map(|applied| applied.version).collect())
+}
+
+async fn apply(clickhouse: &ClickHouse, version: u32, name: &str, statements: &str) -> Result<()> {
+    for statement in split(&fill(statements)?) {
+        clickhouse.client().query_raw(statement).execute().await?;
+    }
+    clickhouse
+        .client()
+        .query("INSERT INTO schema_migrations (version, name) VALUES (?, ?)")
+        .bind(version)
+        .bind(name)
+        .execute()
+        .await?;
+    tracing::info!(migration.version = version, migration.name = name, "a ClickHouse migration was applied");
+    Ok(())
+}
+
+/// Statements end with a semicolon at the end of a line.
+fn split(statements: &str) -> impl Iterator<Item = &str> {
+    statements.split(";\n").map(str::trim).filter(|statement| !statement.is_empty())
+}
+
+/// Fills in what depends on the server: `CLICKHOUSE_CLUSTER` names the cluster, whose tables are then replicated.
+fn fill(statements: &str) -> Result<String> {
+    let (on_cluster, replicated, window) = match config::optional("CLICKHOUSE_CLUSTER") {
+        Some(cluster) => (format!("ON CLUSTER {}", identifier(&cluster)?), "Replicated", "replicated"),
+        None => (String::new(), "", "non_replicated"),
+    };
+    Ok(statements
+        .replace("${on_cluster}", &on_cluster)
+        .replace("${replicated}", replicated)
+        .replace("${deduplication}", &format!("{window}_deduplication_window = 1000")))
+}
+
+/// A name from the configuration, which cannot be bound in DDL.
+fn identifier(name: &str) -> Result<&str> {
+    let good = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    if good { Ok(name) } else { Err(Error::internal("a ClickHouse name may have letters, digits and _ only")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statements_are_cut_apart_and_versions_rise() {
+        assert_eq!(split("A;\nB ;\n\n").collect::<Vec<_>>(), ["A", "B"]);
+        assert!(CLICKHOUSE.windows(2).all(|pair| pair[0].0 < pair[1].0));
+        for (_, name, statements) in CLICKHOUSE {
+            let filled = fill(statements).unwrap();
+            assert!(!filled.contains("${"), "{name} has a placeholder that nothing fills");
+        }
+    }
+
+    #[test]
+    fn names_cannot_carry_sql() {
+        assert!(identifier("analytics_2").is_ok());
+        for bad in ["", "a b", "a`", "a;DROP", "é"] {
+            assert!(identifier(bad).is_err(), "{bad}");
+        }
+    }
+}
