@@ -1,0 +1,98 @@
+//! Every event is counted once, whatever is delivered again and wherever a writer dies.
+
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::proxy::{Cut, Proxy};
+use crate::stores::{Stores, parse, signup, signups, variable};
+
+#[tokio::test]
+async fn replays_in_other_slices_change_nothing() {
+    let stores = Stores::fresh().await;
+    let bodies = signups(300);
+    let writer = stores.writer();
+    assert_eq!(writer.write(&parse(&bodies[..200])).await.expect("first"), 200);
+    assert_eq!(writer.write(&parse(&bodies[100..])).await.expect("overlapping"), 100);
+    for size in [300, 1, 7, 150] {
+        for slice in bodies.chunks(size) {
+            assert_eq!(stores.writer().write(&parse(slice)).await.expect("again"), 0);
+        }
+    }
+    assert_eq!(stores.counted().await, (300, 300));
+    stores.drop().await;
+}
+
+#[tokio::test]
+async fn the_first_of_an_id_counts() {
+    let stores = Stores::fresh().await;
+    let id = Uuid::from_u128(0xabcd_ef01_2345_4678_9abc_def0_1234_5678);
+    let mut loud = signup(id, 2);
+    loud["id"] = json!(id.to_string().to_uppercase());
+    let bodies = [signup(id, 1).to_string(), loud.to_string()];
+    assert_eq!(stores.writer().write(&parse(&bodies)).await.expect("written"), 1);
+    assert_eq!(stores.writer().write(&parse(&bodies[1..])).await.expect("known"), 0);
+    let query = stores.clickhouse.client().query("SELECT subject FROM events");
+    assert_eq!(query.fetch_all::<String>().await.expect("rows"), ["user-1"]);
+    stores.drop().await;
+}
+
+#[tokio::test]
+async fn concurrent_writers_of_the_same_events_take_turns() {
+    let stores = Stores::fresh().await;
+    let bodies = signups(100);
+    let writers: Vec<_> = (0..4).map(|_| stores.writer()).collect();
+    let writes = writers.iter().map(|writer| async { writer.write(&parse(&bodies)).await.expect("written") });
+    assert_eq!(futures_util::future::join_all(writes).await.iter().sum::<usize>(), 100);
+    assert_eq!(stores.counted().await, (100, 100));
+    stores.drop().await;
+}
+
+#[tokio::test]
+async fn a_writer_that_dies_before_or_after_its_insert_is_made_good() {
+    for how in [Cut::Before, Cut::After] {
+        let stores = Stores::fresh().await;
+        let bodies = signups(50);
+        let proxy = Proxy::start(&variable("CLICKHOUSE_URL"), how).await;
+        let error = stores.writer_by(&proxy.url).write(&parse(&bodies[..30])).await.expect_err("the insert was cut");
+        assert_eq!(error.code(), lib::error::Code::Unavailable, "{error}");
+        assert_eq!(stores.left_batches().await, 1);
+        // Redelivered together with others, as a queue would do.
+        assert_eq!(stores.writer().write(&parse(&bodies[10..])).await.expect("made good"), 20);
+        assert_eq!(stores.left_batches().await, 0);
+        assert_eq!(stores.counted().await, (50, 50));
+        stores.drop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_writer_that_is_killed_at_its_insert_gives_up_its_turn() {
+    let stores = Stores::fresh().await;
+    let bodies = signups(40);
+    let proxy = Proxy::start(&variable("CLICKHOUSE_URL"), Cut::Silent).await;
+    let dying = stores.writer_by(&proxy.url);
+    let events = parse(&bodies);
+    tokio::select! {
+        outcome = dying.write(&events) => panic!("the insert was never answered: {outcome:?}"),
+        () = proxy.cut.notified() => {}
+    }
+    assert_eq!(stores.writer().write(&events).await.expect("made good"), 0);
+    assert_eq!(stores.counted().await, (40, 40));
+    stores.drop().await;
+}
+
+#[tokio::test]
+async fn a_migration_that_was_cut_short_runs_again() {
+    let stores = Stores::empty().await;
+    let first = stores.migrations().run(&json!({})).await.expect("first");
+    stores.writer().write(&parse(&signups(5))).await.expect("written");
+    let client = stores.clickhouse.client();
+    client.query("DROP VIEW request_totals_view").execute().await.expect("dropped");
+    client.query("TRUNCATE TABLE schema_migrations").execute().await.expect("forgotten");
+    let again = stores.migrations().run(&json!({})).await.expect("again");
+    assert_eq!(first.clickhouse, again.clickhouse);
+    let third = stores.migrations().run(&json!({})).await.expect("nothing to do");
+    assert_eq!(third.postgres, first.postgres);
+    stores.writer().write(&parse(&signups(5))).await.expect("written");
+    assert_eq!(stores.counted().await, (10, 10));
+    stores.drop().await;
+}

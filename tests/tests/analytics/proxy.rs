@@ -1,0 +1,75 @@
+//! Stands between a writer and ClickHouse and cuts the connection of an insert, before or after it is done.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+
+/// What becomes of an insert into `events`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Cut {
+    /// It never reaches ClickHouse.
+    Before,
+    /// ClickHouse has done it, but its answer is lost.
+    After,
+    /// ClickHouse has done it, and the writer waits for the answer for ever.
+    Silent,
+}
+
+pub struct Proxy {
+    pub url: String,
+    /// Told when an insert was cut.
+    pub cut: Arc<Notify>,
+}
+
+impl Proxy {
+    #[expect(clippy::disallowed_methods, reason = "a server of its own beside the test")]
+    pub async fn start(upstream: &str, how: Cut) -> Self {
+        let upstream: SocketAddr = upstream.trim_start_matches("http://").parse().expect("address of ClickHouse");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let cut = Arc::new(Notify::new());
+        let told = cut.clone();
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                tokio::spawn(serve(client, upstream, how, told.clone()));
+            }
+        });
+        Self { url, cut }
+    }
+}
+
+async fn serve(mut client: TcpStream, upstream: SocketAddr, how: Cut, told: Arc<Notify>) {
+    let mut server = TcpStream::connect(upstream).await.expect("ClickHouse");
+    let (mut from_client, mut from_server) = (vec![0; 1 << 16], vec![0; 1 << 16]);
+    let mut is_insert = false;
+    loop {
+        tokio::select! {
+            read = client.read(&mut from_client) => match read {
+                Ok(length @ 1..) => {
+                    is_insert |= String::from_utf8_lossy(&from_client[..length]).contains("INTO+events");
+                    if is_insert && how == Cut::Before {
+                        told.notify_one();
+                        return;
+                    }
+                    server.write_all(&from_client[..length]).await.expect("forwarding");
+                }
+                _ => return,
+            },
+            read = server.read(&mut from_server) => match read {
+                Ok(_) if is_insert => {
+                    told.notify_one();
+                    if how == Cut::Silent {
+                        // Until the writer goes away.
+                        while matches!(client.read(&mut from_client).await, Ok(1..)) {}
+                    }
+                    return;
+                }
+                Ok(length @ 1..) => client.write_all(&from_server[..length]).await.expect("answering"),
+                _ => return,
+            },
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! A database of its own for each test in the Postgres and the ClickHouse of the running stack.
+
+use lib::analytics::event::Event;
+use lib::analytics::writer::Writer;
+use lib::config::Secret;
+use lib::migrate::Migrations;
+use lib::store::clickhouse::ClickHouse;
+use lib::store::postgres::Database;
+use serde_json::{Value, json};
+use sqlx::{ConnectOptions, Connection, Executor};
+use uuid::Uuid;
+
+#[expect(clippy::disallowed_methods, reason = "the tests' one home of environment access")]
+pub fn variable(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| {
+        panic!("{name} is not set: these tests need a running stack; `make test` starts one and runs them")
+    })
+}
+
+pub struct Stores {
+    pub name: String,
+    pub database: Database,
+    pub clickhouse: ClickHouse,
+}
+
+impl Stores {
+    /// Fresh databases with the schema in them.
+    pub async fn fresh() -> Self {
+        let stores = Self::empty().await;
+        stores.migrations().run(&json!({})).await.expect("migrations");
+        stores
+    }
+
+    /// Fresh databases without a schema.
+    pub async fn empty() -> Self {
+        let name = format!("test_{}", Uuid::now_v7().simple());
+        let admin: sqlx::postgres::PgConnectOptions = variable("DATABASE_URL").parse().expect("DATABASE_URL");
+        let mut connection = admin.connect().await.expect("Postgres");
+        let create = sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"));
+        connection.execute(create).await.expect("a database");
+        connection.close().await.expect("closing");
+        let mut url = admin.database(&name).to_url_lossy();
+        url.set_query(None);
+        let database = Database::connect_lazy(url.as_str()).expect("the database's URL");
+        Self { clickhouse: clickhouse(&variable("CLICKHOUSE_URL"), &name), name, database }
+    }
+
+    pub fn migrations(&self) -> Migrations {
+        Migrations::new(self.database.clone(), self.clickhouse.clone())
+    }
+
+    /// A writer as another sandbox would have it, by way of `clickhouse_url`.
+    pub fn writer_by(&self, clickhouse_url: &str) -> Writer {
+        Writer::new(clickhouse(clickhouse_url, &self.name), &self.database)
+    }
+
+    pub fn writer(&self) -> Writer {
+        Writer::new(self.clickhouse.clone(), &self.database)
+    }
+
+    pub async fn left_batches(&self) -> i64 {
+        sqlx::query_scalar("SELECT count(*) FROM ingest_batches").fetch_one(self.database.pool()).await.expect("count")
+    }
+
+    /// Rows of the raw table, and the total of a view's target, which must be the same.
+    pub async fn counted(&self) -> (u64, u64) {
+        let raw = self.clickhouse.client().query("SELECT count() FROM events").fetch_one().await.expect("raw");
+        let query = self.clickhouse.client().query("SELECT sum(events) FROM request_totals");
+        (raw, query.fetch_one().await.expect("view"))
+    }
+
+    pub async fn drop(self) {
+        let server = self.clickhouse.client().clone().with_database("default");
+        server.query_raw(&format!("DROP DATABASE {}", self.name)).execute().await.expect("dropping");
+        self.database.pool().close().await;
+        let admin: sqlx::postgres::PgConnectOptions = variable("DATABASE_URL").parse().expect("DATABASE_URL");
+        let mut connection = admin.connect().await.expect("Postgres");
+        let drop = sqlx::AssertSqlSafe(format!("DROP DATABASE {} WITH (FORCE)", self.name));
+        connection.execute(drop).await.expect("dropping");
+    }
+}
+
+fn clickhouse(url: &str, database: &str) -> ClickHouse {
+    let password = Secret::new(variable("CLICKHOUSE_PASSWORD"));
+    ClickHouse::connect_lazy(url, &variable("CLICKHOUSE_USER"), &password, database)
+}
+
+/// Valid messages, one event each.
+pub fn signups(count: usize) -> Vec<String> {
+    (0..count).map(|n| signup(Uuid::now_v7(), n).to_string()).collect()
+}
+
+pub fn signup(id: Uuid, n: usize) -> Value {
+    json!({
+        "specversion": "1.0", "id": id, "source": "/test", "type": "user.signup", "subject": format!("user-{n}"),
+        "time": format!("2026-{:02}-{:02}T12:00:00Z", n % 12 + 1, n % 28 + 1),
+        "data": {"schemaVersion": 1, "plan": "free", "country": null, "method": "password"},
+    })
+}
+
+pub fn parse(bodies: &[String]) -> Vec<Event<'_>> {
+    bodies.iter().map(|body| Event::parse(body, None).expect("a valid event")).collect()
+}
