@@ -97,7 +97,7 @@ impl Ingest {
             .collect();
         let unsent = self.dead_letters.send_dead_letters(&letters).await;
         let (failed, dead): (Vec<_>, Vec<_>) =
-            letters.into_iter().partition(|letter| unsent.iter().any(|id| *id == letter.message_id));
+            letters.into_iter().partition(|letter| unsent.contains(&letter.message_id));
         self.note_dead(dead.iter().map(|letter| (letter.message_id.to_owned(), letter.reason.clone())).unzip()).await;
         failed.into_iter().map(|letter| letter.message_id.to_owned()).collect()
     }

@@ -7,7 +7,7 @@ use lib::error::Result;
 use lib::http::{Policy, Request, Response, serve};
 
 fn main() -> ExitCode {
-    serve(env!("CARGO_BIN_NAME"), Policy::Api, Reports::init, |reports, request| Box::pin(handle(reports, request)))
+    serve(env!("CARGO_BIN_NAME"), Policy::API, Reports::init, |reports, request| Box::pin(handle(reports, request)))
 }
 
 async fn handle(reports: &Reports, request: Request) -> Result<Response> {

@@ -7,7 +7,7 @@ use lib::error::Result;
 use lib::http::{Policy, Request, Response, serve};
 
 fn main() -> ExitCode {
-    serve(env!("CARGO_BIN_NAME"), Policy::Unlimited, Metrics::init, |metrics, request| {
+    serve(env!("CARGO_BIN_NAME"), Policy::UNLIMITED, Metrics::init, |metrics, request| {
         Box::pin(handle(metrics, request))
     })
 }
