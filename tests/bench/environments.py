@@ -19,6 +19,4 @@ for page in deploy.client(profile, "lambda").get_paginator("list_functions").pag
         if name.startswith(prefix):
             name = name.removeprefix(prefix)
             environments[name] = functions.environment(profile, name, variables)
-for e in environments.values():
-    if "DATABASE_SECRET_ARN" in e: e["DATABASE_SECRET_ARN"] = "bench-database"
 print(json.dumps(environments))

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use flate2::Compression;
 use flate2::write::DeflateEncoder;
 use sandbox::Sandbox;
+use sandbox::deployed::{Deployed, Environment};
 use serde_json::Value;
 
-use crate::deployed::{Deployed, Environment};
 use crate::figures::{median, megabytes, millis, print, ratio};
 
 const EMPTY: &str = "bench-empty";

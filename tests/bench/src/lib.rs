@@ -3,6 +3,8 @@
 //! It keeps Lambda's order: the next event is handed out when the runtime and the extension have both asked for
 //! it, which is when Lambda would have frozen the sandbox.
 
+pub mod deployed;
+
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io::{BufRead, BufReader};
@@ -280,6 +282,7 @@ impl Drop for Api {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "this is the platform, not a function on it")]
 async fn accept(listener: std::net::TcpListener, shared: Shared) {
     let Ok(listener) = TcpListener::from_std(listener) else { return };
     while let Ok((stream, _)) = listener.accept().await {

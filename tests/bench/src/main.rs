@@ -2,15 +2,15 @@
 //!
 //! Nothing here passes or fails: the figures depend on the machine, the ratios less so.
 
-mod deployed;
 mod figures;
 mod functions;
 mod rebuild;
 mod routes;
 
+use std::path::Path;
 use std::process::ExitCode;
 
-use crate::deployed::Deployed;
+use sandbox::deployed::Deployed;
 
 const USAGE: &str = "usage: bench [--profile stack|test] [--rebuild] [FUNCTION ...]";
 
@@ -45,7 +45,8 @@ fn arguments() -> Result<Arguments, String> {
 }
 
 fn run(arguments: &Arguments) -> Result<(), String> {
-    let deployed = Deployed::read(&arguments.profile)?;
+    let own = std::env::current_exe().map_err(|error| error.to_string())?;
+    let deployed = Deployed::read(&arguments.profile, own.parent().map(Path::to_owned).unwrap_or_default())?;
     functions::measure(&deployed, &arguments.only)?;
     if arguments.only.is_empty() {
         routes::measure(&deployed)?;

@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::{Instant, SystemTime};
 
-use crate::deployed::root;
+use sandbox::deployed::root;
 
 /// Builds what is missing, touches `lib`, builds again.
 pub(crate) fn measure() -> Result<(), String> {

@@ -6,10 +6,10 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sandbox::Sandbox;
+use sandbox::deployed::Deployed;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::deployed::Deployed;
 use crate::figures::{median, millis, print, quantile, ratio};
 
 const PASSWORD: &str = "correct horse battery";
