@@ -62,8 +62,8 @@ def package(executable: Path, target: Path) -> bool:
     entry.compress_type = zipfile.ZIP_DEFLATED
     # Two stacks may be brought up at once; each writes a file of its own and the last one stays.
     partial = target.with_suffix(f".{os.getpid()}")
-    with zipfile.ZipFile(partial, "w", compresslevel=9) as zipped:
-        zipped.writestr(entry, content)
+    with zipfile.ZipFile(partial, "w") as zipped:
+        zipped.writestr(entry, content, compresslevel=9)
     partial.replace(target)
     stamp.write_text(wanted)
     return True
