@@ -6,4 +6,5 @@ mod analytics;
 mod auth;
 mod billing;
 mod chat;
+mod events;
 mod gateway;

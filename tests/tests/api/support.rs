@@ -305,6 +305,18 @@ impl Reply {
     }
 }
 
+/// What a deployed function answers to an event.
+pub async fn invoke(function: &str, event: String) -> Value {
+    let (emulator, stack) = (variable("AWS_ENDPOINT_URL"), variable("STACK_NAME"));
+    let url = format!("{}/2015-03-31/functions/{stack}-{function}/invocations", emulator.trim_end_matches('/'));
+    let reply = client().post(url).body(event).send().await.unwrap();
+    assert!(!reply.headers().contains_key("x-amz-function-error"), "{function}: {}", reply.text().await.unwrap());
+    let body = reply.bytes().await.unwrap();
+    // A streaming function's reply begins with its status and headers, ended by eight NULs.
+    let prelude = body.windows(8).position(|window| window == [0; 8]).map_or(&body[..], |end| &body[..end]);
+    serde_json::from_slice(prelude).unwrap_or_else(|error| panic!("{function}: {error}: {body:?}"))
+}
+
 pub fn new_email() -> String {
     format!("{}@example.com", Uuid::now_v7().simple())
 }
