@@ -1,7 +1,7 @@
 //! A request as handlers see it.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method};
@@ -16,6 +16,9 @@ use crate::error::{Code, Error, Result};
 use crate::http::credentials::Caller;
 use crate::http::validate::{Fields, FromFields};
 use crate::telemetry::trace::TraceContext;
+
+/// Lambda's longest time-out.
+const LONGEST_INVOCATION: Duration = Duration::from_secs(15 * 60);
 
 /// A request, with what the runner found out about it.
 pub struct Request {
@@ -55,9 +58,8 @@ impl Request {
             Some(RequestContext::ApiGatewayV1(context)) => context.request_id.clone(),
             _ => None,
         };
-        let time_left = event.lambda_context_ref().map_or(Duration::from_secs(29), |context| {
-            context.deadline().duration_since(std::time::SystemTime::now()).unwrap_or_default()
-        });
+        let deadline = event.lambda_context_ref().map(lambda_http::Context::deadline);
+        let time_left = time_left(deadline, SystemTime::now());
         let parameters = event
             .path_parameters_ref()
             .map(|map| map.iter().map(|(name, value)| (name.to_owned(), decode(value))).collect())
@@ -201,6 +203,12 @@ impl Request {
     }
 }
 
+/// The time until the deadline. `cargo lambda watch` names a moment of 1970, which is none; then only the longest
+/// time-out that Lambda has is left to go by.
+fn time_left(deadline: Option<SystemTime>, now: SystemTime) -> Duration {
+    deadline.and_then(|deadline| deadline.duration_since(now).ok()).unwrap_or(LONGEST_INVOCATION)
+}
+
 fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
@@ -250,6 +258,14 @@ mod tests {
         assert_eq!(ip(None, 2), "2.2.2.2");
         assert_eq!(ip(Some("9.9.9.9"), 4), "9.9.9.9");
         assert_eq!(ip(None, 0), "0.0.0.0");
+    }
+
+    #[test]
+    fn a_deadline_of_long_ago_is_none() {
+        let now = SystemTime::now();
+        assert_eq!(time_left(Some(now + Duration::from_secs(20)), now), Duration::from_secs(20));
+        assert_eq!(time_left(Some(SystemTime::UNIX_EPOCH), now), LONGEST_INVOCATION);
+        assert_eq!(time_left(None, now), LONGEST_INVOCATION);
     }
 
     #[test]
