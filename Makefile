@@ -48,5 +48,4 @@ check: ## Format, lints, template, routes, dependencies
 	@$(RUN) check
 
 bench: ## Measure each function beside an empty one (needs `make up`)
-	@cargo build --release --package bench
-	@cargo run --quiet --release --package bench -- $(ARGS)
+	@cargo run --release -p bench --bin bench

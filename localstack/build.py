@@ -60,10 +60,9 @@ def package(executable: Path, target: Path) -> bool:
     entry = zipfile.ZipInfo("bootstrap", FIXED_TIME)
     entry.external_attr = EXECUTABLE << 16
     entry.compress_type = zipfile.ZIP_DEFLATED
-    # Two stacks may be brought up at once; each writes a file of its own and the last one stays.
-    partial = target.with_suffix(f".{os.getpid()}")
+    partial = target.with_suffix(".partial")
     with zipfile.ZipFile(partial, "w") as zipped:
-        zipped.writestr(entry, content, compresslevel=9)
+        zipped.writestr(entry, content)
     partial.replace(target)
     stamp.write_text(wanted)
     return True

@@ -123,10 +123,7 @@ def environments(profile: Profile) -> dict[str, dict[str, str]]:
     functions = client(profile, "lambda")
     found = {}
     for name in cloudformation.functions(cloudformation.template()):
-        try:
-            configuration = functions.get_function_configuration(FunctionName=f"{profile.stack_name}-{name}")
-        except functions.exceptions.ResourceNotFoundException as error:
-            raise Failure(f"{name} is not deployed; run `make up` first.") from error
+        configuration = functions.get_function_configuration(FunctionName=f"{profile.stack_name}-{name}")
         found[name] = {
             **configuration.get("Environment", {}).get("Variables", {}),
             "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(configuration["MemorySize"]),

@@ -82,7 +82,9 @@ fn operations() -> BTreeMap<String, (String, bool)> {
         .map(|(path, method, operation)| {
             let streams = members(&operation["responses"])
                 .any(|(_, response)| response["content"].get("text/event-stream").is_some());
-            (format!("{} {path}", method.to_uppercase()), (text(&operation["operationId"]), streams))
+            // Operation ids are unique in a description, so that an alias needs one of its own.
+            let id = text(&operation["operationId"]).trim_end_matches("-alias").to_owned();
+            (format!("{} {path}", method.to_uppercase()), (id, streams))
         })
         .collect()
 }

@@ -5,10 +5,344 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use crate::auth::account::Visit;
+use crate::billing::plan::Plan;
+use crate::chat::catalogue::{Catalogue, ProviderId};
 use crate::chat::provider::Usage;
+use crate::chat::search;
+use crate::clock;
+use crate::crypto;
+use crate::error::{Code, Error, Result};
+use crate::events::Event;
+use crate::http::page::{self, Cursor, Limit};
+use crate::http::validate::{Field, Invalid, Raw};
+use crate::store::postgres::{Database, Transaction};
 
 /// Characters of a title that is made from a message.
 const TITLE_LENGTH: usize = 60;
+/// Where the first page begins.
+const END_OF_TIME: OffsetDateTime = time::macros::datetime!(9999-12-31 0:00 UTC);
+
+/// A conversation as the API shows it.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Conversation {
+    /// The conversation's id.
+    pub id: Uuid,
+    /// Its title.
+    pub title: String,
+    /// The provider that goes on answering, if one was chosen.
+    pub provider: Option<String>,
+    /// The model that goes on answering, if one was chosen.
+    pub model: Option<String>,
+    /// Instructions to the model.
+    pub system_prompt: Option<String>,
+    /// Whether the client shows it first.
+    pub pinned: bool,
+    /// Whether the client hides it.
+    pub archived: bool,
+    /// Messages in it.
+    pub message_count: i32,
+    /// When it was made.
+    #[serde(serialize_with = "crate::clock::text::serialize")]
+    pub created_at: OffsetDateTime,
+    /// When it last changed.
+    #[serde(serialize_with = "crate::clock::text::serialize")]
+    pub updated_at: OffsetDateTime,
+    /// When something was last said in it.
+    #[serde(serialize_with = "crate::clock::text::option::serialize")]
+    pub last_message_at: Option<OffsetDateTime>,
+}
+
+/// What a new conversation is made of.
+#[derive(Debug)]
+pub struct NewConversation {
+    /// A title, or one for the time being.
+    pub title: Option<String>,
+    /// The provider, if the client cares.
+    pub provider: Option<ProviderId>,
+    /// The model, if the client cares.
+    pub model: Option<String>,
+    /// Instructions to the model.
+    pub system_prompt: Option<String>,
+}
+
+/// What a client may change.
+#[derive(Debug)]
+pub struct Change {
+    /// Another title.
+    pub title: Option<String>,
+    /// Whether to show it first.
+    pub pinned: Option<bool>,
+    /// Whether to hide it.
+    pub archived: Option<bool>,
+}
+
+/// Which conversations to list.
+#[derive(Debug)]
+pub struct Filter {
+    /// Words in title or messages.
+    pub q: Option<String>,
+    /// Hidden ones, or shown ones.
+    pub archived: bool,
+}
+
+/// Where a page of messages begins: after the message of this position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place(i32);
+
+impl Place {
+    fn encode(self) -> String {
+        crypto::base64url(&self.0.to_be_bytes())
+    }
+}
+
+impl Field for Place {
+    fn parse(raw: Raw<'_>) -> Result<Self, Invalid> {
+        let bytes = crypto::from_base64url(raw.text()?).and_then(|bytes| bytes.try_into().ok());
+        let place = bytes.map(i32::from_be_bytes).filter(|position| *position >= 0);
+        place.map(Self).ok_or_else(|| Invalid::new("malformed", "Must be the nextCursor of an earlier page."))
+    }
+}
+
+/// The conversations, for reading and changing.
+pub struct Conversations {
+    database: Database,
+}
+
+impl Conversations {
+    /// Connects lazily.
+    ///
+    /// # Errors
+    /// When the database secret cannot be read.
+    pub async fn init() -> Result<Self> {
+        Ok(Self::new(Database::init().await?))
+    }
+
+    /// The conversations of a database.
+    #[must_use]
+    pub fn new(database: Database) -> Self {
+        Self { database }
+    }
+
+    /// Makes an empty conversation.
+    ///
+    /// # Errors
+    /// 400 `model_not_available` for a model that is not in the catalogue, or not the provider's.
+    pub async fn create(&self, user_id: Uuid, new: NewConversation, visit: &Visit) -> Result<Conversation> {
+        let catalogue = Catalogue::get()?;
+        let choice = new.model.as_deref().map(|id| {
+            let found = catalogue.find(id);
+            found
+                .filter(|choice| new.provider.is_none_or(|provider| provider == choice.model.provider))
+                .ok_or_else(|| Error::new(Code::ModelNotAvailable, "`GET /api/chat/models` lists the models."))
+        });
+        let choice = choice.transpose()?.or_else(|| new.provider.and_then(|provider| catalogue.default_of(provider)));
+        let title = new.title.unwrap_or_else(|| "New conversation".to_owned());
+        let mut transaction = self.database.begin(&visit.trace).await?;
+        let plan = plan_of(&mut transaction, user_id).await?;
+        let now = clock::now();
+        let conversation = sqlx::query_as!(
+            Conversation,
+            "INSERT INTO conversations (id, user_id, title, provider, model, system_prompt, terms, created_at, updated_at)
+             VALUES ($1, $2, $3, $4, $5, $6, array_to_tsvector($7::text[]), $8, $8)
+             RETURNING id, title, provider, model, system_prompt, pinned, archived, message_count, created_at,
+                 updated_at, last_message_at",
+            Uuid::now_v7(),
+            user_id,
+            title,
+            choice.as_ref().map(|choice| choice.model.provider.as_str()),
+            choice.as_ref().map(|choice| choice.model.id.as_str()),
+            new.system_prompt.filter(|text| !text.is_empty()),
+            &search::terms(user_id, &title),
+            now,
+        )
+        .fetch_one(transaction.connection())
+        .await?;
+        let event = Event::about(&visit.subject(user_id, plan), "chat.conversation_created");
+        transaction.publish(event.with("conversationId", conversation.id.to_string()));
+        transaction.commit().await?;
+        Ok(conversation)
+    }
+
+    /// A user's conversations, newest activity first.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn list(
+        &self,
+        user_id: Uuid,
+        filter: &Filter,
+        limit: Limit,
+        after: Option<Cursor>,
+    ) -> Result<(Vec<Conversation>, Option<String>)> {
+        let (at, id) = after.map_or((END_OF_TIME, Uuid::max()), |cursor| (cursor.at, cursor.id));
+        let words = match filter.q.as_deref().map(|q| search::query(user_id, q)) {
+            None => None,
+            Some(Some(words)) => Some(words),
+            // Something was asked for that has no words in it: nothing has it.
+            Some(None) => return Ok((Vec::new(), None)),
+        };
+        let rows = match words {
+            None => {
+                sqlx::query_as!(
+                    Conversation,
+                    "SELECT id, title, provider, model, system_prompt, pinned, archived, message_count, created_at,
+                         updated_at, last_message_at
+                     FROM conversations
+                     WHERE user_id = $1 AND archived = $2
+                         AND (active_at, id) < ($3, $4)
+                     ORDER BY active_at DESC, id DESC LIMIT $5",
+                    user_id,
+                    filter.archived,
+                    at,
+                    id,
+                    limit.0 + 1,
+                )
+                .fetch_all(self.database.pool())
+                .await?
+            }
+            Some(words) => {
+                sqlx::query_as!(
+                    Conversation,
+                    "SELECT id, title, provider, model, system_prompt, pinned, archived, message_count, created_at,
+                         updated_at, last_message_at
+                     FROM conversations
+                     WHERE user_id = $1 AND archived = $2
+                         AND (active_at, id) < ($3, $4)
+                         AND id IN (SELECT id FROM conversations WHERE terms @@ $6::text::tsquery
+                                    UNION ALL
+                                    SELECT conversation_id FROM messages WHERE terms @@ $6::text::tsquery)
+                     ORDER BY active_at DESC, id DESC LIMIT $5",
+                    user_id,
+                    filter.archived,
+                    at,
+                    id,
+                    limit.0 + 1,
+                    words,
+                )
+                .fetch_all(self.database.pool())
+                .await?
+            }
+        };
+        let cursor = |row: &Conversation| Cursor { at: row.last_message_at.unwrap_or(row.created_at), id: row.id };
+        Ok(page::split(rows, limit, cursor))
+    }
+
+    /// A conversation.
+    ///
+    /// # Errors
+    /// 404 when it is not the user's.
+    pub async fn get(&self, user_id: Uuid, id: Uuid) -> Result<Conversation> {
+        sqlx::query_as!(
+            Conversation,
+            "SELECT id, title, provider, model, system_prompt, pinned, archived, message_count, created_at,
+                 updated_at, last_message_at
+             FROM conversations WHERE id = $1 AND user_id = $2",
+            id,
+            user_id,
+        )
+        .fetch_optional(self.database.pool())
+        .await?
+        .ok_or_else(|| Error::not_found("conversation"))
+    }
+
+    /// The messages of a conversation that the caller has proved to be theirs, oldest first.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn messages(
+        &self,
+        conversation: Uuid,
+        limit: Limit,
+        after: Option<Place>,
+    ) -> Result<(Vec<Message>, Option<String>)> {
+        let rows = sqlx::query!(
+            "SELECT position, id, role, content, provider, model, finish_reason, input_tokens, cached_input_tokens,
+                 output_tokens, reasoning_tokens, cost_micro_usd, estimated, created_at
+             FROM messages WHERE conversation_id = $1 AND position > $2 ORDER BY position LIMIT $3",
+            conversation,
+            after.map_or(-1, |place| place.0),
+            limit.0 + 1,
+        )
+        .fetch_all(self.database.pool())
+        .await?;
+        let size = usize::try_from(limit.0).unwrap_or(usize::MAX);
+        let next = rows.get(size).and_then(|_| rows.get(size - 1)).map(|last| Place(last.position).encode());
+        let messages = rows.into_iter().take(size).map(|row| Message {
+            id: row.id,
+            role: row.role,
+            content: row.content,
+            provider: row.provider,
+            model: row.model,
+            usage: row.input_tokens.map(|input_tokens| {
+                let usage = Usage {
+                    input_tokens,
+                    cached_input_tokens: row.cached_input_tokens.unwrap_or_default(),
+                    output_tokens: row.output_tokens.unwrap_or_default(),
+                    reasoning_tokens: row.reasoning_tokens.unwrap_or_default(),
+                    estimated: row.estimated,
+                    ..Usage::default()
+                };
+                usage_json(&usage, row.cost_micro_usd)
+            }),
+            finish_reason: row.finish_reason,
+            created_at: row.created_at,
+        });
+        Ok((messages.collect(), next))
+    }
+
+    /// Renames, pins or hides a conversation.
+    ///
+    /// # Errors
+    /// 404 when it is not the user's.
+    pub async fn change(&self, user_id: Uuid, id: Uuid, change: Change) -> Result<Conversation> {
+        let terms = change.title.as_deref().map(|title| search::terms(user_id, title));
+        sqlx::query_as!(
+            Conversation,
+            "UPDATE conversations SET title = coalesce($3, title), pinned = coalesce($4, pinned),
+                 archived = coalesce($5, archived), terms = coalesce(array_to_tsvector($6::text[]), terms),
+                 updated_at = $7
+             WHERE id = $1 AND user_id = $2
+             RETURNING id, title, provider, model, system_prompt, pinned, archived, message_count, created_at,
+                 updated_at, last_message_at",
+            id,
+            user_id,
+            change.title,
+            change.pinned,
+            change.archived,
+            terms.as_deref(),
+            clock::now(),
+        )
+        .fetch_optional(self.database.pool())
+        .await?
+        .ok_or_else(|| Error::not_found("conversation"))
+    }
+
+    /// Deletes a conversation with its messages; what they cost stays on the ledger.
+    ///
+    /// # Errors
+    /// 404 when it is not the user's.
+    pub async fn delete(&self, user_id: Uuid, id: Uuid, visit: &Visit) -> Result<()> {
+        let mut transaction = self.database.begin(&visit.trace).await?;
+        let deleted = sqlx::query!("DELETE FROM conversations WHERE id = $1 AND user_id = $2", id, user_id)
+            .execute(transaction.connection())
+            .await?;
+        if deleted.rows_affected() == 0 {
+            return Err(Error::not_found("conversation"));
+        }
+        let plan = plan_of(&mut transaction, user_id).await?;
+        let event = Event::about(&visit.subject(user_id, plan), "chat.conversation_deleted");
+        transaction.publish(event.with("conversationId", id.to_string()));
+        transaction.commit().await
+    }
+}
+
+async fn plan_of(transaction: &mut Transaction, user_id: Uuid) -> Result<Plan> {
+    let plan = sqlx::query_scalar!("SELECT plan FROM users WHERE id = $1", user_id);
+    let plan = plan.fetch_optional(transaction.connection()).await?;
+    Plan::stored(&plan.ok_or_else(Error::unauthenticated)?)
+}
 
 /// A message as the API shows it.
 #[derive(Debug, Clone, Serialize)]

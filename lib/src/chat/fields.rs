@@ -48,6 +48,16 @@ impl Field for Title {
     }
 }
 
+/// Words to look for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SearchText(pub String);
+
+impl Field for SearchText {
+    fn parse(raw: Raw<'_>) -> Result<Self, Invalid> {
+        bounded_text(raw, 0, 200).map(Self)
+    }
+}
+
 /// How freely to choose words, from 0 to 2.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Temperature(pub f64);

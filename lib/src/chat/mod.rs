@@ -10,3 +10,4 @@ pub mod quota;
 pub mod record;
 pub mod search;
 pub mod stream;
+pub mod usage;

@@ -1,0 +1,36 @@
+//! `GET /api/chat/conversations/{id}`: a conversation with a page of its messages, oldest first.
+
+use std::process::ExitCode;
+
+use lib::chat::conversation::{Conversation, Conversations, Message, Place};
+use lib::error::Result;
+use lib::http::page::Limit;
+use lib::http::{Policy, Request, Response, serve};
+use serde::Serialize;
+
+lib::request! {
+    struct GetConversationQuery { limit: Limit, cursor: Option<Place> }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct GetConversationResponse {
+    conversation: Conversation,
+    messages: Vec<Message>,
+    next_cursor: Option<String>,
+}
+
+fn main() -> ExitCode {
+    serve(env!("CARGO_BIN_NAME"), Policy::API, Conversations::init, |conversations, request| {
+        Box::pin(handle(conversations, request))
+    })
+}
+
+async fn handle(conversations: &Conversations, request: Request) -> Result<Response> {
+    let user_id = request.user()?.user_id();
+    let id = request.id_parameter("id", "conversation")?;
+    let GetConversationQuery { limit, cursor } = request.query()?;
+    let conversation = conversations.get(user_id, id).await?;
+    let (messages, next_cursor) = conversations.messages(id, limit, cursor).await?;
+    Response::ok(&GetConversationResponse { conversation, messages, next_cursor })
+}
