@@ -48,4 +48,5 @@ check: ## Format, lints, template, routes, dependencies
 	@$(RUN) check
 
 bench: ## Measure each function beside an empty one (needs `make up`)
-	@cargo run --release -p bench --bin bench
+	@cargo build --release --package bench
+	@cargo run --quiet --release --package bench -- $(ARGS)

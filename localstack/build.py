@@ -60,9 +60,10 @@ def package(executable: Path, target: Path) -> bool:
     entry = zipfile.ZipInfo("bootstrap", FIXED_TIME)
     entry.external_attr = EXECUTABLE << 16
     entry.compress_type = zipfile.ZIP_DEFLATED
-    partial = target.with_suffix(".partial")
+    # Two stacks may be brought up at once; each writes a file of its own and the last one stays.
+    partial = target.with_suffix(f".{os.getpid()}")
     with zipfile.ZipFile(partial, "w") as zipped:
-        zipped.writestr(entry, content)
+        zipped.writestr(entry, content, compresslevel=9)
     partial.replace(target)
     stamp.write_text(wanted)
     return True

@@ -123,7 +123,10 @@ def environments(profile: Profile) -> dict[str, dict[str, str]]:
     functions = client(profile, "lambda")
     found = {}
     for name in cloudformation.functions(cloudformation.template()):
-        configuration = functions.get_function_configuration(FunctionName=f"{profile.stack_name}-{name}")
+        try:
+            configuration = functions.get_function_configuration(FunctionName=f"{profile.stack_name}-{name}")
+        except functions.exceptions.ResourceNotFoundException as error:
+            raise Failure(f"{name} is not deployed; run `make up` first.") from error
         found[name] = {
             **configuration.get("Environment", {}).get("Variables", {}),
             "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(configuration["MemorySize"]),

@@ -17,6 +17,8 @@ from settings import ROOT, VENV, Failure, Profile
 
 # Answers of supervisord that mean "it is so already".
 NOT_RUNNING, BAD_NAME = 70, 10
+# States in which a process is not there and will not come by itself.
+DOWN = ("STOPPED", "EXITED", "FATAL")
 
 
 @dataclass(frozen=True)
@@ -87,17 +89,25 @@ class Supervisor:
         # All at once: one after the other a change in `lib` would take half a minute.
         for name in (*removed, *changed):
             self._rpc.stopProcessGroup(name, False)
+        self._await_stopped({*removed, *changed})
         for name in (*removed, *changed):
-            self._rpc.stopProcessGroup(name)
             self._rpc.removeProcessGroup(name)
         for name in (*changed, *added):
             self._rpc.addProcessGroup(name)
         self.resume()
 
+    def _await_stopped(self, names: set[str]) -> None:
+        """supervisord escalates to SIGKILL by itself, so this ends."""
+        deadline = time.monotonic() + 60
+        while stopping := [p["name"] for p in self.status() if p["name"] in names and p["statename"] not in DOWN]:
+            if time.monotonic() > deadline:
+                raise Failure(f"{', '.join(stopping)} did not stop; see {self.profile.logs}.")
+            time.sleep(0.05)
+
     def resume(self) -> None:
         """Start again what was stopped or given up."""
         for process in self.status():
-            if process["statename"] in ("STOPPED", "EXITED", "FATAL"):
+            if process["statename"] in DOWN:
                 self.start(process["name"])
 
     def shutdown(self) -> None:
