@@ -25,13 +25,13 @@ SETTLE_SECONDS = 1.0
 DURABLE_BY_THEMSELVES = {"dynamodb", "sqs", "s3"}
 READS = re.compile(r"(Get|List|Describe|BatchGet|Head|Query|Scan)")
 
-log = logging.getLogger("durability")
-
 
 def apply() -> None:
     """Journal DynamoDB's items, keep the outbox, restore at start, snapshot after changes."""
     from ministack import app as gateway
 
+    # A line for each of fifty services at each snapshot would bury the functions' logs.
+    logging.getLogger("persistence").setLevel(logging.WARNING)
     _journal_items()
     _keep_outbox()
     restore_snapshots = gateway._load_persisted_state
