@@ -1,26 +1,45 @@
 //! Secrets Manager: each secret is a JSON object, read once, in the init of the function.
 
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
 use aws_sdk_secretsmanager::Client;
 use serde::de::DeserializeOwned;
+use tokio::sync::OnceCell;
 
-use crate::config;
+use crate::config::{self, Secret};
 use crate::error::{Error, Result};
+
+/// Texts by id: several parts of a function may need one secret, at the same time.
+static TEXTS: Mutex<Option<HashMap<String, Arc<OnceCell<Secret>>>>> = Mutex::new(None);
 
 /// Reads the secret whose ARN or name is in the environment variable.
 ///
 /// # Errors
 /// When the variable is missing, the secret cannot be read, or it does not have the expected members.
 pub async fn read<T: DeserializeOwned>(variable: &str) -> Result<T> {
-    let text = read_text(variable).await?;
+    let id = config::required(variable)?;
+    let text = {
+        let mut texts = TEXTS.lock().unwrap_or_else(PoisonError::into_inner);
+        texts.get_or_insert_default().entry(id.clone()).or_default().clone()
+    };
+    let text = text.get_or_try_init(|| fetch(id, variable)).await?;
     // The parser's message may quote the value, so only the name goes on.
-    serde_json::from_str(&text)
+    serde_json::from_str(text.expose())
         .map_err(|_| Error::internal(format!("the secret named by {variable} has another shape")))
 }
 
-async fn read_text(variable: &str) -> Result<String> {
-    let id = config::required(variable)?;
-    let reply = Client::new(crate::aws::sdk_config()?).get_secret_value().secret_id(id).send().await?;
-    reply.secret_string.ok_or_else(|| Error::internal(format!("the secret named by {variable} is empty")))
+async fn fetch(id: String, variable: &str) -> Result<Secret> {
+    let reply = client()?.get_secret_value().secret_id(id).send().await?;
+    let text =
+        reply.secret_string.ok_or_else(|| Error::internal(format!("the secret named by {variable} is empty")))?;
+    Ok(Secret::new(text))
+}
+
+fn client() -> Result<&'static Client> {
+    static CLIENT: OnceLock<Client> = OnceLock::new();
+    let config = crate::aws::sdk_config()?;
+    Ok(CLIENT.get_or_init(|| Client::new(config)))
 }
 
 /// Asks Secrets Manager for the secret's description, for health checks.
@@ -28,5 +47,5 @@ async fn read_text(variable: &str) -> Result<String> {
 /// # Errors
 /// When it does not answer.
 pub async fn ping(variable: &str) -> Result<()> {
-    read_text(variable).await.map(drop)
+    fetch(config::required(variable)?, variable).await.map(drop)
 }

@@ -1,6 +1,7 @@
 //! DynamoDB: one table per kind of short-lived state, each with a TTL in the attribute `expires`.
 
 use std::collections::HashMap;
+use std::sync::OnceLock;
 
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::types::AttributeValue;
@@ -28,7 +29,10 @@ impl Table {
     /// # Errors
     /// When the variable is missing.
     pub fn from_env(variable: &str) -> Result<Self> {
-        Ok(Self { client: Client::new(crate::aws::sdk_config()?), name: config::required(variable)? })
+        // Building a client costs more than a call: all tables share one.
+        static CLIENT: OnceLock<Client> = OnceLock::new();
+        let config = crate::aws::sdk_config()?;
+        Ok(Self { client: CLIENT.get_or_init(|| Client::new(config)).clone(), name: config::required(variable)? })
     }
 
     /// Reads an item that cannot exist, for health checks.

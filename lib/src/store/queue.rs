@@ -1,7 +1,10 @@
 //! SQS, sending side.
 
+use std::sync::OnceLock;
+
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::types::{MessageAttributeValue, SendMessageBatchRequestEntry};
+use aws_types::SdkConfig;
 use futures_util::future::try_join_all;
 use uuid::Uuid;
 
@@ -36,7 +39,7 @@ pub struct DeadLetter<'a> {
 /// A queue that messages are sent to.
 #[derive(Clone)]
 pub struct Queue {
-    client: Client,
+    config: &'static SdkConfig,
     url: String,
 }
 
@@ -46,7 +49,7 @@ impl Queue {
     /// # Errors
     /// When the variable is missing.
     pub fn from_env(variable: &str) -> Result<Self> {
-        Ok(Self { client: Client::new(crate::aws::sdk_config()?), url: config::required(variable)? })
+        Ok(Self { config: crate::aws::sdk_config()?, url: config::required(variable)? })
     }
 
     /// The same, or `None` without the variable.
@@ -55,6 +58,12 @@ impl Queue {
     /// When the AWS configuration is incomplete.
     pub fn optional(variable: &str) -> Result<Option<Self>> {
         config::optional(variable).map(|_| Self::from_env(variable)).transpose()
+    }
+
+    /// One client for all queues, built when the first message is sent: by then the reply is on its way.
+    fn client(&self) -> &'static Client {
+        static CLIENT: OnceLock<Client> = OnceLock::new();
+        CLIENT.get_or_init(|| Client::new(self.config))
     }
 
     /// Sends all messages, ten a call; gives the ids of those that SQS took.
@@ -75,7 +84,7 @@ impl Queue {
             })
             .collect::<Result<Vec<_>, _>>()
             .map_err(Error::internal)?;
-        let reply = self.client.send_message_batch().queue_url(&self.url).set_entries(Some(entries)).send().await?;
+        let reply = self.client().send_message_batch().queue_url(&self.url).set_entries(Some(entries)).send().await?;
         if let Some(failure) = reply.failed.first() {
             tracing::warn!(
                 error.code = failure.code,
@@ -120,7 +129,7 @@ impl Queue {
             })
             .collect::<Result<Vec<_>, _>>()
             .map_err(Error::internal)?;
-        let reply = self.client.send_message_batch().queue_url(&self.url).set_entries(Some(entries)).send().await?;
+        let reply = self.client().send_message_batch().queue_url(&self.url).set_entries(Some(entries)).send().await?;
         for failure in &reply.failed {
             tracing::error!(error.code = failure.code, "a dead letter was refused by its queue");
         }
@@ -134,7 +143,7 @@ impl Queue {
     /// When the queue does not answer.
     pub async fn ping(&self) -> Result<()> {
         use aws_sdk_sqs::types::QueueAttributeName;
-        self.client
+        self.client()
             .get_queue_attributes()
             .queue_url(&self.url)
             .attribute_names(QueueAttributeName::ApproximateNumberOfMessages)
