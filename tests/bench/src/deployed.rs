@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::Sandbox;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// A function's environment.
 pub type Environment = BTreeMap<String, String>;
@@ -86,4 +86,31 @@ impl Deployed {
         let text = std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
         serde_json::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))
     }
+
+    /// The same from another address, with another body and credential.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn event(name: &str, address: &str, body: Option<&Value>, bearer: Option<&str>) -> Result<Value, String> {
+        let mut event = Self::sample(name)?;
+        event["requestContext"]["identity"]["sourceIp"] = address.into();
+        // A local function trusts one proxy, which names the client here.
+        event["headers"]["X-Forwarded-For"] = address.into();
+        event["multiValueHeaders"]["X-Forwarded-For"] = json!([address]);
+        if let Some(body) = body {
+            event["body"] = body.to_string().into();
+        }
+        if let Some(bearer) = bearer {
+            event["headers"]["Authorization"] = format!("Bearer {bearer}").into();
+            event["multiValueHeaders"]["Authorization"] = json!([format!("Bearer {bearer}")]);
+        }
+        Ok(event)
+    }
+}
+
+/// An address that no other client has.
+#[must_use]
+pub fn random_address() -> String {
+    let [a, b, c] = *uuid::Uuid::now_v7().as_bytes().last_chunk::<3>().unwrap_or(&[0; 3]);
+    format!("10.{a}.{b}.{c}")
 }

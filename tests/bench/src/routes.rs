@@ -6,7 +6,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sandbox::Sandbox;
-use sandbox::deployed::Deployed;
+use sandbox::deployed::{Deployed, random_address};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -37,7 +37,7 @@ impl Account {
     fn new(sign_up: &mut Sandbox) -> Result<Self, String> {
         let email = format!("bench-{}@example.com", Uuid::now_v7().simple());
         let body = json!({ "email": email, "password": PASSWORD, "transport": "bearer" });
-        let reply = sign_up.invoke(&event("auth-signup", &Uuid::now_v7(), Some(&body), None)?)?.payload;
+        let reply = sign_up.invoke(&Deployed::event("auth-signup", &random_address(), Some(&body), None)?)?.payload;
         let body: Value = reply["body"].as_str().and_then(|body| serde_json::from_str(body).ok()).unwrap_or_default();
         let text = |value: &Value| value.as_str().map(str::to_owned).ok_or_else(|| format!("sign-up answered {reply}"));
         let claims = text(&body["token"])?.split('.').nth(1).and_then(|part| URL_SAFE_NO_PAD.decode(part).ok());
@@ -51,29 +51,11 @@ impl Account {
     }
 }
 
-/// The function's sample with another client, body and credential.
-fn event(function: &str, client: &Uuid, body: Option<&Value>, bearer: Option<&str>) -> Result<Value, String> {
-    let mut event = Deployed::sample(function)?;
-    let [a, b, c] = *client.as_bytes().last_chunk::<3>().unwrap_or(&[0; 3]);
-    event["requestContext"]["identity"]["sourceIp"] = format!("10.{a}.{b}.{c}").into();
-    // The local stack trusts one proxy, which names the client here.
-    event["headers"]["X-Forwarded-For"] = format!("10.{a}.{b}.{c}").into();
-    event["multiValueHeaders"]["X-Forwarded-For"] = json!([format!("10.{a}.{b}.{c}")]);
-    if let Some(body) = body {
-        event["body"] = body.to_string().into();
-    }
-    if let Some(bearer) = bearer {
-        event["headers"]["Authorization"] = format!("Bearer {bearer}").into();
-        event["multiValueHeaders"]["Authorization"] = json!([format!("Bearer {bearer}")]);
-    }
-    Ok(event)
-}
-
 fn me(deployed: &Deployed, sign_up: &mut Sandbox) -> Result<(), String> {
     let account = Account::new(sign_up)?;
     let mut function = deployed.start("auth-me")?;
     let mut bare = deployed.start_own("bench-round-trips", "auth-me")?;
-    let event = event("auth-me", &Uuid::now_v7(), None, Some(&account.session_token))?;
+    let event = Deployed::event("auth-me", &random_address(), None, Some(&account.session_token))?;
     let ids = json!({ "userId": account.user_id, "sessionId": account.session_id });
 
     let (mut of_function, mut of_bare) = (Vec::new(), Vec::new());
@@ -102,7 +84,7 @@ fn sign_in(deployed: &Deployed, sign_up: &mut Sandbox) -> Result<(), String> {
         for _ in 0..FAILURES_PER_ACCOUNT {
             for (email, samples) in [(&known, &mut of_known), (&unknown, &mut of_unknown)] {
                 let body = json!({ "email": email, "password": "not the password" });
-                let reply = function.invoke(&event("auth-signin", &Uuid::now_v7(), Some(&body), None)?)?;
+                let reply = function.invoke(&Deployed::event("auth-signin", &random_address(), Some(&body), None)?)?;
                 if reply.payload["statusCode"] != 401 {
                     return Err(format!("auth-signin answered {}", reply.payload));
                 }
