@@ -1,4 +1,4 @@
-"""Port 4000: cargo-lambda's router and Runtime API, and the functions behind it.
+"""Behind port 4000: cargo-lambda's router and Runtime API, and the functions.
 
 `cargo lambda watch --only-lambda-apis` routes requests and hands them to
 whoever polls its Runtime API. The prebuilt binaries are started beside it, each
@@ -54,7 +54,7 @@ def router(profile: Profile) -> Program:
             "--invoke-address",
             "127.0.0.1",
             "--invoke-port",
-            str(profile.port("router")),
+            str(profile.port("runtime")),
         ],
         # The routes are in a file, so their digest has to say that they changed.
         {"ROUTES_SHA256": build.digest(manifest.encode())},
@@ -105,7 +105,7 @@ def _process(profile: Profile, name: str, queue: str, number: int, variables: di
         [str(_installed(profile, name))],
         {
             **environment(profile, name, variables),
-            "AWS_LAMBDA_RUNTIME_API": f"{profile.url('router')}/.rt/{queue}",
+            "AWS_LAMBDA_RUNTIME_API": f"{profile.url('runtime')}/.rt/{queue}",
             # New code under the same path has to look like a change.
             "CODE_SHA256": build.code_hash(name),
         },

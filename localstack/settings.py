@@ -23,6 +23,7 @@ REGION = "us-east-1"
 # Names that a person types after `make logs NAME=` or `stack.py kill`.
 PORTS = {
     "router": 4000,
+    "runtime": 4001,
     "supervisor": 4009,
     "llm": 4010,
     "stripe": 4020,

@@ -53,6 +53,7 @@ def bring_up(profile: Profile, with_build: bool) -> None:
     """Services, functions, schema: each step does only what is still missing."""
     import build
     import deploy
+    import front
     import functions
     import ports
     import postgres
@@ -82,11 +83,11 @@ def bring_up(profile: Profile, with_build: bool) -> None:
     print(f"  {json.dumps(deploy.migrate(profile))}", flush=True)
     print("Starting the functions ...", flush=True)
     # A function that finds no router ends at once, so the router comes first.
-    wanted.append(functions.router(profile))
-    if not services.listens(profile.port("router")):
+    wanted += [functions.router(profile), front.program(profile)]
+    if not services.listens(profile.port("runtime")):
         supervisor.apply(wanted)
         services.wait_for(
-            lambda: services.listens(profile.port("router")),
+            lambda: services.listens(profile.port("runtime")),
             30,
             f"The router does not start; {profile.logs}/router.log says why.",
         )

@@ -123,6 +123,20 @@ def postgres_programs() -> Path | None:
     return Path(on_path).resolve().parent if on_path else None
 
 
+def haproxy() -> Path:
+    """HAProxy's program, installed from Debian if need be."""
+    # Debian keeps it where only root looks for programs.
+    path = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/usr/local/sbin"])
+    found = shutil.which("haproxy", path=path)
+    if not found:
+        print("Installing HAProxy ...", flush=True)
+        _debian("haproxy")
+        found = shutil.which("haproxy", path=path)
+    if not found:
+        raise Failure("HAProxy is missing although it was installed; put `haproxy` on the PATH.")
+    return Path(found)
+
+
 def _debian(*packages: str) -> None:
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         raise Failure(f"{packages[0]} is missing; install {', '.join(packages)} and run `make up` again.")

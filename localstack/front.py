@@ -1,0 +1,57 @@
+"""Port 4000 itself: HAProxy before cargo-lambda's router.
+
+The router takes a body for text where its media type says so, and answers 500
+itself when such a body is not UTF-8. It compares media types by case, which
+HTTP does not: with a capital letter the body goes through as bytes, and the
+function answers as it does behind API Gateway. Everything else, streams
+included, passes as it is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tools
+from settings import Profile
+from supervision import Program
+
+CONFIGURATION = """\
+global
+    maxconn 4096
+
+defaults
+    mode http
+    timeout connect 5s
+    # A stream may be silent for as long as a function may run.
+    timeout client 6m
+    timeout server 6m
+
+frontend api
+    bind 127.0.0.1:{port}
+    http-request replace-header content-type ^application/json(.*)$ Application/json\\1
+    http-request replace-header content-type ^text/(.*)$ Text/\\1
+    http-request set-header content-type application/octet-stream if METH_POST !{{ req.hdr(content-type) -m found }}
+    unique-id-format %[uuid()]
+    http-error status 503 content-type application/problem+json lf-string '{problem}' hdr x-request-id %[unique-id]
+    default_backend router
+
+backend router
+    server cargo-lambda 127.0.0.1:{router}
+"""
+PROBLEM = (
+    '{"type":"urn:problem:unavailable","title":"The service is not available","status":503,'
+    '"detail":"The router of the local stack is down.","code":"unavailable","requestId":"%[unique-id]"}'
+)
+
+
+def program(profile: Profile) -> Program:
+    """HAProxy with this stack's ports."""
+    path: Path = profile.dir / "router" / "haproxy.cfg"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(configuration(profile))
+    return Program("front", [str(tools.haproxy()), "-db", "-f", str(path)], priority=35)
+
+
+def configuration(profile: Profile) -> str:
+    """What HAProxy listens to, passes on to, and changes."""
+    return CONFIGURATION.format(port=profile.port("router"), router=profile.port("runtime"), problem=PROBLEM)
