@@ -7,6 +7,7 @@ python3 localstack/stack.py [--profile stack|test] COMMAND
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import shutil
@@ -14,6 +15,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -34,12 +37,25 @@ def main() -> int:
             tools.ensure()
             # What follows uses packages of the stack's own environment.
             os.execv(VENV / "bin" / "python", [str(VENV / "bin" / "python"), *sys.argv])
-        return COMMANDS[arguments.command](profile, arguments) or 0
+        with _alone(profile) if arguments.command in CHANGING else nullcontext():
+            return COMMANDS[arguments.command](profile, arguments) or 0
     except Failure as failure:
         print(f"\n{failure}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+@contextmanager
+def _alone(profile: Profile) -> Iterator[None]:
+    """Two commands that change one stack at a time would undo each other's work."""
+    LOCAL.mkdir(exist_ok=True)
+    with (LOCAL / f"{profile.name}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Failure("Another command is at work on this stack; run this one when it has ended.") from None
+        yield
 
 
 def up(profile: Profile, _arguments: argparse.Namespace) -> None:
@@ -263,6 +279,8 @@ COMMANDS = {
     "migrate": migrate, "invoke": invoke, "watch": watch, "env": environment, "test": test, "check": check,
     "kill": control, "stop": control, "start": control, "docker": docker,
 }  # fmt: skip
+
+CHANGING = ("up", "down", "reset", "test")
 
 
 if __name__ == "__main__":
