@@ -18,7 +18,10 @@ static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
 
 /// Version, name and statements of each migration of ClickHouse, in order. A statement can be run again: what
 /// was cut short begins anew.
-const CLICKHOUSE: &[(u32, &str, &str)] = &[(1, "events", include_str!("../migrations/clickhouse/0001_events.sql"))];
+const CLICKHOUSE: &[(u32, &str, &str)] = &[
+    (1, "events", include_str!("../migrations/clickhouse/0001_events.sql")),
+    (2, "views", include_str!("../migrations/clickhouse/0002_views.sql")),
+];
 
 /// Seconds that a migration waits for the writers before it.
 const PATIENCE: u32 = 120;
@@ -149,6 +152,9 @@ async fn prepare(clickhouse: &ClickHouse) -> Result<Vec<u32>> {
 async fn apply(clickhouse: &ClickHouse, version: u32, name: &str, statements: &str) -> Result<()> {
     for statement in split(&fill(statements)?) {
         clickhouse.client().query_raw(statement).execute().await?;
+        if let Some(view) = View::of(statement) {
+            view.rebuild(clickhouse).await?;
+        }
     }
     clickhouse
         .client()
@@ -159,6 +165,33 @@ async fn apply(clickhouse: &ClickHouse, version: u32, name: &str, statements: &s
         .await?;
     tracing::info!(migration.version = version, migration.name = name, "a ClickHouse migration was applied");
     Ok(())
+}
+
+/// A materialized view: the statement that makes it also says how to make all of its rows at once.
+struct View<'a> {
+    target: &'a str,
+    select: &'a str,
+}
+
+impl<'a> View<'a> {
+    fn of(statement: &'a str) -> Option<Self> {
+        let (head, select) = statement.split_once(" AS\n")?;
+        let is_view = head.contains("CREATE MATERIALIZED VIEW");
+        let target = head.rsplit_once(" TO ").filter(|_| is_view)?.1;
+        Some(Self { target, select })
+    }
+
+    /// Fills the view's table with what is in the events already. Nobody writes meanwhile.
+    async fn rebuild(&self, clickhouse: &ClickHouse) -> Result<()> {
+        let client = clickhouse.client();
+        client.query_raw(&fill(&format!("TRUNCATE TABLE {} ${{on_cluster}}", self.target))?).execute().await?;
+        client
+            .query_raw(&format!("INSERT INTO {} {}", self.target, self.select))
+            .with_setting("max_partitions_per_insert_block", "0")
+            .execute()
+            .await?;
+        Ok(())
+    }
 }
 
 /// Statements end with a semicolon at the end of a line.

@@ -85,7 +85,7 @@ SETTINGS ${deduplication};
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS request_totals_view ${on_cluster} TO request_totals AS
 SELECT
-    type, route, if(type = 'http.request_completed', method, '') AS method, http_status AS status,
+    type, route, if(type = 'http.request_completed', events.method, '') AS method, http_status AS status,
     max(ingested_at) AS last_ingest,
     count() AS events,
     sum(duration_ms) AS duration_ms,

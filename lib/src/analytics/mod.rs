@@ -1,10 +1,13 @@
 //! Figures over events, from ClickHouse: how events get there, and what is read from them.
 
 pub mod block;
+pub mod chat;
 pub mod event;
 pub mod ingest;
 pub mod metrics;
+pub mod providers;
 pub mod report;
+pub mod revenue;
 pub mod turn;
 pub mod users;
 pub mod writer;

@@ -256,6 +256,22 @@ impl Reports {
             .param("limit", query.limit)
     }
 
+    /// The rows of a query over the range.
+    pub(crate) async fn rows<T>(&self, sql: &str, query: &Query) -> Result<Vec<T>>
+    where
+        T: clickhouse::RowOwned + clickhouse::RowRead,
+    {
+        Ok(self.query(sql, query).fetch_all().await?)
+    }
+
+    /// The only row of such a query.
+    pub(crate) async fn row<T>(&self, sql: &str, query: &Query) -> Result<T>
+    where
+        T: clickhouse::RowOwned + clickhouse::RowRead,
+    {
+        Ok(self.query(sql, query).fetch_one().await?)
+    }
+
     /// The reply with the data, or 304 when the browser has the same data already.
     ///
     /// # Errors
@@ -294,6 +310,18 @@ impl Reports {
 
 fn matches(tags: &str, tag: &str) -> bool {
     tags.split(',').map(|tag| tag.trim().trim_start_matches("W/")).any(|candidate| candidate == tag || candidate == "*")
+}
+
+/// A fraction of 1, or an average; null where there is nothing to divide by.
+#[must_use]
+pub fn ratio(part: f64, whole: f64) -> Option<f64> {
+    (whole != 0.0).then(|| part / whole)
+}
+
+/// Null for the quantiles of nothing.
+#[must_use]
+pub fn finite(value: f32) -> Option<f64> {
+    value.is_finite().then(|| f64::from(value))
 }
 
 /// The SQL of a bucket's first second, since the epoch.

@@ -1,11 +1,45 @@
-//! Figures about users.
+//! Figures about users: who signs up, who comes back, who uses the product most.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
+use time::{Date, Duration};
 
-use crate::analytics::report::{Query, Reports, bucket};
+use crate::analytics::report::{Interval, Query, Reports, bucket, day, ratio};
 use crate::error::Result;
+use crate::http::validate::{Field, Invalid, Raw};
+
+/// Periods of a cohort at most.
+const PERIODS: usize = 12;
+
+/// New and all users of a bucket.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Growth {
+    date: String,
+    new_users: u64,
+    total_users: u64,
+}
+
+/// Active users at the end of the range and in its buckets.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Active {
+    dau: u64,
+    wau: u64,
+    mau: u64,
+    stickiness: Option<f64>,
+    by_plan: BTreeMap<String, u64>,
+    series: Vec<ActiveBucket>,
+}
+
+/// Active users of a bucket.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ActiveBucket {
+    date: String,
+    active_users: u64,
+}
 
 /// Sign-ups of a bucket.
 #[derive(Debug, Serialize)]
@@ -15,12 +49,185 @@ pub struct Signups {
     verified: u64,
 }
 
+/// A user with much use.
+#[derive(Debug, clickhouse::Row, Deserialize, Serialize)]
+#[serde(rename_all(serialize = "camelCase"))]
+pub struct TopUser {
+    user_id: String,
+    plan: String,
+    messages: u64,
+    tokens: i64,
+    cost_micro_usd: i64,
+    last_active: String,
+}
+
+/// All users to date.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UserCount {
+    total: u64,
+    verified: u64,
+    unverified: u64,
+    by_plan: BTreeMap<String, u64>,
+}
+
+/// Cohorts and who of them came back.
+#[derive(Debug, Serialize)]
+pub struct Retention {
+    cohorts: Vec<Cohort>,
+}
+
+/// Users who signed up in one week or month.
+#[derive(Debug, Serialize)]
+pub struct Cohort {
+    cohort: String,
+    size: u64,
+    periods: Vec<Period>,
+}
+
+/// A week or month after the cohort's.
+#[derive(Debug, Serialize)]
+pub struct Period {
+    index: usize,
+    retained: u64,
+    rate: Option<f64>,
+}
+
+/// What makes a cohort.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CohortBy {
+    /// The week of the sign-up.
+    #[default]
+    Week,
+    /// The month of the sign-up.
+    Month,
+}
+
+impl CohortBy {
+    const fn interval(self) -> Interval {
+        match self {
+            Self::Week => Interval::Week,
+            Self::Month => Interval::Month,
+        }
+    }
+
+    /// The first day of the next cohort.
+    fn after(self, first: Date) -> Date {
+        match self {
+            Self::Week => first.saturating_add(Duration::days(7)),
+            Self::Month => self.interval().first_day(first.saturating_add(Duration::days(31))),
+        }
+    }
+}
+
+impl Field for CohortBy {
+    fn parse(raw: Raw<'_>) -> Result<Self, Invalid> {
+        match raw.text()? {
+            "week" => Ok(Self::Week),
+            "month" => Ok(Self::Month),
+            _ => Err(Invalid::new("unknown_value", "Must be week or month.")),
+        }
+    }
+
+    fn missing() -> Result<Self, Invalid> {
+        Ok(Self::default())
+    }
+}
+
 impl Reports {
-    /// Sign-ups and verifications per bucket.
+    /// 1: new and all users per bucket.
     ///
     /// # Errors
     /// When the store does not answer.
-    pub async fn signups(&self, query: &Query) -> Result<Vec<Signups>> {
+    pub async fn users_growth(&self, query: &Query) -> Result<Vec<Growth>> {
+        #[derive(clickhouse::Row, Deserialize)]
+        struct Row {
+            bucket: i64,
+            count: u64,
+        }
+        let sql = concat!(
+            "SELECT if(toDate(hour) < {from:Date}, -1, ",
+            bucket!("hour"),
+            ") AS bucket, sum(signups) AS count
+             FROM daily_active_users WHERE toDate(hour) <= {to:Date} GROUP BY bucket",
+        );
+        let rows: Vec<Row> = self.rows(sql, query).await?;
+        let counts: HashMap<i64, u64> = rows.into_iter().map(|row| (row.bucket, row.count)).collect();
+        let count = |key: i64| counts.get(&key).copied().unwrap_or_default();
+        let mut total_users = count(-1);
+        Ok(query
+            .buckets()
+            .iter()
+            .map(|bucket| {
+                let new_users = count(bucket.key());
+                total_users += new_users;
+                Growth { date: bucket.name(), new_users, total_users }
+            })
+            .collect())
+    }
+
+    /// 2: active users at the end of the range and per bucket.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn users_active(&self, query: &Query) -> Result<Active> {
+        #[derive(clickhouse::Row, Deserialize)]
+        struct Windows {
+            dau: u64,
+            wau: u64,
+            mau: u64,
+        }
+        #[derive(clickhouse::Row, Deserialize)]
+        struct ByPlan {
+            plan: String,
+            users: u64,
+        }
+        #[derive(clickhouse::Row, Deserialize)]
+        struct Row {
+            bucket: i64,
+            users: u64,
+        }
+        let windows = "SELECT
+                uniqCombined64MergeIf(users, toDate(hour) = {to:Date}) AS dau,
+                uniqCombined64MergeIf(users, toDate(hour) > {to:Date} - 7) AS wau,
+                uniqCombined64Merge(users) AS mau
+             FROM daily_active_users WHERE toDate(hour) > {to:Date} - 30 AND toDate(hour) <= {to:Date}";
+        let by_plan = "SELECT toString(plan) AS plan, uniqCombined64Merge(users) AS users
+             FROM daily_active_users WHERE toDate(hour) = {to:Date} GROUP BY plan";
+        let series = concat!(
+            "SELECT ",
+            bucket!("hour"),
+            " AS bucket, uniqCombined64Merge(users) AS users
+             FROM daily_active_users WHERE toDate(hour) BETWEEN {from:Date} AND {to:Date} GROUP BY bucket",
+        );
+        let (windows, by_plan, series) = futures_util::try_join!(
+            self.row::<Windows>(windows, query),
+            self.rows::<ByPlan>(by_plan, query),
+            self.rows::<Row>(series, query),
+        )?;
+        let counts: HashMap<i64, u64> = series.into_iter().map(|row| (row.bucket, row.users)).collect();
+        Ok(Active {
+            dau: windows.dau,
+            wau: windows.wau,
+            mau: windows.mau,
+            stickiness: ratio(windows.dau as f64, windows.mau as f64),
+            by_plan: by_plan.into_iter().filter(|row| row.users > 0).map(|row| (row.plan, row.users)).collect(),
+            series: query
+                .buckets()
+                .iter()
+                .map(|bucket| ActiveBucket {
+                    date: bucket.name(),
+                    active_users: counts.get(&bucket.key()).copied().unwrap_or_default(),
+                })
+                .collect(),
+        })
+    }
+
+    /// 3: sign-ups and verifications per bucket.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn users_signups(&self, query: &Query) -> Result<Vec<Signups>> {
         #[derive(clickhouse::Row, Deserialize)]
         struct Row {
             bucket: i64,
@@ -29,13 +236,11 @@ impl Reports {
         }
         let sql = concat!(
             "SELECT ",
-            bucket!("time"),
-            " AS bucket, countIf(type = 'user.signup') AS signups, countIf(type = 'user.email_verified') AS verified
-             FROM events FINAL
-             WHERE toDate(time) BETWEEN {from:Date} AND {to:Date} AND type IN ('user.signup', 'user.email_verified')
-             GROUP BY bucket",
+            bucket!("hour"),
+            " AS bucket, sum(signups) AS signups, sum(verifications) AS verified
+             FROM daily_active_users WHERE toDate(hour) BETWEEN {from:Date} AND {to:Date} GROUP BY bucket",
         );
-        let rows: Vec<Row> = self.query(sql, query).fetch_all().await?;
+        let rows: Vec<Row> = self.rows(sql, query).await?;
         let rows: HashMap<i64, Row> = rows.into_iter().map(|row| (row.bucket, row)).collect();
         Ok(query
             .buckets()
@@ -49,5 +254,116 @@ impl Reports {
                 }
             })
             .collect())
+    }
+
+    /// 4: the users with most messages.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn users_top(&self, query: &Query) -> Result<Vec<TopUser>> {
+        let sql = "WITH best AS (
+                SELECT subject, sum(messages) AS sent, sum(tokens) AS used, sum(cost) AS spent, max(last_active) AS seen
+                FROM user_metrics WHERE day BETWEEN {from:Date} AND {to:Date}
+                GROUP BY subject HAVING sent > 0 ORDER BY sent DESC, subject LIMIT {limit:UInt64}
+             ), plans AS (
+                SELECT subject, max(last).3 AS plan FROM user_metrics
+                WHERE day <= {to:Date} AND subject IN (SELECT subject FROM best) GROUP BY subject
+             )
+             SELECT best.subject AS user_id, plans.plan AS plan, sent AS messages, used AS tokens,
+                spent AS cost_micro_usd, concat(formatDateTime(seen, '%Y-%m-%dT%H:%i:%S.', 'UTC'),
+                    leftPad(toString(toUnixTimestamp64Milli(seen) % 1000), 3, '0'), 'Z') AS last_active
+             FROM best INNER JOIN plans ON plans.subject = best.subject
+             ORDER BY messages DESC, user_id";
+        self.rows(sql, query).await
+    }
+
+    /// 5: all users to date.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn users_count(&self, query: &Query) -> Result<UserCount> {
+        #[derive(clickhouse::Row, Deserialize)]
+        struct Row {
+            plan: String,
+            signups: u64,
+            users: u64,
+            verified: u64,
+        }
+        let sql =
+            "SELECT plan, sum(signed_up) AS signups, countIf(signed_up > 0) AS users, countIf(proved > 0) AS verified
+             FROM (
+                SELECT subject, sum(signups) AS signed_up, sum(verifications) AS proved, max(last).3 AS plan
+                FROM user_metrics WHERE day <= {to:Date} GROUP BY subject
+             ) GROUP BY plan";
+        let rows: Vec<Row> = self.rows(sql, query).await?;
+        let total = rows.iter().map(|row| row.signups).sum::<u64>();
+        let verified = rows.iter().map(|row| row.verified).sum::<u64>();
+        Ok(UserCount {
+            total,
+            verified,
+            unverified: total.saturating_sub(verified),
+            by_plan: rows.into_iter().filter(|row| row.users > 0).map(|row| (row.plan, row.users)).collect(),
+        })
+    }
+
+    /// 6: cohorts and who of them came back.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn users_retention(&self, query: &Query, by: CohortBy) -> Result<Retention> {
+        #[derive(clickhouse::Row, Deserialize)]
+        struct Size {
+            cohort: i64,
+            users: u64,
+        }
+        #[derive(clickhouse::Row, Deserialize)]
+        struct Row {
+            cohort: i64,
+            period: i64,
+            users: u64,
+        }
+        let query = &Query { interval: by.interval(), ..*query };
+        let sizes = concat!(
+            "SELECT ",
+            bucket!("first"),
+            " AS cohort, count() AS users
+             FROM (SELECT subject, min(signup) AS first FROM user_retention GROUP BY subject)
+             WHERE toDate(first) BETWEEN {from:Date} AND {to:Date} GROUP BY cohort ORDER BY cohort",
+        );
+        let retained = concat!(
+            "WITH users AS (
+                SELECT subject, min(signup) AS first FROM user_retention GROUP BY subject
+                HAVING toDate(first) BETWEEN {from:Date} AND {to:Date}
+             )
+             SELECT ",
+            bucket!("first"),
+            " AS cohort, ",
+            bucket!("toDateTime(day, 'UTC')"),
+            " AS period, uniqExact(user_metrics.subject) AS users
+             FROM user_metrics INNER JOIN users ON users.subject = user_metrics.subject
+             WHERE active > 0 AND day <= {to:Date} AND period >= cohort
+             GROUP BY cohort, period",
+        );
+        let (sizes, retained) =
+            futures_util::try_join!(self.rows::<Size>(sizes, query), self.rows::<Row>(retained, query))?;
+        let retained: HashMap<(i64, i64), u64> =
+            retained.into_iter().map(|row| ((row.cohort, row.period), row.users)).collect();
+        let cohorts = sizes.into_iter().map(|size| {
+            let first = crate::clock::from_millis(size.cohort * 1000).date();
+            let begins = std::iter::successors(Some(first), |begin| Some(by.after(*begin)));
+            let periods = begins.take(PERIODS).take_while(|begin| *begin <= query.range.to).enumerate();
+            Cohort {
+                cohort: day(first),
+                size: size.users,
+                periods: periods
+                    .map(|(index, begin)| {
+                        let key = (size.cohort, begin.midnight().assume_utc().unix_timestamp());
+                        let retained = retained.get(&key).copied().unwrap_or_default();
+                        Period { index, retained, rate: ratio(retained as f64, size.users as f64) }
+                    })
+                    .collect(),
+            }
+        });
+        Ok(Retention { cohorts: cohorts.collect() })
     }
 }

@@ -1,5 +1,8 @@
 //! Ingestion and figures against the real Postgres and ClickHouse, by way of the library.
 
+mod figures;
+mod history;
 mod ingest;
+mod oracle;
 mod proxy;
 mod stores;

@@ -13,6 +13,6 @@ fn main() -> ExitCode {
 async fn handle(reports: &Reports, request: Request) -> Result<Response> {
     request.admin()?;
     let query = Query::of(&request)?;
-    let data = reports.signups(&query).await?;
+    let data = reports.users_signups(&query).await?;
     reports.reply(&request, &query, &data).await
 }
