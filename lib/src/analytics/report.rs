@@ -8,7 +8,7 @@ use time::{Date, Duration, OffsetDateTime};
 use crate::clock;
 use crate::crypto;
 use crate::error::{Error, Result};
-use crate::http::validate::{Field, Invalid, Raw};
+use crate::http::validate::{Field, Fields, FromFields, Invalid, Raw};
 use crate::http::{Request, Response};
 use crate::store::clickhouse::ClickHouse;
 
@@ -71,6 +71,16 @@ crate::request! {
     struct Parameters { start_date: Option<Day>, end_date: Option<Day>, interval: Interval, limit: crate::http::page::Limit }
 }
 
+/// Two request types that are read together, so that their bad fields are named together.
+struct Both<A, B>(A, B);
+
+impl<A: FromFields, B: FromFields> FromFields for Both<A, B> {
+    fn from_fields(fields: &mut Fields<'_>) -> Option<Self> {
+        let (a, b) = (A::from_fields(fields), B::from_fields(fields));
+        Some(Self(a?, b?))
+    }
+}
+
 /// Days from the first to the last, both included, in UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Range {
@@ -101,6 +111,16 @@ impl Query {
     #[track_caller]
     pub fn of(request: &Request) -> Result<Self> {
         Self::new(request.query()?, clock::now().date())
+    }
+
+    /// The same with parameters of the figure's own.
+    ///
+    /// # Errors
+    /// A 400 that names every bad parameter.
+    #[track_caller]
+    pub fn with<T: FromFields>(request: &Request) -> Result<(Self, T)> {
+        let Both(parameters, own) = request.query()?;
+        Ok((Self::new(parameters, clock::now().date())?, own))
     }
 
     #[track_caller]
@@ -221,7 +241,7 @@ struct Meta {
     timezone: &'static str,
     #[serde(serialize_with = "crate::clock::text::serialize")]
     generated_at: OffsetDateTime,
-    freshness_seconds: u64,
+    freshness_seconds: Option<u64>,
 }
 
 /// The figures of an admin's request.
@@ -235,7 +255,7 @@ impl Reports {
     /// # Errors
     /// When the secret cannot be read.
     pub async fn init() -> Result<Self> {
-        Ok(Self { clickhouse: ClickHouse::init().await? })
+        Ok(Self { clickhouse: ClickHouse::reader().await? })
     }
 
     /// Reports of this store.
@@ -296,15 +316,11 @@ impl Reports {
         Ok(response.with("cache-control", &format!("private, max-age={MAX_AGE}")).with("etag", &tag))
     }
 
-    /// Seconds since an event was last counted, however old the event was.
-    async fn freshness(&self) -> Result<u64> {
-        let seconds: i64 = self
-            .clickhouse
-            .client()
-            .query("SELECT dateDiff('second', max(last_ingest), now64(3)) FROM request_totals")
-            .fetch_one()
-            .await?;
-        Ok(seconds.max(0).unsigned_abs())
+    /// Seconds since an event was last counted, however old the event was; null before the first one.
+    async fn freshness(&self) -> Result<Option<u64>> {
+        let sql = "SELECT count() > 0, dateDiff('second', max(last_ingest), now64(3)) FROM request_totals";
+        let (any, seconds): (bool, i64) = self.clickhouse.client().query(sql).fetch_one().await?;
+        Ok(any.then(|| seconds.max(0).unsigned_abs()))
     }
 }
 
@@ -352,8 +368,8 @@ mod tests {
 
     fn parse(pairs: &[(&str, &str)]) -> Result<Query> {
         let pairs: Vec<(String, String)> = pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
-        let mut fields = crate::http::validate::Fields::query(&pairs);
-        let parsed = crate::http::validate::FromFields::from_fields(&mut fields);
+        let mut fields = Fields::query(&pairs);
+        let parsed = FromFields::from_fields(&mut fields);
         Query::new(fields.finish(parsed)?, date!(2026 - 03 - 31))
     }
 

@@ -12,7 +12,14 @@ struct ClickHouseSecret {
     user: String,
     password: Secret,
     database: String,
+    /// A user that may only read; without one the other user reads too.
+    #[serde(default)]
+    reader: String,
 }
+
+/// What one figure may take: seconds, and rows read.
+const MAX_SECONDS: u32 = 10;
+const MAX_ROWS: u32 = 1_000_000_000;
 
 /// The analytics store.
 #[derive(Clone)]
@@ -29,6 +36,21 @@ impl ClickHouse {
     pub async fn init() -> Result<Self> {
         let secret: ClickHouseSecret = secrets::read("CLICKHOUSE_SECRET_ARN").await?;
         Ok(Self::connect_lazy(&secret.url, &secret.user, &secret.password, &secret.database))
+    }
+
+    /// The same as the user that may only read, with bounds on what a query may take.
+    ///
+    /// # Errors
+    /// When the secret cannot be read.
+    pub async fn reader() -> Result<Self> {
+        let secret: ClickHouseSecret = secrets::read("CLICKHOUSE_SECRET_ARN").await?;
+        let user = if secret.reader.is_empty() { &secret.user } else { &secret.reader };
+        let mut reader = Self::connect_lazy(&secret.url, user, &secret.password, &secret.database);
+        reader.client = reader
+            .client
+            .with_setting("max_execution_time", MAX_SECONDS.to_string())
+            .with_setting("max_rows_to_read", MAX_ROWS.to_string());
+        Ok(reader)
     }
 
     /// A database at the URL.

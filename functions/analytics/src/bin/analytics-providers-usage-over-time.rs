@@ -1,0 +1,18 @@
+//! `GET /api/analytics/providers/usage-over-time`: use of each provider over time.
+
+use std::process::ExitCode;
+
+use lib::analytics::report::{Query, Reports};
+use lib::error::Result;
+use lib::http::{Policy, Request, Response, serve};
+
+fn main() -> ExitCode {
+    serve(env!("CARGO_BIN_NAME"), Policy::API, Reports::init, |reports, request| Box::pin(handle(reports, request)))
+}
+
+async fn handle(reports: &Reports, request: Request) -> Result<Response> {
+    request.admin()?;
+    let query = Query::of(&request)?;
+    let data = reports.providers_usage_over_time(&query).await?;
+    reports.reply(&request, &query, &data).await
+}

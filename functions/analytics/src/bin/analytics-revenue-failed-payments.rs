@@ -1,0 +1,18 @@
+//! `GET /api/analytics/revenue/failed-payments`: failed payments and which were made good.
+
+use std::process::ExitCode;
+
+use lib::analytics::report::{Query, Reports};
+use lib::error::Result;
+use lib::http::{Policy, Request, Response, serve};
+
+fn main() -> ExitCode {
+    serve(env!("CARGO_BIN_NAME"), Policy::API, Reports::init, |reports, request| Box::pin(handle(reports, request)))
+}
+
+async fn handle(reports: &Reports, request: Request) -> Result<Response> {
+    request.admin()?;
+    let query = Query::of(&request)?;
+    let data = reports.revenue_failed_payments(&query).await?;
+    reports.reply(&request, &query, &data).await
+}
