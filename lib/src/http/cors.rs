@@ -40,7 +40,12 @@ impl Origins {
 
     /// Adds the CORS headers of a reply.
     pub fn decorate(&self, request: &HeaderMap, reply: &mut HeaderMap) {
-        reply.append("vary", http::HeaderValue::from_static("Origin"));
+        // One field: some proxies keep only the last of several.
+        let vary = match text(reply, "vary") {
+            Some(others) => format!("{others}, Origin"),
+            None => "Origin".to_owned(),
+        };
+        set(reply, "vary", &vary);
         if let Some(origin) = text(request, "origin").filter(|origin| self.allow(origin, request)) {
             set(reply, "access-control-allow-origin", origin);
             set(reply, "access-control-allow-credentials", "true");

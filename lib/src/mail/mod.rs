@@ -207,10 +207,11 @@ mod tests {
         for (name, source) in TEMPLATES {
             templates.add_template(name, source).unwrap();
         }
-        let values = context! { name => "<img src=x>", subject => "s", text => "t", action => "a", link => "https://x/?a=1&b=2", footer => "f" };
+        let values = context! { name => "<img src=x>", subject => "s", text => "t", action => "a", link => "https://x/?token=a-b_c", footer => "f" };
         let html = templates.get_template("mail.html").unwrap().render(&values).unwrap();
         assert!(html.contains("&lt;img src=x&gt;") && !html.contains("<img"), "{html}");
         let text = templates.get_template("mail.txt").unwrap().render(&values).unwrap();
-        assert!(text.contains("https://x/?a=1&b=2"), "{text}");
+        assert!(text.contains("https://x/?token=a-b_c"), "{text}");
+        assert!(html.contains("\"https://x/?token=a-b_c\""), "{html}");
     }
 }

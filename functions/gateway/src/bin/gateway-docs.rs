@@ -20,7 +20,7 @@ async fn handle(request: Request) -> Result<Response> {
     Ok(response
         .with("content-security-policy", POLICY)
         .with("cache-control", "public, max-age=300")
-        .with("vary", "Accept-Encoding, Origin"))
+        .with("vary", "Accept-Encoding"))
 }
 
 fn page(body: &'static [u8]) -> Response {
