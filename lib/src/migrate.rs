@@ -200,7 +200,7 @@ fn split(statements: &str) -> impl Iterator<Item = &str> {
 }
 
 /// Fills in what depends on the server: `CLICKHOUSE_CLUSTER` names the cluster, whose tables are then replicated.
-fn fill(statements: &str) -> Result<String> {
+pub(crate) fn fill(statements: &str) -> Result<String> {
     let (on_cluster, replicated, window) = match config::optional("CLICKHOUSE_CLUSTER") {
         Some(cluster) => (format!("ON CLUSTER {}", identifier(&cluster)?), "Replicated", "replicated"),
         None => (String::new(), "", "non_replicated"),
@@ -209,6 +209,12 @@ fn fill(statements: &str) -> Result<String> {
         .replace("${on_cluster}", &on_cluster)
         .replace("${replicated}", replicated)
         .replace("${deduplication}", &format!("{window}_deduplication_window = 1000")))
+}
+
+/// How the rows of a view's table are made from the events, by the latest migration that says so.
+pub(crate) fn view(target: &str) -> Option<&'static str> {
+    let statements = CLICKHOUSE.iter().flat_map(|(.., statements)| split(statements));
+    statements.filter_map(View::of).filter(|view| view.target == target).last().map(|view| view.select)
 }
 
 /// A name from the configuration, which cannot be bound in DDL.

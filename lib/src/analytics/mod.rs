@@ -6,6 +6,7 @@ pub mod event;
 pub mod ingest;
 pub mod metrics;
 pub mod providers;
+pub mod reconcile;
 pub mod report;
 pub mod revenue;
 pub mod turn;

@@ -5,4 +5,5 @@ mod history;
 mod ingest;
 mod oracle;
 mod proxy;
+mod reconcile;
 mod stores;

@@ -1,0 +1,148 @@
+//! Views against the raw table: every day is counted anew, and a month with a day that differs is replaced.
+//!
+//! Ingestion counts each event once, so this finds nothing unless a server lost a part of a view, or somebody
+//! wrote into a table by hand.
+
+use serde::{Deserialize, Serialize};
+
+use crate::analytics::turn::Turns;
+use crate::analytics::writer;
+use crate::error::{Error, Result};
+use crate::migrate;
+use crate::store::clickhouse::ClickHouse;
+use crate::store::postgres::Database;
+
+/// Seconds that a comparison waits for the writers before it.
+const PATIENCE: u32 = 60;
+
+/// A view's table, the day of a row, and what of a row is compared: not the estimates of quantiles, which depend
+/// on the order in which parts were merged. `request_totals` is not here, since raw telemetry does not stay.
+const VIEWS: [(&str, &str, &str); 10] = [
+    ("user_metrics", "day", "*"),
+    ("daily_active_users", "toDate(hour)", "* REPLACE (finalizeAggregation(users) AS users)"),
+    ("user_retention", "toDate(signup)", "*"),
+    ("chat_statistics", "day", "* EXCEPT (latency, ttft) REPLACE (finalizeAggregation(users) AS users)"),
+    ("chat_metrics_hourly", "toDate(hour)", "* REPLACE (finalizeAggregation(users) AS users)"),
+    ("provider_usage", "day", "*"),
+    ("revenue_analytics", "toDate(hour)", "*"),
+    ("mrr_metrics", "toDate(hour)", "*"),
+    ("revenue_by_country", "day", "*"),
+    ("churn_metrics", "day", "*"),
+];
+
+/// What a run found.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Reconciled {
+    /// Months that were compared, of all views.
+    pub months_compared: usize,
+    /// Days that differed, by view.
+    pub days_rebuilt: Vec<(&'static str, Vec<String>)>,
+}
+
+/// Compares and repairs.
+pub struct Reconciler {
+    clickhouse: ClickHouse,
+    turns: Turns,
+}
+
+impl Reconciler {
+    /// Reads the secrets; connects on first use.
+    ///
+    /// # Errors
+    /// When a secret cannot be read.
+    pub async fn init() -> Result<Self> {
+        let (clickhouse, database) = futures_util::try_join!(ClickHouse::init(), Database::init())?;
+        Ok(Self::new(clickhouse, &database))
+    }
+
+    /// A reconciler of these stores.
+    #[must_use]
+    pub fn new(clickhouse: ClickHouse, database: &Database) -> Self {
+        Self { clickhouse, turns: Turns::new(database) }
+    }
+
+    /// Compares the months into which events came in the last days, or all.
+    ///
+    /// # Errors
+    /// When a store does not answer; what was repaired stays so.
+    pub async fn run(&self, days: u32) -> Result<Reconciled> {
+        let sql = "SELECT DISTINCT toYYYYMM(time) AS month FROM events
+             WHERE ingested_at > now64(3) - toIntervalDay({days:UInt32}) ORDER BY month";
+        let months: Vec<u32> = self.clickhouse.client().query_raw(sql).param("days", days).fetch_all().await?;
+        let mut found = Reconciled::default();
+        for (target, day, columns) in VIEWS {
+            // A user's first sign-up has no month of its own to be looked for in.
+            let parts: &[u32] = if target == "user_retention" { &[0] } else { &months };
+            let mut rebuilt = Vec::new();
+            for month in parts {
+                rebuilt.extend(self.compare(target, day, columns, *month).await?);
+                found.months_compared += 1;
+            }
+            if !rebuilt.is_empty() {
+                tracing::warn!(view = target, days = ?rebuilt, "days of a view differed and were rebuilt");
+                found.days_rebuilt.push((target, rebuilt));
+            }
+        }
+        let days_rebuilt: usize = found.days_rebuilt.iter().map(|(_, days)| days.len()).sum();
+        tracing::info!(days_rebuilt, months_compared = found.months_compared, "the views were reconciled");
+        Ok(found)
+    }
+
+    /// Counts a month of a view anew, beside it, and puts it in the view's place if a day differs. Month 0 is all.
+    async fn compare(&self, target: &str, day: &str, columns: &str, month: u32) -> Result<Vec<String>> {
+        let mut turn = self.turns.wait(PATIENCE).await?;
+        writer::replay(&mut turn, &self.clickhouse).await?;
+        let view = migrate::view(target).ok_or_else(|| Error::internal(format!("no migration makes {target}")))?;
+        let client = self.clickhouse.client();
+        // All parts of these statements are constants of this crate.
+        for statement in [
+            format!("CREATE TABLE IF NOT EXISTS {target}_anew ${{on_cluster}} AS {target}"),
+            format!("TRUNCATE TABLE {target}_anew ${{on_cluster}}"),
+        ] {
+            client.query_raw(&migrate::fill(&statement)?).execute().await?;
+        }
+        let month_only = "FROM (SELECT * FROM events FINAL WHERE {month:UInt32} IN (0, toYYYYMM(time))) AS events";
+        let select = view.replace("FROM events", month_only);
+        client
+            .query_raw(&format!("INSERT INTO {target}_anew {select}"))
+            .param("month", month)
+            .with_setting("max_partitions_per_insert_block", "0")
+            .execute()
+            .await?;
+        let digests = |table: &str| {
+            format!(
+                "SELECT {day} AS of_day, sum(cityHash64({columns})) AS digest FROM {table} FINAL
+                     WHERE {{month:UInt32}} IN (0, toYYYYMM({day})) GROUP BY of_day"
+            )
+        };
+        let differing = format!(
+            "SELECT toString(of_day) FROM ({}) AS new FULL JOIN ({}) AS old USING (of_day)
+             WHERE new.digest != old.digest ORDER BY of_day",
+            digests(&format!("{target}_anew")),
+            digests(target),
+        );
+        let days: Vec<String> = client.query_raw(&differing).param("month", month).fetch_all().await?;
+        if !days.is_empty() {
+            let partition = if month == 0 { "tuple()".to_owned() } else { month.to_string() };
+            let replace =
+                format!("ALTER TABLE {target} ${{on_cluster}} REPLACE PARTITION {partition} FROM {target}_anew");
+            client.query_raw(&migrate::fill(&replace)?).execute().await?;
+        }
+        client.query_raw(&migrate::fill(&format!("DROP TABLE {target}_anew ${{on_cluster}}"))?).execute().await?;
+        self.turns.end(turn).await?;
+        Ok(days)
+    }
+}
+
+/// What a run may be told.
+#[derive(Debug, Deserialize)]
+pub struct Task {
+    /// Compare the months of events that came within so many days.
+    #[serde(default = "two")]
+    pub days: u32,
+}
+
+const fn two() -> u32 {
+    2
+}
