@@ -12,15 +12,17 @@ use sha2::{Digest, Sha256};
 const DESCRIPTION: &str = "../../openapi.yaml";
 const PAGE: &str = "src/docs.html";
 const START: &str = "src/docs.js";
+const ANALYTICS: &str = "src/analytics";
 
 #[expect(clippy::disallowed_methods, reason = "cargo speaks to build scripts by environment")]
 fn main() -> Result<(), Box<dyn Error>> {
-    for input in [DESCRIPTION, PAGE, START] {
+    for input in [DESCRIPTION, PAGE, START, ANALYTICS] {
         println!("cargo::rerun-if-changed={input}");
     }
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     describe(&out)?;
-    draw(&out)
+    draw(&out)?;
+    draw_analytics(&out)
 }
 
 fn describe(out: &Path) -> Result<(), Box<dyn Error>> {
@@ -52,6 +54,25 @@ fn draw(out: &Path) -> Result<(), Box<dyn Error>> {
     std::fs::write(out.join("docs.html.gz"), gzip.finish()?)?;
     std::fs::write(out.join("docs.html"), page)?;
     std::fs::write(out.join("docs.policy"), policy)?;
+    Ok(())
+}
+
+/// The dashboard, with the chart library that is kept beside it.
+fn draw_analytics(out: &Path) -> Result<(), Box<dyn Error>> {
+    let read = |name: &str| std::fs::read_to_string(Path::new(ANALYTICS).join(name));
+    let style = read("uplot.css")? + &read("page.css")?;
+    let (chart, start) = (inline(&read("uplot.js")?), read("page.js")?);
+    let page =
+        read("page.html")?.replace("{{style}}", &style).replace("{{chart}}", &chart).replace("{{start}}", &start);
+    let policy = format!(
+        "default-src 'none'; script-src {} {}; style-src {}; img-src data:; connect-src 'self'; \
+         base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        hash(&chart),
+        hash(&start),
+        hash(&style),
+    );
+    std::fs::write(out.join("analytics.html"), page)?;
+    std::fs::write(out.join("analytics.policy"), policy)?;
     Ok(())
 }
 

@@ -1,0 +1,159 @@
+"use strict";
+// Addresses are relative, so that they hold under the stage's path of API Gateway too.
+const API = "../api/";
+const COLOURS = ["#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#8b5cf6", "#14b8a6"];
+const byId = (id) => document.getElementById(id);
+const range = byId("range"), signin = byId("signin"), notice = byId("notice");
+
+class Refused extends Error {
+  constructor(status, problem) {
+    super(problem.errors?.map((error) => `${error.field}: ${error.message}`).join(" ") || problem.detail || problem.title);
+    this.status = status;
+  }
+}
+
+async function call(path, options) {
+  const reply = await fetch(API + path, { credentials: "same-origin", ...options });
+  if (reply.status === 204) return null;
+  const body = await reply.json();
+  if (!reply.ok) throw new Refused(reply.status, body);
+  return body;
+}
+
+const sendJson = (body) => ({
+  method: "POST",
+  headers: { "content-type": "application/json" },
+  body: JSON.stringify(body),
+});
+
+const seconds = (name) => Date.parse(name.length === 10 ? `${name}T00:00:00Z` : name) / 1000;
+
+// Rows of one key each become one line a key over common buckets.
+function byKey(rows, bucket, key, value) {
+  const names = [...new Set(rows.map((row) => row[bucket]))];
+  const lines = {};
+  for (const row of rows) {
+    (lines[row[key]] ??= new Map()).set(row[bucket], row[value]);
+  }
+  return {
+    x: names.map(seconds),
+    lines: Object.entries(lines).map(([label, at]) => [label, names.map((name) => at.get(name) ?? 0)]),
+  };
+}
+
+const columns = (rows, labels) => ({
+  x: rows.map((row) => seconds(row.date)),
+  lines: Object.entries(labels).map(([field, label]) => [label, rows.map((row) => row[field])]),
+});
+
+const money = (lines) => lines.map(([label, values]) => [label, values.map((minor) => minor / 100)]);
+
+const CHARTS = [
+  ["Users", "users/growth", (data) => columns(data, { newUsers: "new", totalUsers: "all" })],
+  ["Active users", "users/active", (data) => columns(data.series, { activeUsers: "active" })],
+  ["Sign-ups", "users/signups", (data) => columns(data, { signups: "signed up", verified: "verified" })],
+  ["Chat", "chat/activity", (data) => columns(data, { messages: "messages", conversations: "conversations", errors: "errors" })],
+  ["Requests by provider", "providers/usage-over-time", (data) => byKey(data, "bucket", "provider", "requests")],
+  ["Net revenue", "revenue/over-time", (data) => {
+    const { x, lines } = byKey(data, "date", "currency", "net");
+    return { x, lines: money(lines) };
+  }],
+  ["Monthly recurring revenue", "revenue/mrr", (data) => ({
+    x: (data[0]?.series ?? []).map((point) => seconds(point.date)),
+    lines: money(data.map((row) => [row.currency, row.series.map((point) => point.mrr)])),
+  })],
+];
+
+const TOTALS = [
+  ["users/count", (data) => [["Users", data.total], ["Verified", data.verified]]],
+  ["users/active", (data) => [["Active today", data.dau], ["In 7 days", data.wau], ["In 30 days", data.mau]]],
+  ["chat/messages", (data) => [["Messages", data.total], ["Failed", data.failed]]],
+  ["revenue/total", (data) => data.map((row) => [`Net ${row.currency}`, (row.net / 100).toFixed(2)])],
+];
+
+function draw(section, { x, lines }) {
+  const width = Math.max(200, section.clientWidth - 24);
+  const series = lines.map(([label], n) => ({ label, stroke: COLOURS[n % COLOURS.length], width: 2, points: { show: x.length < 40 } }));
+  const ink = { stroke: getComputedStyle(document.body).color, grid: { stroke: "#8884" }, ticks: { stroke: "#8884" } };
+  new uPlot(
+    { width, height: 240, tzDate: (at) => uPlot.tzDate(new Date(at * 1000), "Etc/UTC"), series: [{}, ...series], axes: [ink, { ...ink, size: 70 }] },
+    [x, ...lines.map(([, values]) => values)],
+    section,
+  );
+}
+
+function element(name, text, parent) {
+  const made = document.createElement(name);
+  made.textContent = text;
+  parent?.append(made);
+  return made;
+}
+
+async function show() {
+  const query = new URLSearchParams(new FormData(range));
+  notice.textContent = "Loading";
+  const replies = new Map();
+  const load = (path) => {
+    if (!replies.has(path)) replies.set(path, call(`analytics/${path}?${query}`).then((reply) => reply.data));
+    return replies.get(path);
+  };
+  const totals = Promise.all(TOTALS.map(async ([path, rows]) => rows(await load(path))));
+  const charts = Promise.all(CHARTS.map(async ([title, path, shape]) => [title, shape(await load(path))]));
+  const [rows, figures] = await Promise.all([totals, charts]);
+  byId("totals").replaceChildren(...rows.flat().map(([label, value]) => {
+    const box = element("div", "");
+    element("dt", label, box);
+    element("dd", typeof value === "number" ? value.toLocaleString() : value, box);
+    return box;
+  }));
+  byId("charts").replaceChildren();
+  for (const [title, figure] of figures) {
+    const section = element("section", "", byId("charts"));
+    element("h2", title, section);
+    if (figure.x.length && figure.lines.length) draw(section, figure);
+    else element("p", "Nothing in this range.", section);
+  }
+  notice.textContent = "";
+}
+
+function ask(text) {
+  range.hidden = true;
+  signin.hidden = false;
+  byId("totals").replaceChildren();
+  byId("charts").replaceChildren();
+  notice.textContent = text;
+}
+
+async function enter() {
+  const { user } = await call("auth/me");
+  if (user.role !== "admin") return ask("This account is not an admin's.");
+  signin.hidden = true;
+  range.hidden = false;
+  await show();
+}
+
+const attempt = (work) => work().catch((error) => {
+  if (error.status === 401) ask(signin.hidden ? "Sign in as an admin." : error.message);
+  else notice.textContent = error.message;
+});
+
+const on = (form, event, work) => form.addEventListener(event, (happened) => {
+  happened.preventDefault();
+  attempt(work);
+});
+
+on(signin, "submit", async () => {
+  await call("auth/signin", sendJson(Object.fromEntries(new FormData(signin))));
+  signin.reset();
+  await enter();
+});
+on(range, "submit", show);
+on(byId("signout"), "click", async () => {
+  await call("auth/signout", { method: "POST" });
+  ask("Signed out.");
+});
+
+const day = (offset) => new Date(Date.now() + offset * 86_400_000).toISOString().slice(0, 10);
+range.elements.startDate.value = day(-29);
+range.elements.endDate.value = day(0);
+attempt(enter);
