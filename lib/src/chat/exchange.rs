@@ -15,6 +15,7 @@ use crate::auth::account::Visit;
 use crate::background;
 use crate::chat::catalogue::ProviderId;
 use crate::chat::conversation::{Message, usage_json};
+use crate::chat::live::{self, Recorder, Streams};
 use crate::chat::prompt;
 use crate::chat::provider::attempt::{Begun, Providers};
 use crate::chat::provider::{Call, Cause, Failure, FinishReason, Piece, Pieces, Usage};
@@ -23,6 +24,7 @@ use crate::chat::record::{self, Exchange, Named, Outcome, Stored};
 use crate::chat::stream::{Broken, Done, PING, Protocol, Start, StreamEvent};
 use crate::clock;
 use crate::error::{Code, Error, Result};
+use crate::http::idempotency::Ticket;
 use crate::http::response::Chunks;
 use crate::store::postgres::Database;
 use crate::telemetry::trace::TraceContext;
@@ -35,6 +37,10 @@ const TOTAL: Duration = Duration::from_secs(280);
 const SILENCE: Duration = Duration::from_secs(60);
 /// Kept back from the function's own time-out, for storing the answer.
 const RESERVE: Duration = Duration::from_secs(15);
+/// An answer that nobody reads goes on for so long, for a reader who comes back.
+const UNREAD: Duration = Duration::from_secs(30);
+/// How often it is looked whether anybody reads.
+const LOOK: Duration = Duration::from_secs(1);
 /// Tries to store an answer that was produced.
 const STORE_ATTEMPTS: u32 = 5;
 
@@ -43,6 +49,7 @@ pub struct Chat {
     /// The database.
     pub database: Database,
     providers: Providers,
+    streams: Option<Streams>,
 }
 
 /// A question as the client asks it.
@@ -50,8 +57,11 @@ pub struct Chat {
 pub struct Ask {
     /// Who asks.
     pub user_id: Uuid,
-    /// The question; without one, the last question of the conversation is asked again.
+    /// The question; none where the last one is asked again.
     pub message: Option<String>,
+    /// Whether the last question is asked again, for another answer in the place of the last one. A question
+    /// that is given along counts if it is not the last one: its first answer never came.
+    pub again: bool,
     /// The conversation.
     pub conversation: Named,
     /// The provider, if the client cares.
@@ -110,13 +120,13 @@ impl Chat {
     /// When a variable or a secret is missing.
     pub async fn init() -> Result<Self> {
         let (database, providers) = futures_util::try_join!(Database::init(), Providers::init())?;
-        Ok(Self::new(database, providers))
+        Ok(Self::new(database, providers, Some(Streams::from_env()?)))
     }
 
-    /// Chat over this database and these providers.
+    /// Chat over this database and these providers; without a table, streams cannot be resumed.
     #[must_use]
-    pub fn new(database: Database, providers: Providers) -> Self {
-        Self { database, providers }
+    pub fn new(database: Database, providers: Providers, streams: Option<Streams>) -> Self {
+        Self { database, providers, streams }
     }
 
     /// Asks, and waits until an answer begins.
@@ -153,15 +163,14 @@ impl Chat {
         let usual = ongoing.as_ref().filter(|_| ask.provider.is_none()).and_then(|ongoing| ongoing.model.as_deref());
         let model = ask.model.as_deref().or(usual);
         let chosen = self.providers.choose(ask.provider, model)?;
-        let regenerates = ask.message.is_none();
-        let (question, before) = match (ask.message, &ongoing) {
-            (Some(message), _) => (message, None),
-            (None, Some(ongoing)) => {
-                let question = record::last_question(&mut connection, ongoing.id).await?;
-                (question.content, Some(question.position))
-            }
-            (None, None) => return Err(Error::not_found("conversation")),
+        let last = match (&ongoing, ask.again) {
+            (Some(ongoing), true) => record::last_question(&mut connection, ongoing.id).await?,
+            _ => None,
         };
+        let last = last.filter(|last| ask.message.as_ref().is_none_or(|message| *message == last.content));
+        let (regenerates, before) = (last.is_some(), last.as_ref().map(|last| last.position));
+        let question =
+            last.map(|last| last.content).or(ask.message).ok_or_else(|| Error::not_found("answer to make anew"))?;
         let system = ask.system_prompt.or(ongoing.as_ref().and_then(|ongoing| ongoing.system_prompt.clone()));
         let system = system.filter(|text| !text.is_empty());
         let bound = prompt::PER_MESSAGE + prompt::bound(&question) + system.as_deref().map_or(0, prompt::bound);
@@ -272,24 +281,35 @@ impl Answer {
     }
 
     /// The answer as it comes. It is produced and stored whether or not it is read to the end.
-    pub fn stream(mut self, protocol: Protocol) -> Chunks {
+    pub fn stream(mut self, protocol: Protocol, ticket: Option<Ticket>) -> Chunks {
         let (sender, receiver) = unbounded_channel();
+        let stream_id = Uuid::now_v7();
         let start = StreamEvent::Start(Start {
-            stream_id: Uuid::now_v7(),
+            stream_id,
             conversation_id: self.exchange.conversation_id,
             message_id: self.exchange.answer_id,
             provider: self.begun.choice.model.provider.to_string(),
             model: self.begun.choice.model.id.clone(),
             fallback_from: self.begun.fallback_from.map(|provider| provider.to_string()),
         });
-        let mut reader = Reader { sink: Some(sender), protocol, last_id: 0 };
+        let names = std::iter::once(self.exchange.conversation_id.to_string()).chain(self.exchange.client_id.clone());
+        let subject = live::Subject { stream_id, user_id: self.exchange.subject.user_id, names: names.collect() };
+        let recorder = self.chat.streams.as_ref().map(|streams| streams.record(subject));
+        let mut reader = Reader { sink: Some(sender), protocol, last_id: 0, recorder, left: None };
         background::spawn(async move {
-            reader.send(&start);
+            reader.send(start.clone());
             let produced = self.generate(&mut reader).await;
             let failure = produced.failure.clone();
             let outcome = self.outcome(produced);
             let stored = self.chat.store(&self.exchange, &outcome, &self.trace).await;
-            reader.send(&self.last_event(&outcome, failure, stored));
+            let is_stored = stored.is_ok();
+            let last = self.last_event(&outcome, failure, stored);
+            reader.send(last.clone());
+            match ticket {
+                Some(ticket) if is_stored => ticket.keep_stream(&[start, StreamEvent::Delta(outcome.text), last]).await,
+                Some(ticket) => ticket.give_back().await,
+                None => {}
+            }
         });
         Box::pin(UnboundedReceiverStream::new(receiver))
     }
@@ -299,7 +319,7 @@ impl Answer {
         let mut produced = Produced { text: String::new(), usage: None, finish: None, failure: None };
         for piece in std::mem::take(&mut self.begun.first) {
             if let Some(text) = produced.take(piece) {
-                reader.send(&StreamEvent::Delta(text));
+                reader.send(StreamEvent::Delta(text));
             }
         }
         let pool = self.chat.database.pool();
@@ -313,7 +333,7 @@ impl Answer {
     fn outcome(&self, produced: Produced) -> Outcome {
         let failure = produced.failure.as_ref().map(|failure| failure.class(true));
         let usage = match produced.usage {
-            Some(usage) if failure.is_none() => usage,
+            Some(usage) if failure.is_none() && produced.finish != Some(FinishReason::Stopped) => usage,
             usage => prompt::estimated_usage(usage, self.prompt_tokens, &produced.text),
         };
         let finish =
@@ -379,31 +399,44 @@ impl Answer {
     }
 }
 
-/// Reads pieces until the provider closes the stream.
+/// Reads pieces until the provider closes the stream, or nobody wants more.
 async fn read(
     pieces: &mut Pieces,
     produced: &mut Produced,
     reader: &mut Reader,
     deadline: Instant,
 ) -> Result<(), Failure> {
-    let mut heard = Instant::now();
+    let (mut heard, mut pinged) = (Instant::now(), Instant::now());
     loop {
-        let wake = deadline.min(heard + SILENCE).min(Instant::now() + PING_AFTER);
-        match tokio::time::timeout_at(wake, pieces.next()).await {
+        if reader.is_unwanted() {
+            produced.finish.get_or_insert(FinishReason::Stopped);
+            return Ok(());
+        }
+        let wake = deadline.min(heard + SILENCE).min(pinged + PING_AFTER).min(Instant::now() + LOOK);
+        let next = tokio::select! {
+            next = tokio::time::timeout_at(wake, pieces.next()) => next,
+            () = reader.wish_changed() => continue,
+        };
+        match next {
             Ok(None) => return Ok(()),
             Ok(Some(Err(failure))) => return Err(failure),
             Ok(Some(Ok(piece))) => {
                 heard = Instant::now();
                 if let Some(text) = produced.take(piece) {
-                    reader.send(&StreamEvent::Delta(text));
+                    pinged = heard;
+                    reader.send(StreamEvent::Delta(text));
                 }
             }
             // What is complete but for the closing of the connection is complete.
-            Err(_) if produced.finish.is_some() => return Ok(()),
+            Err(_) if produced.finish.is_some() && heard.elapsed() >= LOOK => return Ok(()),
             Err(_) if Instant::now() >= deadline || heard.elapsed() >= SILENCE => {
                 return Err(Failure::new(Cause::TimedOut, "the answer took too long"));
             }
-            Err(_) => reader.ping(),
+            Err(_) if pinged.elapsed() >= PING_AFTER => {
+                pinged = Instant::now();
+                reader.ping();
+            }
+            Err(_) => {}
         }
     }
 }
@@ -414,12 +447,19 @@ struct Reader {
     sink: Option<UnboundedSender<Bytes>>,
     protocol: Protocol,
     last_id: u64,
+    recorder: Option<Recorder>,
+    /// When the first reader was found gone.
+    left: Option<Instant>,
 }
 
 impl Reader {
-    fn send(&mut self, event: &StreamEvent) {
+    fn send(&mut self, event: StreamEvent) {
         self.last_id += 1;
-        self.write(self.protocol.encode(self.last_id, event));
+        self.write(self.protocol.encode(self.last_id, &event));
+        if let Some(recorder) = &self.recorder {
+            let delivered = self.sink.as_ref().is_some_and(|sink| !sink.is_closed());
+            recorder.event(self.last_id, event, delivered);
+        }
     }
 
     fn ping(&self) {
@@ -430,6 +470,27 @@ impl Reader {
         if let Some(sink) = &self.sink {
             // Who left is not waited for.
             let _ = sink.send(bytes);
+        }
+    }
+
+    /// Whether somebody asked for the end, or nobody has read for a while.
+    fn is_unwanted(&mut self) -> bool {
+        let wish = self.recorder.as_ref().map(Recorder::wish).unwrap_or_default();
+        if wish.stop {
+            return true;
+        }
+        if self.sink.as_ref().is_none_or(|sink| !sink.is_closed()) {
+            return false;
+        }
+        let left = *self.left.get_or_insert_with(Instant::now);
+        let read = clock::now() - clock::from_millis(wish.read_at) < UNREAD;
+        left.elapsed() >= UNREAD && !read
+    }
+
+    async fn wish_changed(&mut self) {
+        match &mut self.recorder {
+            Some(recorder) => recorder.wish_changed().await,
+            None => std::future::pending().await,
         }
     }
 }

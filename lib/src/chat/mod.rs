@@ -1,13 +1,16 @@
 //! Chat: conversations, model providers, quotas and streams.
 
+pub mod ai_sdk;
 pub mod catalogue;
 pub mod conversation;
 pub mod exchange;
 pub mod fields;
+pub mod live;
 pub mod prompt;
 pub mod provider;
 pub mod quota;
 pub mod record;
+pub mod request;
 pub mod search;
 pub mod stream;
 pub mod usage;

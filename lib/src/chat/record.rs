@@ -124,11 +124,11 @@ pub struct Question {
     pub position: i32,
 }
 
-/// The question that the conversation's last answer is about.
+/// The question that the conversation's last answer is about, if there is one.
 ///
 /// # Errors
-/// 404 when the conversation has no answer.
-pub async fn last_question(connection: &mut PgConnection, conversation: Uuid) -> Result<Question> {
+/// When the database does not answer.
+pub async fn last_question(connection: &mut PgConnection, conversation: Uuid) -> Result<Option<Question>> {
     let rows = sqlx::query!(
         "SELECT position, role, content FROM messages WHERE conversation_id = $1 ORDER BY position DESC LIMIT 2",
         conversation,
@@ -136,12 +136,12 @@ pub async fn last_question(connection: &mut PgConnection, conversation: Uuid) ->
     .fetch_all(connection)
     .await?;
     let mut rows = rows.into_iter();
-    match (rows.next(), rows.next()) {
+    Ok(match (rows.next(), rows.next()) {
         (Some(answer), Some(question)) if answer.role == "assistant" && question.role == "user" => {
-            Ok(Question { content: question.content, position: question.position })
+            Some(Question { content: question.content, position: question.position })
         }
-        _ => Err(Error::not_found("answer to make anew")),
-    }
+        _ => None,
+    })
 }
 
 /// What an exchange is about, fixed before it begins.

@@ -7,11 +7,19 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::chat::provider::FinishReason;
+use crate::error::{Error, Result};
 
-/// Whether a client wants its answer as a stream: by the field, or else by what it accepts.
-#[must_use]
-pub fn is_wanted(stream: Option<bool>, accept: Option<&str>) -> bool {
-    stream.unwrap_or_else(|| accept.is_some_and(|accept| accept.to_ascii_lowercase().contains("text/event-stream")))
+/// The last event that a client has, by its `Last-Event-ID`.
+///
+/// # Errors
+/// 400 when it is no id of an event.
+pub fn last_event_id(header: Option<&http::HeaderValue>) -> Result<Option<u64>> {
+    let Some(value) = header else { return Ok(None) };
+    let digits = value.to_str().ok().filter(|text| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()));
+    match digits.and_then(|text| text.parse().ok()) {
+        Some(id) => Ok(Some(id)),
+        None => Err(Error::invalid_field("Last-Event-ID", "malformed", "Must be the id of an event of the stream.")),
+    }
 }
 
 /// What keeps a silent connection open.

@@ -6,6 +6,7 @@
 pub mod cors;
 pub mod credentials;
 pub mod headers;
+pub mod idempotency;
 pub mod page;
 pub mod problem;
 pub mod rate_limit;

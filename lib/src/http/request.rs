@@ -182,6 +182,11 @@ impl Request {
             .ok_or_else(|| Error::internal(format!("the route has no parameter {name}")))
     }
 
+    /// All path parameters, decoded.
+    pub(crate) fn parameters(&self) -> &[(String, String)] {
+        &self.parameters
+    }
+
     /// The id in a path parameter; what is no id names no object.
     ///
     /// # Errors

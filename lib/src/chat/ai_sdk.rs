@@ -1,0 +1,79 @@
+//! The request body of the AI SDK's transport: the whole conversation as the client sees it, of which the last
+//! thing that a person said counts.
+
+use serde_json::Value;
+
+use crate::chat::fields::MessageText;
+use crate::http::validate::{Field, Invalid, Raw, bounded_text};
+
+/// The client's name for the conversation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChatId(pub String);
+
+impl Field for ChatId {
+    fn parse(raw: Raw<'_>) -> Result<Self, Invalid> {
+        bounded_text(raw, 1, 200).map(Self)
+    }
+}
+
+/// What a person said last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LastQuestion(pub MessageText);
+
+impl Field for LastQuestion {
+    fn parse(raw: Raw<'_>) -> Result<Self, Invalid> {
+        let Raw::Json(Value::Array(messages)) = raw else { return Err(Invalid::wrong_type("an array of messages")) };
+        let last = messages.iter().rev().find(|message| message["role"] == "user");
+        let last = last.ok_or_else(|| Invalid::new("required", "Must hold a message of the user."))?;
+        MessageText::parse(Raw::Text(&text_of(last))).map(Self)
+    }
+}
+
+/// The text parts of a message; earlier versions of the SDK have a plain text instead.
+fn text_of(message: &Value) -> String {
+    let Some(parts) = message["parts"].as_array() else {
+        return message["content"].as_str().unwrap_or_default().to_owned();
+    };
+    parts.iter().filter(|part| part["type"] == "text").filter_map(|part| part["text"].as_str()).collect()
+}
+
+/// Why the SDK sends its request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trigger {
+    /// A person said something.
+    Submit,
+    /// The last answer shall be made anew.
+    Regenerate,
+}
+
+impl Field for Trigger {
+    fn parse(raw: Raw<'_>) -> Result<Self, Invalid> {
+        Ok(if raw.text()? == "regenerate-message" { Self::Regenerate } else { Self::Submit })
+    }
+
+    fn missing() -> Result<Self, Invalid> {
+        Ok(Self::Submit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_last_thing_that_a_person_said_counts() {
+        let messages = json!([
+            { "id": "1", "role": "user", "parts": [{ "type": "text", "text": "First" }] },
+            { "id": "2", "role": "user", "parts": [
+                { "type": "text", "text": "Second" }, { "type": "file", "url": "x" }, { "type": "text", "text": " part" },
+            ] },
+            { "id": "3", "role": "assistant", "parts": [{ "type": "text", "text": "Answer" }] },
+        ]);
+        let question = LastQuestion::parse(Raw::Json(&messages)).unwrap();
+        assert_eq!(question.0.0, "Second part");
+        assert_eq!(LastQuestion::parse(Raw::Json(&json!([{ "role": "assistant" }]))).unwrap_err().code, "required");
+        assert_eq!(LastQuestion::parse(Raw::Json(&json!("x"))).unwrap_err().code, "wrong_type");
+    }
+}

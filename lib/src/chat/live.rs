@@ -1,0 +1,485 @@
+//! Streams that outlive their reader: the function that generates writes events down in batches, other
+//! functions read them from there, ask for an end, or say that somebody still reads.
+//!
+//! Of the table's items, the one with `seq` 0 is the stream's state, written by all; the others are batches of
+//! events under the id of their first, written once. A conversation's name leads to its latest stream.
+
+use std::time::Duration;
+
+use aws_sdk_dynamodb::types::{AttributeValue, PutRequest, ReturnValue, WriteRequest};
+use bytes::Bytes;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use uuid::Uuid;
+
+use crate::background;
+use crate::chat::stream::{Broken, PING, Protocol, StreamEvent};
+use crate::clock;
+use crate::error::{Code, Error, Result};
+use crate::http::response::Chunks;
+use crate::store::dynamo::{Item, Table, epoch_seconds, get_id, get_number, get_text, number, text};
+
+/// Events are gathered so long before they are written.
+const LINGER: Duration = Duration::from_millis(250);
+/// How often the state is looked at while nothing happens.
+const LOOK: Duration = Duration::from_secs(1);
+/// How often a reader looks for more.
+const POLL: Duration = Duration::from_millis(150);
+/// How often a reader says that it is there.
+const PRESENCE: Duration = Duration::from_secs(5);
+/// A silent reader's connection is kept open.
+const PING_AFTER: Duration = Duration::from_secs(15);
+/// A running stream whose function has not written for so long is dead.
+const DEAD_AFTER: time::Duration = time::Duration::seconds(30);
+/// A finished stream can be replayed for so long.
+const KEPT: time::Duration = time::Duration::minutes(10);
+/// No stream runs longer.
+const LONGEST: time::Duration = time::Duration::minutes(20);
+/// The state of a stream this young may not have been written yet.
+const YOUNG: time::Duration = time::Duration::seconds(2);
+
+/// What a stream is about.
+#[derive(Debug, Clone)]
+pub struct Subject {
+    /// The stream.
+    pub stream_id: Uuid,
+    /// Whose it is.
+    pub user_id: Uuid,
+    /// The names under which its conversation is looked for.
+    pub names: Vec<String>,
+}
+
+/// What others want of a stream.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Wish {
+    /// That it ends.
+    pub stop: bool,
+    /// When somebody else last read it, in milliseconds.
+    pub read_at: i64,
+}
+
+/// A stream's state.
+#[derive(Debug, Clone)]
+struct State {
+    user_id: Uuid,
+    wish: Wish,
+    beat: i64,
+    last: u64,
+    done: bool,
+    delivered: bool,
+    expires: i64,
+}
+
+impl State {
+    fn of(item: &Item) -> Result<Self> {
+        let flag = |name: &str| item.get(name).and_then(|value| value.as_bool().ok()).copied().unwrap_or(false);
+        Ok(Self {
+            user_id: get_id(item, "user_id")?,
+            wish: Wish { stop: flag("stop_wished"), read_at: get_number(item, "read_at")? },
+            beat: get_number(item, "beat_at")?,
+            last: u64::try_from(get_number(item, "last_id")?).map_err(Error::internal)?,
+            done: flag("is_done"),
+            delivered: flag("is_delivered"),
+            expires: get_number(item, "expires")?,
+        })
+    }
+}
+
+/// The streams table.
+#[derive(Clone)]
+pub struct Streams {
+    table: Table,
+}
+
+impl Streams {
+    /// The table named by `STREAMS_TABLE`.
+    ///
+    /// # Errors
+    /// When the variable is missing.
+    pub fn from_env() -> Result<Self> {
+        Ok(Self { table: Table::from_env("STREAMS_TABLE")? })
+    }
+
+    /// Begins to write a stream down, beside the work of its function.
+    #[must_use]
+    pub fn record(&self, subject: Subject) -> Recorder {
+        let (events, receiver) = unbounded_channel();
+        let (wishes, wish) = watch::channel(Wish::default());
+        let streams = self.clone();
+        background::spawn(async move { streams.write_down(subject, receiver, wishes).await });
+        Recorder { events, wish }
+    }
+
+    async fn write_down(
+        &self,
+        subject: Subject,
+        mut receiver: UnboundedReceiver<Recorded>,
+        wishes: watch::Sender<Wish>,
+    ) {
+        if let Err(error) = self.open(&subject).await {
+            tracing::warn!(error.cause = %error, "a stream cannot be resumed because its record was not begun");
+        }
+        let mut batch: Vec<Recorded> = Vec::new();
+        let mut over = false;
+        while !over {
+            match timeout(LOOK, receiver.recv()).await {
+                Ok(Some(first)) => over = gather(first, &mut batch, &mut receiver).await,
+                Ok(None) => over = true,
+                Err(_) => {}
+            }
+            match self.append(subject.stream_id, &batch).await {
+                Ok(state) => {
+                    batch.clear();
+                    let _ = wishes.send(state.wish);
+                }
+                // The events stay in the batch, for the next time.
+                Err(error) => tracing::warn!(error.cause = %error, "events of a stream were not written down"),
+            }
+        }
+    }
+
+    /// Writes the state, and the names that lead to it.
+    async fn open(&self, subject: &Subject) -> Result<()> {
+        let now = clock::now();
+        let expires = epoch_seconds(now + LONGEST);
+        let state = PutRequest::builder()
+            .item("stream_id", text(subject.stream_id))
+            .item("seq", number(0))
+            .item("user_id", text(subject.user_id))
+            .item("beat_at", number(clock::millis(now)))
+            .item("read_at", number(0))
+            .item("last_id", number(0))
+            .item("expires", expires.clone());
+        let names = subject.names.iter().map(|name| {
+            PutRequest::builder()
+                .item("stream_id", text(name_key(subject.user_id, name)))
+                .item("seq", number(0))
+                .item("leads_to", text(subject.stream_id))
+                .item("expires", expires.clone())
+        });
+        let writes = std::iter::once(state)
+            .chain(names)
+            .map(|put| Ok(WriteRequest::builder().put_request(put.build().map_err(Error::internal)?).build()))
+            .collect::<Result<Vec<_>>>()?;
+        self.table.client.batch_write_item().request_items(&self.table.name, writes).send().await?;
+        Ok(())
+    }
+
+    /// Writes a batch, moves the state on, and reads what others have written into it.
+    async fn append(&self, stream_id: Uuid, batch: &[Recorded]) -> Result<State> {
+        let now = clock::now();
+        if let Some(first) = batch.first() {
+            let events: Vec<&StreamEvent> = batch.iter().map(|recorded| &recorded.event).collect();
+            self.table
+                .client
+                .put_item()
+                .table_name(&self.table.name)
+                .item("stream_id", text(stream_id))
+                .item("seq", number(first.id))
+                .item("events", text(serde_json::to_string(&events)?))
+                .item("expires", epoch_seconds(now + LONGEST + KEPT))
+                .send()
+                .await?;
+        }
+        let last = batch.last();
+        let done = last.is_some_and(|recorded| recorded.event.is_last());
+        let expires = if done { now + KEPT } else { now + LONGEST };
+        let mut update = self
+            .table
+            .client
+            .update_item()
+            .table_name(&self.table.name)
+            .key("stream_id", text(stream_id))
+            .key("seq", number(0))
+            .condition_expression("attribute_exists(stream_id)")
+            .expression_attribute_values(":beat", number(clock::millis(now)))
+            .expression_attribute_values(":expires", epoch_seconds(expires))
+            .return_values(ReturnValue::AllNew);
+        let mut change = "SET beat_at = :beat, expires = :expires".to_owned();
+        if let Some(last) = last {
+            change.push_str(", last_id = :last, is_done = :done, is_delivered = :delivered");
+            update = update
+                .expression_attribute_values(":last", number(last.id))
+                .expression_attribute_values(":done", AttributeValue::Bool(done))
+                .expression_attribute_values(":delivered", AttributeValue::Bool(done && last.delivered));
+        }
+        let reply = update.update_expression(change).send().await?;
+        State::of(&reply.attributes.unwrap_or_default())
+    }
+
+    /// Asks a stream to end. One that has ended is not asked.
+    ///
+    /// # Errors
+    /// 404 when there is none, or it is another's.
+    pub async fn stop(&self, user_id: Uuid, stream_id: Uuid) -> Result<()> {
+        self.state(user_id, stream_id).await?;
+        self.update(stream_id, "SET stop_wished = :value", AttributeValue::Bool(true)).await
+    }
+
+    /// The state of a user's stream; waits a moment for one that has only just begun.
+    async fn state(&self, user_id: Uuid, stream_id: Uuid) -> Result<State> {
+        loop {
+            let item = self.item(&stream_id.to_string()).await?;
+            if let Some(state) = item.as_ref().map(State::of).transpose()? {
+                let alive = state.user_id == user_id && state.expires > clock::now().unix_timestamp();
+                return if alive { Ok(state) } else { Err(Error::not_found("stream")) };
+            }
+            if !is_young(stream_id) {
+                return Err(Error::not_found("stream"));
+            }
+            sleep(POLL).await;
+        }
+    }
+
+    async fn item(&self, key: &str) -> Result<Option<Item>> {
+        let reply = self
+            .table
+            .client
+            .get_item()
+            .table_name(&self.table.name)
+            .key("stream_id", text(key))
+            .key("seq", number(0))
+            .consistent_read(true)
+            .send()
+            .await?;
+        Ok(reply.item)
+    }
+
+    async fn update(&self, stream_id: Uuid, change: &str, value: AttributeValue) -> Result<()> {
+        let result = self
+            .table
+            .client
+            .update_item()
+            .table_name(&self.table.name)
+            .key("stream_id", text(stream_id))
+            .key("seq", number(0))
+            .update_expression(change)
+            .condition_expression("attribute_exists(stream_id)")
+            .expression_attribute_values(":value", value)
+            .send()
+            .await;
+        match result {
+            // It expired in between: then nothing is to be done.
+            Err(error) if error.as_service_error().is_some_and(|e| e.is_conditional_check_failed_exception()) => Ok(()),
+            other => {
+                other?;
+                Ok(())
+            }
+        }
+    }
+
+    /// The latest stream of a conversation, by any of its names.
+    ///
+    /// # Errors
+    /// When the table does not answer.
+    pub async fn latest(&self, user_id: Uuid, name: &str) -> Result<Option<Uuid>> {
+        let item = self.item(&name_key(user_id, name)).await?;
+        item.map(|item| Uuid::parse_str(get_text(&item, "leads_to")?).map_err(Error::internal)).transpose()
+    }
+
+    /// The events after an id, those to come included; `None` when none are left.
+    ///
+    /// # Errors
+    /// 404 when there is no such stream, or it is another's.
+    pub async fn resume(
+        &self,
+        user_id: Uuid,
+        stream_id: Uuid,
+        after: Option<u64>,
+        protocol: Protocol,
+        time_left: Duration,
+    ) -> Result<Option<Chunks>> {
+        let state = self.state(user_id, stream_id).await?;
+        let nothing_left = state.done && after.is_some_and(|after| after >= state.last);
+        if nothing_left || is_dead(&state) && after.is_some_and(|after| after >= state.last) {
+            return Ok(None);
+        }
+        Ok(Some(self.follow(stream_id, after.unwrap_or(0), protocol, time_left)))
+    }
+
+    /// The same by a conversation's name, for readers that remember nothing: what was delivered is not repeated.
+    ///
+    /// # Errors
+    /// When the table does not answer.
+    pub async fn resume_latest(
+        &self,
+        user_id: Uuid,
+        name: &str,
+        protocol: Protocol,
+        time_left: Duration,
+    ) -> Result<Option<Chunks>> {
+        let Some(stream_id) = self.latest(user_id, name).await? else { return Ok(None) };
+        let Ok(state) = self.state(user_id, stream_id).await else { return Ok(None) };
+        if state.delivered || is_dead(&state) {
+            return Ok(None);
+        }
+        Ok(Some(self.follow(stream_id, 0, protocol, time_left)))
+    }
+
+    fn follow(&self, stream_id: Uuid, after: u64, protocol: Protocol, time_left: Duration) -> Chunks {
+        let (sink, receiver) = unbounded_channel();
+        let reader = Follower { streams: self.clone(), stream_id, after, next: 1, protocol, sink };
+        background::spawn(async move {
+            let outcome = timeout(time_left.saturating_sub(Duration::from_secs(5)), reader.run()).await;
+            if let Ok(Err(error)) = outcome {
+                tracing::warn!(error.cause = %error, "a stream could not be read to its end");
+            }
+        });
+        Box::pin(UnboundedReceiverStream::new(receiver))
+    }
+
+    /// The batches from an id on.
+    async fn batches(&self, stream_id: Uuid, from: u64) -> Result<Vec<(u64, StreamEvent)>> {
+        let mut events = Vec::new();
+        let mut pages = self
+            .table
+            .client
+            .query()
+            .table_name(&self.table.name)
+            .key_condition_expression("stream_id = :id AND seq >= :from")
+            .expression_attribute_values(":id", text(stream_id))
+            .expression_attribute_values(":from", number(from))
+            .consistent_read(true)
+            .into_paginator()
+            .send();
+        while let Some(page) = pages.next().await {
+            for item in page?.items() {
+                let first = u64::try_from(get_number(item, "seq")?).map_err(Error::internal)?;
+                let batch: Vec<StreamEvent> = serde_json::from_str(get_text(item, "events")?)?;
+                events.extend((first..).zip(batch));
+            }
+        }
+        Ok(events)
+    }
+}
+
+/// An event with its id, and whether its reader was there for it.
+struct Recorded {
+    id: u64,
+    event: StreamEvent,
+    delivered: bool,
+}
+
+/// Takes events to be written down, and tells what others want.
+pub struct Recorder {
+    events: UnboundedSender<Recorded>,
+    wish: watch::Receiver<Wish>,
+}
+
+impl Recorder {
+    /// Has an event written down.
+    pub fn event(&self, id: u64, event: StreamEvent, delivered: bool) {
+        let _ = self.events.send(Recorded { id, event, delivered });
+    }
+
+    /// What others want, as far as it is known.
+    #[must_use]
+    pub fn wish(&self) -> Wish {
+        *self.wish.borrow()
+    }
+
+    /// Waits until others want something else.
+    pub async fn wish_changed(&mut self) {
+        if self.wish.changed().await.is_err() {
+            // Nobody writes any more, so nobody can ask.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Gathers what comes within a moment; tells whether the last event was among it.
+async fn gather(first: Recorded, batch: &mut Vec<Recorded>, receiver: &mut UnboundedReceiver<Recorded>) -> bool {
+    let until = Instant::now() + LINGER;
+    let mut next = Some(first);
+    while let Some(recorded) = next {
+        let last = recorded.event.is_last();
+        batch.push(recorded);
+        if last {
+            return true;
+        }
+        next = timeout_at(until, receiver.recv()).await.unwrap_or(None);
+    }
+    false
+}
+
+/// Reads a stream that another function writes.
+struct Follower {
+    streams: Streams,
+    stream_id: Uuid,
+    after: u64,
+    next: u64,
+    protocol: Protocol,
+    sink: UnboundedSender<Bytes>,
+}
+
+impl Follower {
+    async fn run(mut self) -> Result<()> {
+        let mut present: Option<Instant> = None;
+        let mut heard = Instant::now();
+        while !self.sink.is_closed() {
+            if present.is_none_or(|at| at.elapsed() >= PRESENCE) {
+                present = Some(Instant::now());
+                let now = number(clock::millis(clock::now()));
+                self.streams.update(self.stream_id, "SET read_at = :value", now).await?;
+            }
+            let events = self.streams.batches(self.stream_id, self.next).await?;
+            if !events.is_empty() {
+                heard = Instant::now();
+            }
+            for (id, event) in events {
+                self.next = id + 1;
+                if id > self.after {
+                    let _ = self.sink.send(self.protocol.encode(id, &event));
+                }
+                if event.is_last() {
+                    return self.delivered().await;
+                }
+            }
+            if heard.elapsed() >= PING_AFTER {
+                heard = Instant::now();
+                let _ = self.sink.send(PING);
+            }
+            if self.is_dead().await? {
+                let message = "The answer was interrupted.".to_owned();
+                let event = StreamEvent::Error(Broken { code: Code::Internal.as_str().to_owned(), message });
+                let _ = self.sink.send(self.protocol.encode(self.next, &event));
+                return Ok(());
+            }
+            sleep(POLL).await;
+        }
+        Ok(())
+    }
+
+    async fn is_dead(&self) -> Result<bool> {
+        let item = self.streams.item(&self.stream_id.to_string()).await?;
+        Ok(item.as_ref().map(State::of).transpose()?.is_none_or(|state| is_dead(&state)))
+    }
+
+    async fn delivered(&self) -> Result<()> {
+        if self.sink.is_closed() {
+            return Ok(());
+        }
+        self.streams.update(self.stream_id, "SET is_delivered = :value", AttributeValue::Bool(true)).await
+    }
+}
+
+fn is_dead(state: &State) -> bool {
+    !state.done && clock::now() - clock::from_millis(state.beat) > DEAD_AFTER
+}
+
+fn name_key(user_id: Uuid, name: &str) -> String {
+    format!("conversation#{user_id}#{name}")
+}
+
+/// Whether the id was made a moment ago, by the time within it.
+fn is_young(stream_id: Uuid) -> bool {
+    let Some((seconds, _)) = stream_id.get_timestamp().map(|at| at.to_unix()) else { return false };
+    let made = time::OffsetDateTime::from_unix_timestamp(i64::try_from(seconds).unwrap_or(0));
+    made.is_ok_and(|made| {
+        let age = clock::now() - made;
+        // The time within the id is cut to the second here.
+        age >= time::Duration::ZERO && age < YOUNG + time::Duration::SECOND
+    })
+}

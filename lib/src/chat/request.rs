@@ -1,0 +1,252 @@
+//! Requests for an answer: from HTTP to a question, and from an answer back to HTTP.
+
+use futures_util::stream;
+use uuid::Uuid;
+
+use crate::chat::ai_sdk::{ChatId, LastQuestion, Trigger};
+use crate::chat::catalogue::ProviderId;
+use crate::chat::exchange::{Ask, Chat};
+use crate::chat::fields::{MaxTokens, MessageText, ModelId, SystemPrompt, Temperature};
+use crate::chat::record::Named;
+use crate::chat::stream::{Protocol, StreamEvent};
+use crate::error::Result;
+use crate::http::idempotency::{Claim, Idempotency, Kept};
+use crate::http::response::Chunks;
+use crate::http::validate::{Field, Fields, FromFields, Invalid, Raw};
+use crate::http::{Request, Response};
+
+/// What the functions that answer need.
+pub struct Answers {
+    chat: Chat,
+    idempotency: Idempotency,
+}
+
+impl Answers {
+    /// Reads secrets; connects on first use.
+    ///
+    /// # Errors
+    /// When a variable or a secret is missing.
+    pub async fn init() -> Result<Self> {
+        Ok(Self { chat: Chat::init().await?, idempotency: Idempotency::from_env()? })
+    }
+
+    /// Asks, and answers whole or piece by piece; a repeated request gets the first one's answer.
+    ///
+    /// # Errors
+    /// Those of the idempotency key and of [`Chat::ask`].
+    pub async fn answer(&'static self, request: &Request, ask: Ask, protocol: Protocol) -> Result<Response> {
+        let ticket = match self.idempotency.claim(request).await? {
+            Claim::Kept(kept) => return replay(kept, protocol),
+            Claim::Fresh(ticket) => ticket,
+        };
+        let streamed = ask.streamed;
+        let outcome = match self.chat.ask(ask, &request.visit(), request.time_left).await {
+            Ok(answer) if streamed => return Ok(respond(protocol, answer.stream(protocol, ticket))),
+            Ok(answer) => answer.complete().await.and_then(|reply| Response::ok(&reply)),
+            Err(error) => Err(error),
+        };
+        match ticket {
+            Some(ticket) => ticket.keep(outcome, &request.id).await,
+            None => outcome,
+        }
+    }
+}
+
+/// The reply that a stream is sent in.
+#[must_use]
+pub fn respond(protocol: Protocol, chunks: Chunks) -> Response {
+    let response = Response::streamed("text/event-stream", chunks);
+    match protocol {
+        Protocol::Native => response,
+        Protocol::AiSdk => response.with("x-vercel-ai-ui-message-stream", "v1"),
+    }
+}
+
+/// A kept answer, in the form that it had.
+fn replay(kept: Kept, protocol: Protocol) -> Result<Response> {
+    if !kept.streamed {
+        return Ok(kept.response());
+    }
+    let events: Vec<StreamEvent> = serde_json::from_str(&kept.body)?;
+    let encoded: Vec<_> = (1..).zip(events).map(|(id, event)| protocol.encode(id, &event)).collect();
+    Ok(respond(protocol, Box::pin(stream::iter(encoded))))
+}
+
+impl Field for Protocol {
+    fn parse(raw: Raw<'_>) -> Result<Self, Invalid> {
+        match raw.text()? {
+            "ai-sdk" => Ok(Self::AiSdk),
+            "native" => Ok(Self::Native),
+            _ => Err(Invalid::new("unknown_value", "Must be ai-sdk or native.")),
+        }
+    }
+
+    fn missing() -> Result<Self, Invalid> {
+        Ok(Self::Native)
+    }
+}
+
+crate::request! {
+    /// The parameters of a request for an answer.
+    pub struct AnswerQuery {
+        /// How a stream is written.
+        protocol: Protocol,
+    }
+}
+
+impl AnswerQuery {
+    /// How a stream is written.
+    #[must_use]
+    pub fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+}
+
+/// The body of `POST /api/chat`: this API's own, or the AI SDK's.
+pub struct SendRequest {
+    message: MessageText,
+    conversation: Named,
+    again: bool,
+    sdk: bool,
+    stream: Option<bool>,
+    options: Options,
+}
+
+crate::request! {
+    /// What may stand beside a question of either kind.
+    pub struct Options {
+        provider: Option<ProviderId>,
+        model: Option<ModelId>,
+        system_prompt: Option<SystemPrompt>,
+        temperature: Option<Temperature>,
+        max_tokens: Option<MaxTokens>,
+    }
+}
+
+impl FromFields for SendRequest {
+    fn from_fields(fields: &mut Fields<'_>) -> Option<Self> {
+        let required = || Invalid::new("required", "Is required.");
+        let message: Option<Option<MessageText>> = fields.read("message");
+        let messages: Option<Option<LastQuestion>> = fields.read("messages");
+        let conversation_id: Option<Option<Uuid>> = fields.read("conversation_id");
+        let stream = fields.read("stream");
+        let options = Options::from_fields(fields);
+        // A message of our own kind counts before whatever else the body holds.
+        let (message, conversation, again, sdk) = match (message?, messages?) {
+            (Some(message), _) => (message, conversation_id?.map_or(Named::New, Named::Id), false, false),
+            (None, Some(question)) => {
+                let (id, trigger): (Option<ChatId>, _) = (fields.read("id"), fields.read::<Trigger>("trigger"));
+                (question.0, Named::Client(id?.0), trigger? == Trigger::Regenerate, true)
+            }
+            (None, None) => {
+                fields.refuse("message", required());
+                return None;
+            }
+        };
+        Some(Self { message, conversation, again, sdk, stream: stream?, options: options? })
+    }
+}
+
+impl SendRequest {
+    /// The question, and how its answer is written.
+    #[must_use]
+    pub fn into_ask(self, user_id: Uuid, query: &AnswerQuery, accept: Option<&str>) -> (Ask, Protocol) {
+        let protocol = if self.sdk { Protocol::AiSdk } else { query.protocol };
+        let streamed = self.sdk || is_stream_wanted(self.stream, accept, protocol);
+        (self.options.into_ask(user_id, Some(self.message.0), self.conversation, self.again, streamed), protocol)
+    }
+}
+
+impl Options {
+    fn into_ask(self, user_id: Uuid, message: Option<String>, conversation: Named, again: bool, streamed: bool) -> Ask {
+        Ask {
+            user_id,
+            message,
+            again,
+            conversation,
+            provider: self.provider,
+            model: self.model.map(|model| model.0),
+            system_prompt: self.system_prompt.map(|prompt| prompt.0),
+            temperature: self.temperature.map(|temperature| temperature.0),
+            max_tokens: self.max_tokens.map(|tokens| tokens.0),
+            streamed,
+        }
+    }
+}
+
+/// The body of a request to make the last answer anew.
+pub struct RegenerateRequest {
+    stream: Option<bool>,
+    options: Options,
+}
+
+impl FromFields for RegenerateRequest {
+    fn from_fields(fields: &mut Fields<'_>) -> Option<Self> {
+        let (stream, options) = (fields.read("stream"), Options::from_fields(fields));
+        Some(Self { stream: stream?, options: options? })
+    }
+}
+
+impl RegenerateRequest {
+    /// The last question of the conversation, asked again.
+    #[must_use]
+    pub fn into_ask(
+        self,
+        user_id: Uuid,
+        conversation: Uuid,
+        query: &AnswerQuery,
+        accept: Option<&str>,
+    ) -> (Ask, Protocol) {
+        let streamed = is_stream_wanted(self.stream, accept, query.protocol);
+        (self.options.into_ask(user_id, None, Named::Id(conversation), true, streamed), query.protocol)
+    }
+}
+
+/// Whether a client wants its answer as a stream: by the field, or else by what it accepts or how it reads.
+fn is_stream_wanted(stream: Option<bool>, accept: Option<&str>, protocol: Protocol) -> bool {
+    let accepts = |accept: &str| accept.to_ascii_lowercase().contains("text/event-stream");
+    stream.unwrap_or_else(|| protocol == Protocol::AiSdk || accept.is_some_and(accepts))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn parse(body: &Value) -> Result<SendRequest> {
+        let mut fields = Fields::body(body.as_object().unwrap());
+        let parsed = SendRequest::from_fields(&mut fields);
+        fields.finish(parsed)
+    }
+
+    fn bad(body: &Value) -> Vec<String> {
+        let error = parse(body).err().unwrap();
+        error.fields().iter().map(|field| field.field.clone()).collect()
+    }
+
+    #[test]
+    fn both_bodies_are_told_apart() {
+        let own = parse(&json!({ "message": "Hi", "stream": true })).unwrap();
+        assert_eq!((own.conversation, own.sdk), (Named::New, false));
+        let messages = json!([{ "role": "user", "parts": [{ "type": "text", "text": "Hi" }] }]);
+        let sdk = parse(&json!({ "id": "c1", "messages": messages, "trigger": "regenerate-message" })).unwrap();
+        assert_eq!((sdk.conversation, sdk.again, sdk.sdk), (Named::Client("c1".into()), true, true));
+    }
+
+    #[test]
+    fn every_bad_field_is_named() {
+        assert_eq!(bad(&json!({})), ["message"]);
+        assert_eq!(bad(&json!({ "messages": [{ "role": "user", "content": "Hi" }] })), ["id"]);
+        let body = json!({ "message": "", "conversationId": "x", "stream": "y", "temperature": 3 });
+        assert_eq!(bad(&body), ["message", "conversationId", "stream", "temperature"]);
+    }
+
+    #[test]
+    fn the_field_decides_before_the_header() {
+        assert!(is_stream_wanted(None, Some("Text/Event-Stream, */*"), Protocol::Native));
+        assert!(!is_stream_wanted(Some(false), Some("text/event-stream"), Protocol::Native));
+        assert!(!is_stream_wanted(None, Some("application/json"), Protocol::Native));
+        assert!(is_stream_wanted(None, None, Protocol::AiSdk));
+    }
+}

@@ -1,0 +1,329 @@
+//! `Idempotency-Key`: a repeated request gets the reply of the first one, for 24 hours.
+//!
+//! A key belongs to a user, a method and a route. The first request claims it; a claim whose function died can
+//! be taken over once that function must have ended. Successes and declined cards are kept, other failures
+//! give the key back.
+
+use aws_sdk_dynamodb::types::{AttributeValue, ReturnValuesOnConditionCheckFailure};
+use http::StatusCode;
+use serde_json::Value;
+use time::Duration;
+use uuid::Uuid;
+
+use crate::clock;
+use crate::config;
+use crate::crypto;
+use crate::error::{Code, Error, Result};
+use crate::http::problem;
+use crate::http::request::Request;
+use crate::http::response::{Body, Response};
+use crate::store::dynamo::{
+    Item, Table, binary, epoch_seconds, get_digest, get_id, get_number, get_text, number, text,
+};
+
+/// A reply is kept for so long.
+const KEPT: Duration = Duration::hours(24);
+/// Bytes of a reply in one item, of which DynamoDB takes 400 KiB.
+const PART: usize = 300 << 10;
+
+/// The table of keys.
+#[derive(Clone)]
+pub struct Idempotency {
+    table: Table,
+    route: String,
+}
+
+/// What a request finds under its key.
+pub enum Claim {
+    /// Nothing: the work is to be done, and its reply kept under the ticket, if there is a key at all.
+    Fresh(Option<Ticket>),
+    /// The reply of the first request.
+    Kept(Kept),
+}
+
+/// A reply as it was kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    /// The status.
+    pub status: StatusCode,
+    /// The document.
+    pub body: String,
+    /// Whether the document is a stream's events rather than the reply itself.
+    pub streamed: bool,
+}
+
+impl Idempotency {
+    /// Reads `IDEMPOTENCY_TABLE` and `ROUTE`.
+    ///
+    /// # Errors
+    /// When a variable is missing.
+    pub fn from_env() -> Result<Self> {
+        Ok(Self { table: Table::from_env("IDEMPOTENCY_TABLE")?, route: config::required("ROUTE")? })
+    }
+
+    /// Claims the request's key, if it has one. The body must have been found valid before.
+    ///
+    /// # Errors
+    /// 400 for a malformed key, 409 `request_in_progress`, 422 `idempotency_key_reused`, 401 without a user.
+    pub async fn claim(&self, request: &Request) -> Result<Claim> {
+        let Some(key) = key_of(request)? else { return Ok(Claim::Fresh(None)) };
+        let now = clock::now();
+        let ends = now + Duration::try_from(request.time_left).map_err(Error::internal)?;
+        let ticket = Ticket {
+            table: self.table.clone(),
+            pk: format!(
+                "{}#{}#{}",
+                request.user()?.user_id(),
+                self.route,
+                crypto::hex(&crypto::sha256(key.as_bytes()))
+            ),
+            id: Uuid::now_v7(),
+            digest: digest(request)?,
+        };
+        let put = self
+            .table
+            .client
+            .put_item()
+            .table_name(&self.table.name)
+            .item("pk", text(&ticket.pk))
+            .item("id", text(ticket.id))
+            .item("digest", binary(&ticket.digest))
+            .item("ends_at", epoch_seconds(ends))
+            .item("expires", epoch_seconds(now + KEPT))
+            .condition_expression(
+                "attribute_not_exists(pk) OR expires <= :now OR \
+                 (attribute_not_exists(reply) AND digest = :digest AND ends_at <= :now)",
+            )
+            .expression_attribute_values(":now", epoch_seconds(now))
+            .expression_attribute_values(":digest", binary(&ticket.digest))
+            .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
+            .send()
+            .await;
+        let error = match put {
+            Ok(_) => return Ok(Claim::Fresh(Some(ticket))),
+            Err(error) => error,
+        };
+        let Some(item) = error.as_service_error().and_then(|error| match error {
+            aws_sdk_dynamodb::operation::put_item::PutItemError::ConditionalCheckFailedException(failed) => {
+                failed.item().cloned()
+            }
+            _ => None,
+        }) else {
+            return Err(error.into());
+        };
+        if !crypto::equal(&get_digest(&item, "digest")?, &ticket.digest) {
+            return Err(Error::new(Code::IdempotencyKeyReused, "The key was used with another body."));
+        }
+        if item.contains_key("reply") {
+            return Ok(Claim::Kept(self.kept(&ticket.pk, &item).await?));
+        }
+        Err(Error::new(Code::RequestInProgress, "The first request with this key is not done yet."))
+    }
+
+    async fn kept(&self, pk: &str, item: &Item) -> Result<Kept> {
+        let status = u16::try_from(get_number(item, "status")?).map_err(Error::internal)?;
+        let mut body = get_text(item, "reply")?.to_owned();
+        for part in 1..get_number(item, "parts")? {
+            let key = part_key(pk, get_id(item, "id")?, part);
+            let request = self.table.client.get_item().table_name(&self.table.name).key("pk", text(key));
+            let reply = request.consistent_read(true).send().await?;
+            body.push_str(get_text(&reply.item.unwrap_or_default(), "reply")?);
+        }
+        let streamed = item.get("streamed").and_then(|value| value.as_bool().ok()).copied().unwrap_or(false);
+        Ok(Kept { status: StatusCode::from_u16(status).map_err(Error::internal)?, body, streamed })
+    }
+
+    /// Does the work of a request once. The work gets an id that every try of the same request has in common,
+    /// for passing on to a service that knows idempotency itself.
+    ///
+    /// # Errors
+    /// Those of [`Self::claim`] and of the work.
+    pub async fn once<F>(&self, request: &Request, work: impl FnOnce(Uuid) -> F) -> Result<Response>
+    where
+        F: Future<Output = Result<Response>>,
+    {
+        let ticket = match self.claim(request).await? {
+            Claim::Kept(kept) => return Ok(kept.response()),
+            Claim::Fresh(ticket) => ticket,
+        };
+        let id = ticket.as_ref().map_or_else(Uuid::now_v7, Ticket::work_id);
+        let outcome = work(id).await;
+        match ticket {
+            Some(ticket) => ticket.keep(outcome, &request.id).await,
+            None => outcome,
+        }
+    }
+}
+
+impl Kept {
+    /// The reply, again.
+    #[must_use]
+    pub fn response(self) -> Response {
+        if self.status.is_success() {
+            return Response::json_text(self.status, self.body);
+        }
+        let mut response = Response::text(self.status, problem::MEDIA_TYPE, self.body);
+        response.headers.insert(http::header::CACHE_CONTROL, http::HeaderValue::from_static("no-store"));
+        response
+    }
+}
+
+/// A claim on a key.
+#[must_use]
+pub struct Ticket {
+    table: Table,
+    pk: String,
+    /// Names this claim among those that took the key over.
+    id: Uuid,
+    digest: [u8; 32],
+}
+
+impl Ticket {
+    fn work_id(&self) -> Uuid {
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&crypto::hmac(&self.digest, &[self.pk.as_bytes()])[..16]);
+        uuid::Builder::from_custom_bytes(bytes).into_uuid()
+    }
+
+    /// Keeps the outcome of the work if it is one that is kept, or else gives the key back.
+    ///
+    /// # Errors
+    /// The work's own.
+    pub async fn keep(self, outcome: Result<Response>, request_id: &str) -> Result<Response> {
+        match outcome {
+            Ok(response) => {
+                if let Body::Whole(bytes) = &response.body {
+                    self.store(response.status, &String::from_utf8_lossy(bytes), false).await;
+                }
+                Ok(response)
+            }
+            Err(error) if error.code() == Code::CardDeclined => {
+                let response = problem::response(&error, request_id);
+                if let Body::Whole(bytes) = &response.body {
+                    self.store(response.status, &String::from_utf8_lossy(bytes), false).await;
+                }
+                Err(error)
+            }
+            Err(error) => {
+                self.give_back().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Keeps a stream's events.
+    pub async fn keep_stream<T: serde::Serialize>(self, events: &[T]) {
+        match serde_json::to_string(events) {
+            Ok(events) => self.store(StatusCode::OK, &events, true).await,
+            Err(error) => tracing::error!(error.cause = %error, "a stream could not be written as JSON"),
+        }
+    }
+
+    /// What was done cannot be undone: if the reply cannot be kept, the claim stays until its function must
+    /// have ended, and the log tells.
+    async fn store(&self, status: StatusCode, body: &str, streamed: bool) {
+        if let Err(error) = self.try_store(status, body, streamed).await {
+            tracing::error!(error.cause = %error, "a reply could not be kept under its idempotency key");
+        }
+    }
+
+    async fn try_store(&self, status: StatusCode, body: &str, streamed: bool) -> Result<()> {
+        let parts = split(body);
+        let expires = epoch_seconds(clock::now() + KEPT);
+        for (index, part) in parts.iter().enumerate().skip(1) {
+            self.table
+                .client
+                .put_item()
+                .table_name(&self.table.name)
+                .item("pk", text(part_key(&self.pk, self.id, i64::try_from(index).map_err(Error::internal)?)))
+                .item("reply", text(*part))
+                .item("expires", expires.clone())
+                .send()
+                .await?;
+        }
+        self.table
+            .client
+            .put_item()
+            .table_name(&self.table.name)
+            .item("pk", text(&self.pk))
+            .item("id", text(self.id))
+            .item("digest", binary(&self.digest))
+            .item("status", number(status.as_u16()))
+            .item("reply", text(parts.first().copied().unwrap_or_default()))
+            .item("parts", number(parts.len()))
+            .item("streamed", AttributeValue::Bool(streamed))
+            .item("expires", expires)
+            .condition_expression("id = :id")
+            .expression_attribute_values(":id", text(self.id))
+            .send()
+            .await?;
+        Ok(())
+    }
+
+    /// Lets the next request with the key begin anew.
+    pub async fn give_back(self) {
+        let deleted = self
+            .table
+            .client
+            .delete_item()
+            .table_name(&self.table.name)
+            .key("pk", text(&self.pk))
+            .condition_expression("id = :id")
+            .expression_attribute_values(":id", text(self.id))
+            .send()
+            .await;
+        if let Err(error) = deleted {
+            tracing::warn!(error.cause = %Error::from(error), "an idempotency key could not be given back");
+        }
+    }
+}
+
+fn part_key(pk: &str, id: Uuid, part: i64) -> String {
+    format!("{pk}#{id}#{part}")
+}
+
+/// The key, with or without the quotation marks of a structured field.
+fn key_of(request: &Request) -> Result<Option<String>> {
+    let Some(value) = request.headers.get("idempotency-key") else { return Ok(None) };
+    let malformed =
+        || Error::invalid_field("Idempotency-Key", "malformed", "Must have 1 to 255 visible ASCII characters.");
+    let value = value.to_str().map_err(|_| malformed())?.trim();
+    let key = value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value);
+    let good = (1..=255).contains(&key.len()) && key.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+    if good { Ok(Some(key.to_owned())) } else { Err(malformed()) }
+}
+
+/// Bodies are the same if they are the same as JSON: members in any order, white space anywhere.
+fn digest(request: &Request) -> Result<[u8; 32]> {
+    let body = if request.body.is_empty() { Value::Null } else { Value::Object(request.json_object()?) };
+    // Another object in the path is another request.
+    let document = serde_json::to_vec(&(request.parameters(), body))?;
+    Ok(crypto::sha256(&document))
+}
+
+/// Parts of at most so many bytes, cut between characters.
+fn split(body: &str) -> Vec<&str> {
+    let mut parts = Vec::new();
+    let mut rest = body;
+    while rest.len() > PART {
+        let (part, more) = rest.split_at(rest.floor_char_boundary(PART));
+        parts.push(part);
+        rest = more;
+    }
+    parts.push(rest);
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_replies_are_cut_between_characters() {
+        assert_eq!(split("short"), ["short"]);
+        let long = "é".repeat(PART);
+        let parts = split(&long);
+        assert!(parts.len() > 1 && parts.iter().all(|part| part.len() <= PART));
+        assert_eq!(parts.concat(), long);
+    }
+}
