@@ -1,2 +1,6 @@
+mod conversations;
+mod failures;
+mod idempotency;
 mod models;
 mod send;
+mod streams;

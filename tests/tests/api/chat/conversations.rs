@@ -1,0 +1,104 @@
+use serde_json::{Value, json};
+
+use crate::support::*;
+
+async fn say(api: &Api, person: &Person, body: Value) -> Reply {
+    api.post("/api/chat").bearer(&person.jwt).json(&body).send().await
+}
+
+async fn titles(api: &Api, person: &Person, query: &str) -> Vec<String> {
+    let path = format!("/api/chat/conversations{query}");
+    let reply = api.get(&path).bearer(&person.jwt).send().await.expect_status(200);
+    let list = reply.body["conversations"].as_array().unwrap();
+    list.iter().map(|conversation| conversation["title"].as_str().unwrap().to_owned()).collect()
+}
+
+through_both_doors! {
+    async fn are_made_listed_changed_and_deleted(api: Api) {
+        let person = api.sign_up().await;
+        let body = json!({"title": "<b>Quantum</b> \u{7} plans", "model": "gpt-4", "systemPrompt": "Be brief."});
+        let made = api.post("/api/conversations").bearer(&person.jwt).json(&body).send().await.expect_status(201);
+        let id = made.text_at("/conversation/id");
+        assert_eq!(made.body["conversation"]["title"], body["title"]);
+        assert_eq!(made.body["conversation"]["provider"], "openai");
+        assert_eq!(made.body["conversation"]["messageCount"], 0);
+
+        let said = say(&api, &person, json!({"message": "Tell me of zebras", "conversationId": id})).await;
+        assert_eq!(said.expect_status(200).body["model"], "gpt-4");
+        let path = format!("/api/chat/conversations/{id}");
+        let read = api.get(&path).bearer(&person.jwt).send().await.expect_status(200);
+        let messages = read.body["messages"].as_array().unwrap();
+        assert_eq!(messages.len(), 2);
+        assert_eq!((&messages[0]["role"], &messages[0]["content"]), (&json!("user"), &json!("Tell me of zebras")));
+        assert!(messages[1]["usage"]["totalTokens"].as_i64().unwrap() > 0);
+        assert_eq!(read.body["conversation"]["messageCount"], 2);
+
+        // Words in titles and in messages, begun or whole.
+        assert_eq!(titles(&api, &person, "?q=QUANT").await.len(), 1);
+        assert_eq!(titles(&api, &person, "?q=zebra").await.len(), 1);
+        assert_eq!(titles(&api, &person, "?q=giraffe").await.len(), 0);
+
+        let change = json!({"title": "Other", "archived": true, "pinned": true});
+        let changed = api.call("PATCH", &path).bearer(&person.jwt).json(&change).send().await.expect_status(200);
+        assert_eq!((&changed.body["conversation"]["title"], &changed.body["conversation"]["pinned"]), (&json!("Other"), &json!(true)));
+        assert!(titles(&api, &person, "").await.is_empty());
+        assert_eq!(titles(&api, &person, "?archived=true").await, ["Other"]);
+
+        api.delete(&path).bearer(&person.jwt).send().await.expect_status(204);
+        api.get(&path).bearer(&person.jwt).send().await.expect_problem(404, "not_found");
+        // What it cost stays counted.
+        let usage = api.get("/api/chat/usage").bearer(&person.jwt).send().await.expect_status(200);
+        assert!(usage.body["tokens"]["used"].as_i64().unwrap() > 0);
+        assert_eq!(usage.body["byModel"][0]["messages"], 1);
+    }
+
+    async fn of_others_are_not_there(api: Api) {
+        let (owner, other) = (api.sign_up().await, api.sign_up().await);
+        let said = say(&api, &owner, json!({"message": "A secret of mine"})).await.expect_status(200);
+        let id = said.text_at("/conversationId");
+        let path = format!("/api/chat/conversations/{id}");
+        api.get(&path).bearer(&other.jwt).send().await.expect_problem(404, "not_found");
+        api.delete(&path).bearer(&other.jwt).send().await.expect_problem(404, "not_found");
+        let patch = api.call("PATCH", &path).bearer(&other.jwt).json(&json!({"title": "x"}));
+        patch.send().await.expect_problem(404, "not_found");
+        say(&api, &other, json!({"message": "Hi", "conversationId": id})).await.expect_problem(404, "not_found");
+        let again = api.post(&format!("{path}/regenerate")).bearer(&other.jwt).json(&json!({}));
+        again.send().await.expect_problem(404, "not_found");
+        assert!(titles(&api, &other, "?q=secret").await.is_empty());
+        api.get("/api/chat/conversations/nonsense").bearer(&owner.jwt).send().await.expect_problem(404, "not_found");
+    }
+
+    async fn page_by_cursor(api: Api) {
+        let person = api.sign_up().await;
+        for n in 0..3 {
+            let body = json!({"title": format!("Number {n}")});
+            api.post("/api/chat/conversations").bearer(&person.jwt).json(&body).send().await.expect_status(201);
+        }
+        let (mut seen, mut cursor) = (Vec::new(), String::new());
+        loop {
+            let path = format!("/api/chat/conversations?limit=2{cursor}");
+            let page = api.get(&path).bearer(&person.jwt).send().await.expect_status(200);
+            seen.extend(page.body["conversations"].as_array().unwrap().iter().map(|c| c["title"].as_str().unwrap().to_owned()));
+            let Some(next) = page.body["nextCursor"].as_str() else { break };
+            cursor = format!("&cursor={next}");
+        }
+        assert_eq!(seen, ["Number 2", "Number 1", "Number 0"]);
+        let bad = api.get("/api/chat/conversations?limit=0&cursor=x&archived=maybe").bearer(&person.jwt);
+        bad.send().await.expect_invalid(&["archived", "cursor", "limit"]);
+    }
+
+    async fn an_answer_is_made_anew_in_its_place(api: Api) {
+        let person = api.sign_up().await;
+        let first = say(&api, &person, json!({"message": "Hello"})).await.expect_status(200);
+        let path = format!("/api/chat/conversations/{}", first.text_at("/conversationId"));
+        let again = api.post(&format!("{path}/regenerate")).bearer(&person.jwt).json(&json!({})).send().await.expect_status(200);
+        assert_ne!(again.body["message"]["id"], first.body["message"]["id"]);
+        let read = api.get(&path).bearer(&person.jwt).send().await.expect_status(200);
+        let messages = read.body["messages"].as_array().unwrap();
+        assert_eq!(messages.len(), 2);
+        assert_eq!(messages[1]["id"], again.body["message"]["id"]);
+        let empty = api.post("/api/chat/conversations").bearer(&person.jwt).json(&json!({})).send().await.expect_status(201);
+        let path = format!("/api/chat/conversations/{}/regenerate", empty.text_at("/conversation/id"));
+        api.post(&path).bearer(&person.jwt).json(&json!({})).send().await.expect_problem(404, "not_found");
+    }
+}

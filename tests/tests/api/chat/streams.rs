@@ -1,0 +1,132 @@
+use serde_json::{Value, json};
+
+use crate::support::*;
+
+/// The events of a stream: id, name, data.
+fn events(text: &str) -> Vec<(u64, String, Value)> {
+    text.split("\n\n")
+        .filter_map(|event| {
+            let mut lines = event.lines().filter(|line| !line.starts_with(':'));
+            let id = lines.next()?.strip_prefix("id: ")?.parse().unwrap();
+            let name = lines.next()?.strip_prefix("event: ")?.to_owned();
+            Some((id, name, serde_json::from_str(lines.next()?.strip_prefix("data: ")?).unwrap()))
+        })
+        .collect()
+}
+
+async fn resume(api: &Api, person: &Person, stream: &str, after: Option<u64>) -> Reply {
+    let call = api.get(&format!("/api/chat/streams/{stream}")).bearer(&person.jwt);
+    match after {
+        Some(id) => call.header("last-event-id", &id.to_string()).send().await,
+        None => call.send().await,
+    }
+}
+
+through_both_doors! {
+    async fn a_finished_stream_is_resumed_at_every_event(api: Api) {
+        let person = api.sign_up().await;
+        let body = json!({"message": "Hello", "stream": true});
+        let reply = api.post("/api/chat").bearer(&person.jwt).json(&body).send().await.expect_status(200);
+        let all = events(&reply.text);
+        let stream = all[0].2["streamId"].as_str().unwrap().to_owned();
+        // The record is complete a moment after the reply.
+        eventually("the whole record", || async {
+            let whole = resume(&api, &person, &stream, None).await.expect_status(200);
+            (events(&whole.text) == all).then_some(())
+        })
+        .await;
+        for (id, name, _) in &all {
+            let rest = resume(&api, &person, &stream, Some(*id)).await;
+            if name == "done" {
+                rest.expect_status(204);
+            } else {
+                let expected: Vec<_> = all.iter().filter(|event| event.0 > *id).cloned().collect();
+                assert_eq!(events(&rest.expect_status(200).text), expected, "after {id}");
+            }
+        }
+        let other = api.sign_up().await;
+        resume(&api, &other, &stream, None).await.expect_problem(404, "not_found");
+        let stop = api.post(&format!("/api/chat/streams/{stream}/stop"));
+        stop.bearer(&other.jwt).send().await.expect_problem(404, "not_found");
+        api.post(&format!("/api/chat/streams/{stream}/stop")).bearer(&person.jwt).send().await.expect_status(202);
+        let malformed = api.get(&format!("/api/chat/streams/{stream}")).bearer(&person.jwt);
+        malformed.header("last-event-id", "x").send().await.expect_invalid(&["Last-Event-ID"]);
+    }
+
+    async fn the_ai_sdk_gets_its_own_protocol(api: Api) {
+        let person = api.sign_up().await;
+        let messages = json!([{"id": "m1", "role": "user", "parts": [{"type": "text", "text": "Hello"}]}]);
+        let body = json!({"id": "client-chat", "messages": messages, "trigger": "submit-message"});
+        let reply = api.post("/api/chat").bearer(&person.jwt).json(&body).send().await.expect_status(200);
+        assert_eq!(reply.header("x-vercel-ai-ui-message-stream"), Some("v1"));
+        assert!(reply.text.ends_with("data: [DONE]\n\n"), "{}", reply.text);
+        let parts: Vec<Value> = reply
+            .text
+            .lines()
+            .filter_map(|line| serde_json::from_str(line.strip_prefix("data: ")?).ok())
+            .collect();
+        let kinds: Vec<_> = parts.iter().map(|part| part["type"].as_str().unwrap()).filter(|kind| *kind != "text-delta").collect();
+        assert_eq!(kinds, ["start", "start-step", "text-start", "text-end", "finish-step", "finish"]);
+        // The client's name finds the conversation again.
+        let again = api.post("/api/chat").bearer(&person.jwt).json(&body).send().await.expect_status(200);
+        let first: Value = parts[0]["messageMetadata"]["conversationId"].clone();
+        assert!(again.text.contains(first.as_str().unwrap()), "{}", again.text);
+        let list = api.get("/api/chat/conversations").bearer(&person.jwt).send().await.expect_status(200);
+        assert_eq!(list.body["conversations"][0]["messageCount"], 4);
+        let nothing = api.get("/api/chat/no-such-chat/stream").bearer(&person.jwt).send().await;
+        nothing.expect_status(204);
+    }
+}
+
+/// API Gateway of the emulator gathers a stream before it passes it on; the router does not.
+#[tokio::test]
+async fn a_stream_is_stopped_keeps_what_came_and_is_read_by_two() {
+    let api = Api::of_router();
+    let person = api.sign_up().await;
+    let body = json!({"message": "AIMOCK:slow", "stream": true});
+    let mut response = api.post("/api/chat").bearer(&person.jwt).json(&body).open().await;
+    let mut text = String::new();
+    while !text.contains("event: delta") {
+        text.push_str(std::str::from_utf8(&response.chunk().await.unwrap().unwrap()).unwrap());
+    }
+    let stream = events(&text)[0].2["streamId"].as_str().unwrap().to_owned();
+    let stop_and_read = async {
+        let stop = api.post(&format!("/api/chat/streams/{stream}/stop")).bearer(&person.jwt);
+        stop.send().await.expect_status(202);
+        while let Some(chunk) = response.chunk().await.unwrap() {
+            text.push_str(std::str::from_utf8(&chunk).unwrap());
+        }
+    };
+    let (second, ()) = tokio::join!(resume(&api, &person, &stream, None), stop_and_read);
+    let all = events(&text);
+    let done = all.last().unwrap();
+    assert_eq!((done.1.as_str(), &done.2["finishReason"]), ("done", &json!("stopped")), "{text}");
+    assert_eq!(events(&second.expect_status(200).text), all, "the second reader gets the same");
+    let path = format!("/api/chat/conversations/{}", all[0].2["conversationId"].as_str().unwrap());
+    let read = api.get(&path).bearer(&person.jwt).send().await.expect_status(200);
+    let said: String = all.iter().filter_map(|event| event.2["text"].as_str()).collect();
+    assert_eq!((&read.body["messages"][1]["content"], &read.body["messages"][1]["finishReason"]), (&json!(said), &json!("stopped")));
+}
+
+/// Whoever leaves in the middle finds the answer stored.
+#[tokio::test]
+async fn an_answer_goes_on_without_its_reader() {
+    let api = Api::of_router();
+    let person = api.sign_up().await;
+    let body = json!({"message": "AIMOCK:slow", "stream": true});
+    let mut response = api.post("/api/chat").bearer(&person.jwt).json(&body).open().await;
+    let mut text = String::new();
+    while !text.contains("event: delta") {
+        text.push_str(std::str::from_utf8(&response.chunk().await.unwrap().unwrap()).unwrap());
+    }
+    drop(response);
+    let start = events(&text)[0].2.clone();
+    let rest = resume(&api, &person, start["streamId"].as_str().unwrap(), Some(1)).await.expect_status(200);
+    assert_eq!(events(&rest.text).last().unwrap().1, "done");
+    let path = format!("/api/chat/conversations/{}", start["conversationId"].as_str().unwrap());
+    let read = api.get(&path).bearer(&person.jwt).send().await.expect_status(200);
+    assert_eq!(read.body["messages"][1]["finishReason"], "stop");
+    let usage = api.get("/api/chat/usage").bearer(&person.jwt).send().await.expect_status(200);
+    assert_eq!(usage.body["tokens"]["used"], read.body["messages"][1]["usage"]["totalTokens"]);
+    assert_eq!(usage.body["tokens"]["reserved"], 0);
+}
