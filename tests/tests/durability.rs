@@ -354,7 +354,8 @@ async fn the_relay_delivers_what_a_function_killed_after_its_commit_did_not_send
     sign_up.kill();
 
     let in_outbox = async || -> i64 {
-        let rows = sqlx::query_scalar("SELECT count(*) FROM outbox WHERE body::text LIKE '%' || $1 || '%'");
+        let rows =
+            sqlx::query_scalar("SELECT count(*) FROM outbox WHERE queue = 'events' AND body LIKE '%' || $1 || '%'");
         rows.bind(&user_id).fetch_one(&database).await.unwrap()
     };
     assert_eq!(in_outbox().await, 1, "the event is in the outbox");
