@@ -83,6 +83,8 @@ def _parameters() -> dict[str, str]:
     """The services by the names that containers know them by."""
     password = PROFILE.secret("postgres")
     return services.parameters(PROFILE) | {
+        # The container has one account only.
+        "ClickHouseReader": "",
         "DatabaseUrl": f"postgres://app:{password}@postgres:5432/app",
         "ClickHouseUrl": "http://clickhouse:8123",
         "OpenAiBaseUrl": "http://llm:4010",

@@ -202,6 +202,7 @@ def parameters(profile: Profile) -> dict[str, str]:
         "ClickHouseUrl": profile.url("clickhouse"),
         "ClickHouseUser": CLICKHOUSE_USER,
         "ClickHousePassword": profile.secret("clickhouse"),
+        "ClickHouseReader": "reader",
         "OpenAiApiKey": "local",
         "OpenAiBaseUrl": profile.url("llm"),
         "AnthropicApiKey": "local",

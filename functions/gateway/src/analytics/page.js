@@ -106,13 +106,17 @@ async function show() {
     element("dd", typeof value === "number" ? value.toLocaleString() : value, box);
     return box;
   }));
-  byId("charts").replaceChildren();
-  for (const [title, figure] of figures) {
-    const section = element("section", "", byId("charts"));
+  const sections = figures.map(([title]) => {
+    const section = element("section", "");
     element("h2", title, section);
-    if (figure.x.length && figure.lines.length) draw(section, figure);
-    else element("p", "Nothing in this range.", section);
-  }
+    return section;
+  });
+  // All in place first: a chart is as wide as its section, and a section as the others leave room for.
+  byId("charts").replaceChildren(...sections);
+  figures.forEach(([, figure], n) => {
+    if (figure.x.length && figure.lines.length) draw(sections[n], figure);
+    else element("p", "Nothing in this range.", sections[n]);
+  });
   notice.textContent = "";
 }
 

@@ -1,0 +1,76 @@
+use futures_util::future::join_all;
+
+use crate::support::*;
+
+/// All figures, as they are asked for.
+const FIGURES: [&str; 26] = [
+    "users/growth",
+    "users/active",
+    "users/signups",
+    "users/top",
+    "users/count",
+    "users/retention",
+    "chat/activity",
+    "chat/tokens",
+    "chat/by-provider",
+    "chat/by-model",
+    "chat/messages",
+    "chat/conversations",
+    "revenue/total",
+    "revenue/mrr",
+    "revenue/over-time",
+    "revenue/by-plan",
+    "revenue/ltv",
+    "revenue/subscriptions",
+    "revenue/failed-payments",
+    "providers/usage",
+    "providers/performance",
+    "providers/cost",
+    "providers/popular-models",
+    "providers/openai/models",
+    "providers/usage-over-time",
+    "providers/usage-by-plan",
+];
+
+fn path(figure: &str) -> String {
+    format!("/api/analytics/{figure}")
+}
+
+#[tokio::test]
+async fn all_are_for_admins() {
+    let api = Api::of_router();
+    let person = api.sign_up().await;
+    join_all(FIGURES.map(|figure| async {
+        api.get(&path(figure)).send().await.expect_problem(401, "unauthenticated");
+    }))
+    .await;
+    join_all(FIGURES.map(|figure| async {
+        api.get(&path(figure)).bearer(&person.jwt).send().await.expect_problem(403, "forbidden");
+    }))
+    .await;
+}
+
+/// One request a figure: the admin's requests are limited too.
+#[tokio::test]
+async fn all_name_bad_parameters() {
+    let api = Api::of_router();
+    let admin = api.admin().await;
+    join_all(FIGURES.map(|figure| async {
+        let figure = path(figure);
+        let query = "startDate=2026-01-01';DROP%20TABLE%20events;--&endDate=x&interval=day%20or%201=1&limit=1e3";
+        let reply = api.get(&format!("{figure}?{query}")).bearer(&admin.jwt).send().await;
+        reply.expect_invalid(&["endDate", "interval", "limit", "startDate"]);
+    }))
+    .await;
+    let unknown = api.get(&path("providers/acme/models")).bearer(&admin.jwt).send().await;
+    unknown.expect_invalid(&["provider"]);
+}
+
+#[tokio::test]
+async fn the_dashboard_shows_itself_to_anybody() {
+    let page = Api::of_router().get("/admin/analytics").open().await;
+    assert_eq!(page.status(), 200);
+    let policy = page.headers()["content-security-policy"].to_str().unwrap().to_owned();
+    assert!(policy.starts_with("default-src 'none'") && !policy.contains("http"), "{policy}");
+    assert!(page.text().await.unwrap().contains("<title>Analytics</title>"));
+}
