@@ -185,6 +185,14 @@ def invoke(profile: Profile, arguments: argparse.Namespace) -> None:
     print(json.dumps(reply, indent=2, ensure_ascii=False))
 
 
+def seed(profile: Profile, arguments: argparse.Namespace) -> None:
+    """Fill analytics with a history of so many events."""
+    import seeding
+
+    _require_running(profile)
+    seeding.seed(profile, arguments.events)
+
+
 def watch(profile: Profile, _arguments: argparse.Namespace) -> int:
     """`cargo lambda watch` beside the stack: rebuilt on save, with the deployed environment."""
     import watching
@@ -269,6 +277,8 @@ def _arguments() -> argparse.Namespace:
         command = commands.add_parser(name, help=(run.__doc__ or "").splitlines()[0])
         if name in ("kill", "stop", "start", "invoke", "docker"):
             command.add_argument("name")
+        elif name == "seed":
+            command.add_argument("events", type=int)
         elif name == "logs":
             command.add_argument("name", nargs="?")
     return parser.parse_args()
@@ -276,8 +286,8 @@ def _arguments() -> argparse.Namespace:
 
 COMMANDS = {
     "up": up, "down": down, "status": status, "logs": logs, "reset": reset, "build": build,
-    "migrate": migrate, "invoke": invoke, "watch": watch, "env": environment, "test": test, "check": check,
-    "kill": control, "stop": control, "start": control, "docker": docker,
+    "migrate": migrate, "invoke": invoke, "seed": seed, "watch": watch, "env": environment, "test": test,
+    "check": check, "kill": control, "stop": control, "start": control, "docker": docker,
 }  # fmt: skip
 
 CHANGING = ("up", "down", "reset", "test")
