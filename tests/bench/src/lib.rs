@@ -167,7 +167,9 @@ impl Sandbox {
         }
         loop {
             if let Happening::Replied(at, payload) = self.next_happening()? {
-                let payload = serde_json::from_slice(&payload)
+                // A streamed reply is its head in JSON, zero bytes, and the body.
+                let head = payload.split(|byte| *byte == 0).next().unwrap_or_default();
+                let payload = serde_json::from_slice(head)
                     .map_err(|error| self.failure(&format!("the reply is not JSON: {error}")))?;
                 return Ok(Reply { payload, took: at - started });
             }
