@@ -1,0 +1,311 @@
+//! Money and words that nobody may lose: the quota under many requests at once, answers that break off, readers
+//! who leave, functions that die. Real Postgres, providers that play a part.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use futures_util::future::join_all;
+use lib::auth::account::Visit;
+use lib::billing::plan::Plan;
+use lib::chat::catalogue::ProviderId;
+use lib::chat::exchange::{Ask, Chat};
+use lib::chat::provider::attempt::{Patience, Providers};
+use lib::chat::provider::{Call, Cause, Failure, FinishReason, Piece, Pieces, Provider, Usage};
+use lib::chat::quota;
+use lib::chat::record::Named;
+use lib::chat::stream::Protocol;
+use lib::error::Code;
+use lib::http::runner::BoxFuture;
+use lib::store::postgres::Database;
+use lib::telemetry::trace::TraceContext;
+use uuid::Uuid;
+
+#[expect(clippy::disallowed_methods, reason = "this file's one home of environment access")]
+fn database() -> Database {
+    let url = std::env::var("DATABASE_URL")
+        .expect("DATABASE_URL is not set: these tests need a running stack; `make test` starts one and runs them");
+    Database::connect_lazy(&url).unwrap()
+}
+
+/// What a provider has done, for comparing with what was stored.
+#[derive(Default)]
+struct Journal {
+    calls: AtomicUsize,
+    completed: AtomicI64,
+    tokens: AtomicI64,
+}
+
+/// A provider whose every call is one of a few parts, in turn.
+struct Player {
+    journal: Arc<Journal>,
+    parts: &'static [Part],
+}
+
+#[derive(Clone, Copy)]
+enum Part {
+    /// Answers with this usage, after a moment.
+    Answer(i64, i64),
+    /// Fails before the first token.
+    Refuse(Cause),
+    /// Says something and breaks.
+    Break,
+    /// Ends without a word.
+    Nothing,
+}
+
+impl Provider for Player {
+    fn start<'a>(&'a self, _call: &'a Call) -> BoxFuture<'a, Result<Pieces, Failure>> {
+        let part = self.parts[self.journal.calls.fetch_add(1, Ordering::SeqCst) % self.parts.len()];
+        let text = |text: &str| Ok(Piece::Text(text.to_owned()));
+        Box::pin(async move {
+            let pieces = match part {
+                Part::Refuse(cause) => return Err(Failure::new(cause, "played")),
+                Part::Nothing => Vec::new(),
+                Part::Break => vec![text("Half an "), Err(Failure::new(Cause::Broken, "played"))],
+                Part::Answer(input_tokens, output_tokens) => {
+                    self.journal.completed.fetch_add(1, Ordering::SeqCst);
+                    self.journal.tokens.fetch_add(input_tokens + output_tokens, Ordering::SeqCst);
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    vec![
+                        text("A whole "),
+                        text("answer."),
+                        Ok(Piece::Finish(FinishReason::Stop)),
+                        Ok(Piece::Usage(Usage { input_tokens, output_tokens, ..Usage::default() })),
+                    ]
+                }
+            };
+            Ok(Box::pin(futures_util::stream::iter(pieces)) as Pieces)
+        })
+    }
+}
+
+fn chat(journal: &Arc<Journal>, parts: &'static [Part]) -> &'static Chat {
+    let player = Player { journal: journal.clone(), parts };
+    let patience = Patience { backoff: Duration::from_millis(1), ..Patience::default() };
+    let providers = Providers::new(vec![(ProviderId::Openai, Box::new(player))], patience);
+    Box::leak(Box::new(Chat::new(database(), providers, None)))
+}
+
+async fn new_user(used: i64) -> Uuid {
+    let id = Uuid::now_v7();
+    let (pool, email) = (database().pool().clone(), format!("{}@example.com", id.simple()));
+    sqlx::query("INSERT INTO users (id, email, password_hash) VALUES ($1, $2, 'none')")
+        .bind(id)
+        .bind(email)
+        .execute(&pool)
+        .await
+        .unwrap();
+    sqlx::query(
+        "INSERT INTO quota_periods (user_id, period, used)
+         VALUES ($1, date_trunc('month', now() AT TIME ZONE 'UTC')::date, $2)",
+    )
+    .bind(id)
+    .bind(used)
+    .execute(&pool)
+    .await
+    .unwrap();
+    id
+}
+
+fn ask(user_id: Uuid, message: &str) -> Ask {
+    Ask {
+        user_id,
+        message: Some(message.to_owned()),
+        again: false,
+        conversation: Named::New,
+        provider: None,
+        model: None,
+        system_prompt: None,
+        temperature: None,
+        max_tokens: Some(200),
+        streamed: false,
+    }
+}
+
+fn visit() -> Visit {
+    Visit {
+        ip: [127, 0, 0, 1].into(),
+        device: String::new(),
+        country: None,
+        trace: TraceContext::continue_or_begin(None),
+    }
+}
+
+const TIME: Duration = Duration::from_secs(60);
+
+/// Used and reserved tokens of the month.
+async fn month(user: Uuid) -> (i64, i64) {
+    let row: (i64, i64) = sqlx::query_as("SELECT used, reserved FROM quota_periods WHERE user_id = $1")
+        .bind(user)
+        .fetch_one(database().pool())
+        .await
+        .unwrap();
+    row
+}
+
+async fn count(user: Uuid, what: &str) -> i64 {
+    let statement = match what {
+        "reservations" => "SELECT count(*) FROM quota_reservations WHERE user_id = $1",
+        "ledger" => "SELECT count(*) FROM usage_ledger WHERE user_id = $1",
+        "ledger tokens" => {
+            "SELECT coalesce(sum(input_tokens + output_tokens), 0)::bigint FROM usage_ledger WHERE user_id = $1"
+        }
+        "questions" => {
+            "SELECT count(*) FROM messages m JOIN conversations c ON c.id = m.conversation_id
+                        WHERE c.user_id = $1 AND m.role = 'user'"
+        }
+        "answers" => {
+            "SELECT count(*) FROM messages m JOIN conversations c ON c.id = m.conversation_id
+                      WHERE c.user_id = $1 AND m.role = 'assistant'"
+        }
+        "conversations" => "SELECT count(*) FROM conversations WHERE user_id = $1",
+        _ => unreachable!("{what}"),
+    };
+    sqlx::query_scalar(statement).bind(user).fetch_one(database().pool()).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_hundred_at_once_spend_at_most_what_there_is() {
+    // "Hello" is bound by 19 tokens, the prompt around it by 16, and 200 are asked for.
+    let (each, room) = (235, 2_350);
+    let user = new_user(Plan::Free.terms().tokens_per_month - room).await;
+    let journal = Arc::new(Journal::default());
+    let chats: Vec<_> = (0..10).map(|_| chat(&journal, &[Part::Answer(35, 200)])).collect();
+    let outcomes = join_all((0..100).map(|n| {
+        let chat = chats[n % chats.len()];
+        async move {
+            let answer = chat.ask(ask(user, "Hello"), &visit(), TIME).await?;
+            answer.complete().await.map(drop)
+        }
+    }))
+    .await;
+    let answered = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
+    let refused = outcomes.iter().filter_map(|outcome| outcome.as_ref().err());
+    assert!(refused.clone().all(|error| error.code() == Code::QuotaExceeded), "{:?}", refused.collect::<Vec<_>>());
+    assert_eq!(answered, 10, "as many as there is room for, and no more");
+    let limit = Plan::Free.terms().tokens_per_month;
+    assert_eq!(month(user).await, (limit - room + 10 * each, 0));
+    assert_eq!((count(user, "reservations").await, count(user, "ledger").await), (0, 10));
+}
+
+#[tokio::test]
+async fn nothing_is_lost_or_doubled_in_two_thousand_requests_to_a_failing_provider() {
+    const PARTS: &[Part] = &[
+        Part::Answer(11, 12),
+        Part::Refuse(Cause::Broken),
+        Part::Answer(7, 3),
+        Part::Break,
+        Part::Refuse(Cause::Rejected),
+        Part::Nothing,
+        Part::Answer(1, 0),
+    ];
+    let user = new_user(0).await;
+    sqlx::query("UPDATE users SET plan = 'enterprise' WHERE id = $1")
+        .bind(user)
+        .execute(database().pool())
+        .await
+        .unwrap();
+    let journal = Arc::new(Journal::default());
+    let chats: Vec<_> = (0..8).map(|_| chat(&journal, PARTS)).collect();
+    let (answered, refused) = (AtomicI64::new(0), AtomicUsize::new(0));
+    join_all(chats.iter().map(|chat| {
+        let (answered, refused) = (&answered, &refused);
+        async move {
+            for _ in 0..250 {
+                let outcome = match chat.ask(ask(user, "Hello"), &visit(), TIME).await {
+                    Ok(answer) => answer.complete().await,
+                    Err(error) => Err(error),
+                };
+                match outcome {
+                    Ok(reply) => {
+                        assert_eq!(reply.message.content, "A whole answer.");
+                        answered.fetch_add(1, Ordering::SeqCst);
+                    }
+                    Err(error) => {
+                        let code = error.code();
+                        assert!(matches!(code, Code::ProviderUnavailable | Code::ProviderRejected), "{error}");
+                        refused.fetch_add(1, Ordering::SeqCst);
+                    }
+                }
+            }
+        }
+    }))
+    .await;
+    let (answered, tokens) = (answered.into_inner(), journal.tokens.load(Ordering::SeqCst));
+    assert_eq!(answered, journal.completed.load(Ordering::SeqCst));
+    assert!(answered > 500 && refused.into_inner() > 500);
+    for what in ["ledger", "questions", "answers", "conversations"] {
+        assert_eq!(count(user, what).await, answered, "{what}");
+    }
+    assert_eq!((count(user, "ledger tokens").await, count(user, "reservations").await), (tokens, 0));
+    assert_eq!(month(user).await, (tokens, 0));
+}
+
+#[tokio::test]
+async fn an_answer_is_stored_whenever_its_reader_leaves() {
+    let journal = Arc::new(Journal::default());
+    let user = new_user(0).await;
+    for read in 0..5 {
+        let chat = chat(&journal, &[Part::Answer(11, 12)]);
+        let mut asked = ask(user, "Hello");
+        asked.streamed = true;
+        let answer = chat.ask(asked, &visit(), TIME).await.unwrap();
+        let mut events = answer.stream(Protocol::Native, None);
+        for _ in 0..read {
+            events.next().await;
+        }
+        drop(events);
+    }
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while count(user, "ledger").await < 5 {
+        assert!(Instant::now() < deadline, "waited in vain for five answers");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!((count(user, "answers").await, month(user).await), (5, (5 * 23, 0)));
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_ends_with_an_error_and_bills_what_came() {
+    let (journal, user) = (Arc::new(Journal::default()), new_user(0).await);
+    let mut asked = ask(user, "Hello");
+    asked.streamed = true;
+    let answer = chat(&journal, &[Part::Break]).ask(asked, &visit(), TIME).await.unwrap();
+    let events: Vec<_> = answer.stream(Protocol::Native, None).collect().await;
+    let text = String::from_utf8(events.concat()).unwrap();
+    assert!(text.contains("event: error\ndata: {\"code\":\"provider_unavailable\""), "{text}");
+    assert!(!text.contains("event: done"), "{text}");
+    let spent = count(user, "ledger tokens").await;
+    assert!(spent > 0);
+    assert_eq!((month(user).await, count(user, "answers").await), ((spent, 0), 1));
+}
+
+#[tokio::test]
+async fn tokens_of_dead_functions_come_back() {
+    let (user, pool) = (new_user(0).await, database().pool().clone());
+    let abandon = async || {
+        let mut connection = pool.acquire().await.unwrap();
+        quota::reserve(&mut connection, user, Plan::Free, 40_000, 40_000).await.unwrap();
+        sqlx::query("UPDATE quota_reservations SET progress_at = now() - interval '61 seconds' WHERE user_id = $1")
+            .bind(user)
+            .execute(&mut *connection)
+            .await
+            .unwrap();
+    };
+    abandon().await;
+    assert_eq!(month(user).await, (0, 40_000));
+    quota::sweep(&pool).await.unwrap();
+    assert_eq!(month(user).await, (0, 0));
+    // The user's next request does not wait for the sweep.
+    abandon().await;
+    let mut connection = pool.acquire().await.unwrap();
+    let reservation = quota::reserve(&mut connection, user, Plan::Free, 40_000, 40_000).await.unwrap();
+    drop(connection);
+    assert_eq!(month(user).await, (0, 40_000));
+    // A settlement after the release still counts what was spent, once.
+    let mut connection = pool.acquire().await.unwrap();
+    reservation.settle(&mut connection, 100).await.unwrap();
+    let quota = reservation.settle(&mut connection, 0).await.unwrap();
+    assert_eq!((quota.used, quota.reserved), (100, 0));
+}
