@@ -54,7 +54,13 @@ impl Metrics {
             Database::init(),
             secrets::read::<TokensSecret>("TOKENS_SECRET_ARN"),
         )?;
-        Ok(Self { clickhouse, database, token: tokens.metrics })
+        Ok(Self::new(clickhouse, database, tokens.metrics))
+    }
+
+    /// Metrics of these stores, for whoever has the token.
+    #[must_use]
+    pub fn new(clickhouse: ClickHouse, database: Database, token: Secret) -> Self {
+        Self { clickhouse, database, token }
     }
 
     /// Admits an admin's session or the scrape token, which is a bearer but no session's.

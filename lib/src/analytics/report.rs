@@ -317,7 +317,10 @@ impl Reports {
     }
 
     /// Seconds since an event was last counted, however old the event was; null before the first one.
-    async fn freshness(&self) -> Result<Option<u64>> {
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn freshness(&self) -> Result<Option<u64>> {
         let sql = "SELECT count() > 0, dateDiff('second', max(last_ingest), now64(3)) FROM request_totals";
         let (any, seconds): (bool, i64) = self.clickhouse.client().query(sql).fetch_one().await?;
         Ok(any.then(|| seconds.max(0).unsigned_abs()))

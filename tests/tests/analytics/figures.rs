@@ -8,7 +8,7 @@ use time::{Date, Duration};
 
 use crate::history::{self, Message, Random};
 use crate::oracle::Oracle;
-use crate::stores::Stores;
+use crate::stores::{Stores, parse, signups};
 
 async fn ingest(stores: &Stores, messages: &[Message], random: &mut Random) {
     let mut rest = messages;
@@ -165,4 +165,15 @@ async fn every_figure_equals_the_oracle() {
         check(&stores, &oracle, &queries[0]).await;
         stores.drop().await;
     }
+}
+
+#[tokio::test]
+async fn freshness_is_the_time_since_something_was_counted() {
+    let stores = Stores::fresh().await;
+    let reports = Reports::new(stores.clickhouse.clone());
+    assert_eq!(reports.freshness().await.expect("of nothing"), None);
+    stores.writer().write(&parse(&signups(1))).await.expect("written");
+    let seconds = reports.freshness().await.expect("of an old event").expect("something was counted");
+    assert!(seconds < 60, "{seconds}");
+    stores.drop().await;
 }

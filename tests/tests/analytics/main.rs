@@ -3,6 +3,7 @@
 mod figures;
 mod history;
 mod ingest;
+mod metrics;
 mod oracle;
 mod proxy;
 mod reconcile;
