@@ -82,6 +82,11 @@ impl Api {
         Self { base: base.trim_end_matches('/').to_owned(), address: random_address() }
     }
 
+    /// The door's address.
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
     /// The same door, entered from elsewhere.
     pub fn elsewhere(&self) -> Self {
         Self { base: self.base.clone(), address: random_address() }

@@ -1,3 +1,4 @@
+mod ai_sdk;
 mod conversations;
 mod failures;
 mod idempotency;
