@@ -39,6 +39,8 @@ const SILENCE: Duration = Duration::from_secs(60);
 const RESERVE: Duration = Duration::from_secs(15);
 /// An answer that nobody reads goes on for so long, for a reader who comes back.
 const UNREAD: Duration = Duration::from_secs(30);
+/// A complete answer's connection is left open so long, for the usage that may follow it.
+const AFTER_THE_END: Duration = Duration::from_secs(3);
 /// How often it is looked whether anybody reads.
 const LOOK: Duration = Duration::from_secs(1);
 /// Tries to store an answer that was produced.
@@ -139,7 +141,9 @@ impl Chat {
         let prompt_tokens = call.turns.iter().map(|turn| turn.content.as_str()).chain(call.system.as_deref());
         let prompt_tokens = prompt_tokens.map(prompt::estimate).sum();
         let started = Instant::now();
-        let begun = exchange.reservation.keep_alive(self.database.pool(), self.providers.begin(call)).await;
+        let longest = TOTAL.min(time_left.saturating_sub(RESERVE));
+        let begin = self.providers.begin(call, longest);
+        let begun = exchange.reservation.keep_alive(self.database.pool(), begin).await;
         let begun = match begun {
             Ok(begun) => begun,
             Err(refused) => {
@@ -148,7 +152,7 @@ impl Chat {
                 return Err(refused.failure.into());
             }
         };
-        let deadline = started + TOTAL.min(time_left.saturating_sub(RESERVE));
+        let deadline = started + longest;
         let ttft_ms = millis(started);
         Ok(Answer { chat: self, exchange, begun, prompt_tokens, trace: visit.trace, started, ttft_ms, deadline })
     }
@@ -428,7 +432,7 @@ async fn read(
                 }
             }
             // What is complete but for the closing of the connection is complete.
-            Err(_) if produced.finish.is_some() && heard.elapsed() >= LOOK => return Ok(()),
+            Err(_) if produced.finish.is_some() && heard.elapsed() >= AFTER_THE_END => return Ok(()),
             Err(_) if Instant::now() >= deadline || heard.elapsed() >= SILENCE => {
                 return Err(Failure::new(Cause::TimedOut, "the answer took too long"));
             }

@@ -10,6 +10,9 @@ use crate::chat::provider::{Call, Cause, Failure, Piece, Pieces, Provider, from_
 use crate::crypto;
 use crate::error::{Code, Error, Result};
 
+/// Beginnings of several slow providers may take so long together, so that there is time for an answer.
+const LONGEST_BEGINNING: Duration = Duration::from_secs(150);
+
 /// How patient to be.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
@@ -107,17 +110,17 @@ impl Providers {
             })
     }
 
-    /// Gets an answer begun, by the model of the call or, when its provider fails, by the default model of
-    /// another one.
+    /// Gets an answer begun within some time, by the model of the call or, when its provider fails, by the
+    /// default model of another one.
     ///
     /// # Errors
     /// When no provider begins an answer.
-    pub async fn begin(&self, mut call: Call) -> Result<Begun, Refused> {
+    pub async fn begin(&self, mut call: Call, time_left: Duration) -> Result<Begun, Refused> {
         let wanted = call.choice.model.provider;
         let max_tokens = call.max_tokens;
         let patience =
             if call.choice.model.reasoning { self.patience.first_token_reasoning } else { self.patience.first_token };
-        let deadline = Instant::now() + patience * 3;
+        let deadline = Instant::now() + (patience * 3).min(LONGEST_BEGINNING).min(time_left);
         let mut attempts = 0;
         let mut first_failure = None;
         for choice in self.line_up(&call.choice) {
@@ -280,7 +283,7 @@ mod tests {
             temperature: None,
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        runtime.block_on(providers.begin(call))
+        runtime.block_on(providers.begin(call, Duration::from_secs(60)))
     }
 
     #[test]
