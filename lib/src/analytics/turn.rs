@@ -4,7 +4,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection, PgConnection};
 use tokio::sync::Mutex;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::store::postgres::Database;
 
 /// The advisory lock's number; arbitrary, but the same in every release.
@@ -41,7 +41,11 @@ impl Turns {
         sqlx::query!("SELECT set_config('lock_timeout', $1, false) AS set", format!("{seconds}s"))
             .fetch_one(&mut connection)
             .await?;
-        sqlx::query!("SELECT pg_advisory_lock($1)::text AS locked", LOCK).fetch_one(&mut connection).await?;
+        sqlx::query!("SELECT pg_advisory_lock($1)::text AS locked", LOCK)
+            .fetch_one(&mut connection)
+            .await
+            // That others are still writing is no fault of anybody: it is worth another try.
+            .map_err(Error::unavailable)?;
         Ok(Turn { connection })
     }
 

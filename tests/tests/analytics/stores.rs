@@ -71,7 +71,7 @@ impl Stores {
 
     pub async fn drop(self) {
         let server = self.clickhouse.client().clone().with_database("default");
-        server.query_raw(&format!("DROP DATABASE {}", self.name)).execute().await.expect("dropping");
+        server.query_raw(&format!("DROP DATABASE IF EXISTS {}", self.name)).execute().await.expect("dropping");
         self.database.pool().close().await;
         let admin: sqlx::postgres::PgConnectOptions = variable("DATABASE_URL").parse().expect("DATABASE_URL");
         let mut connection = admin.connect().await.expect("Postgres");
