@@ -67,8 +67,8 @@ class Profile:
         return self.dir / "data"
 
     def port(self, service: str) -> int:
-        """The port of a service on 127.0.0.1."""
-        return PORTS[service] + self.port_offset
+        """The port of a service on 127.0.0.1; `PORT_OFFSET=1000` moves all of a checkout's stacks."""
+        return PORTS[service] + self.port_offset + int(os.environ.get("PORT_OFFSET", "0"))
 
     def url(self, service: str) -> str:
         """The base URL of an HTTP service, without a slash at the end."""
