@@ -3,7 +3,8 @@
 The router takes a body for text where its media type says so, and answers 500
 itself when such a body is not UTF-8. It compares media types by case, which
 HTTP does not: with a capital letter the body goes through as bytes, and the
-function answers as it does behind API Gateway. Everything else, streams
+function answers as it does behind API Gateway. It also answers 500 to a header
+value outside ASCII, which is refused here with a 400. Everything else, streams
 included, passes as it is.
 """
 
@@ -28,6 +29,8 @@ defaults
 
 frontend api
     bind 127.0.0.1:{port}
+    acl ascii req.hdrs -m reg ^[[:print:][:space:]]*$
+    http-request return status 400 content-type application/problem+json lf-string '{malformed}' hdr x-request-id %[unique-id] if !ascii
     http-request replace-header content-type ^application/json(.*)$ Application/json\\1
     http-request replace-header content-type ^text/(.*)$ Text/\\1
     http-request set-header content-type application/octet-stream if METH_POST !{{ req.hdr(content-type) -m found }}
@@ -43,6 +46,11 @@ PROBLEM = (
     '"detail":"The router of the local stack is down.","code":"unavailable","requestId":"%[unique-id]"}'
 )
 
+MALFORMED = (
+    '{"type":"urn:problem:validation_failed","title":"The request is not valid","status":400,'
+    '"detail":"A header has characters outside ASCII.","code":"validation_failed","requestId":"%[unique-id]"}'
+)
+
 
 def program(profile: Profile) -> Program:
     """HAProxy with this stack's ports."""
@@ -54,4 +62,5 @@ def program(profile: Profile) -> Program:
 
 def configuration(profile: Profile) -> str:
     """What HAProxy listens to, passes on to, and changes."""
-    return CONFIGURATION.format(port=profile.port("router"), router=profile.port("runtime"), problem=PROBLEM)
+    ports = {"port": profile.port("router"), "router": profile.port("runtime")}
+    return CONFIGURATION.format(**ports, problem=PROBLEM, malformed=MALFORMED)

@@ -49,13 +49,13 @@ impl<'a> Raw<'a> {
         }
     }
 
-    /// The integer.
+    /// The integer; `1.0` is one, as JSON Schema has it.
     ///
     /// # Errors
     /// When the value is not an integer.
     pub fn integer(self) -> Result<i64, Invalid> {
         let parsed = match self {
-            Self::Json(value) => value.as_i64(),
+            Self::Json(value) => value.as_i64().or_else(|| whole(value.as_f64()?)),
             Self::Text(text) => text.parse().ok(),
         };
         parsed.ok_or_else(|| Invalid::wrong_type("an integer"))
@@ -225,6 +225,12 @@ macro_rules! request {
     };
 }
 
+/// The integer that a float stands for, where every integer still has a float of its own.
+fn whole(number: f64) -> Option<i64> {
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    (number.fract() == 0.0 && number.abs() <= EXACT).then(|| format!("{number:.0}").parse().ok())?
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -259,5 +265,14 @@ mod tests {
     fn the_last_of_repeated_parameters_counts() {
         let pairs = [("limit".to_owned(), "1".to_owned()), ("limit".to_owned(), "2".to_owned())];
         assert_eq!(Fields::query(&pairs).read::<String>("limit").as_deref(), Some("2"));
+    }
+
+    #[test]
+    fn an_integer_may_be_written_as_a_float() {
+        assert_eq!(
+            [json!(1), json!(1.0), json!(-2e3)].map(|value| Raw::Json(&value).integer().ok()),
+            [Some(1), Some(1), Some(-2000)]
+        );
+        assert!([json!(1.5), json!(1e300), json!("1")].iter().all(|value| Raw::Json(value).integer().is_err()));
     }
 }
