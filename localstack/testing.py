@@ -11,6 +11,7 @@ import build
 import deploy
 import ports
 import stack
+import tools
 from services import CLICKHOUSE_USER
 from settings import ADMIN_EMAIL, HERE, ROOT, VENV, Failure, Profile
 from supervision import Supervisor
@@ -45,11 +46,13 @@ def run(profile: Profile) -> int:
     """Build, start afresh, run everything, stop; all suites run even when one fails."""
     if profile.name != "test":
         raise Failure("Tests delete the data of their stack; run them with `--profile test` or `make test`.")
+    tools.ensure_test_packages()
+    browser = {"CHROMIUM": str(tools.chromium())}
     build.build()
     _discard(profile)
     try:
         stack.bring_up(profile, with_build=False)
-        addresses = environment(profile)
+        addresses = environment(profile) | browser
         failed = [name for name, command in _suites().items() if not _passes(name, command, addresses)]
     finally:
         # The logs stay for whoever reads the failure.
@@ -76,9 +79,15 @@ def _suites() -> dict[str, list[str]]:
         "local stack": [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "tests")],
         "workspace": ["cargo", "test", "--workspace", "--lib", "--tests", "--no-fail-fast"],
     }
+    suites["pages"] = ["node", "--test", *_node_tests("browser")]
     if FUZZ.exists():
         suites["fuzz"] = ["sh", str(FUZZ)]
     return suites
+
+
+def _node_tests(folder: str) -> list[str]:
+    """Node takes files; a folder means something else to each of its versions."""
+    return [str(path) for path in sorted((ROOT / "tests" / folder).glob("*.test.mjs"))]
 
 
 def _passes(name: str, command: list[str], addresses: dict[str, str]) -> bool:
