@@ -9,7 +9,7 @@ SERVE = $(RUN)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status logs reset watch invoke seed migrate build test check bench
+.PHONY: help up down status logs reset watch invoke seed migrate build test check bench pages client
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,12 @@ build: ## Compile and zip every function
 
 test: ## Run every test on a stack of its own
 	@$(RUN) --profile test test
+
+pages: ## Drive the served pages in a browser (needs `make up`)
+	@$(RUN) suite pages
+
+client: ## Generate the typed client and drive the product with it (needs `make up`)
+	@$(RUN) suite client
 
 check: ## Format, lints, template, routes, dependencies
 	@$(RUN) check

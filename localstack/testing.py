@@ -17,6 +17,12 @@ from settings import ADMIN_EMAIL, HERE, ROOT, VENV, Failure, Profile
 from supervision import Supervisor
 
 FUZZ = ROOT / "tests" / "fuzz" / "run.sh"
+OF_NODE = {
+    "pages": ["node", "--test", str(ROOT / "tests" / "browser" / "pages.test.mjs")],
+    "client": ["sh", str(ROOT / "tests" / "client" / "run.sh")],
+}
+# Long, and about the machine as much as about the code.
+BY_HAND: dict[str, list[str]] = {}
 
 
 def environment(profile: Profile) -> dict[str, str]:
@@ -46,13 +52,12 @@ def run(profile: Profile) -> int:
     """Build, start afresh, run everything, stop; all suites run even when one fails."""
     if profile.name != "test":
         raise Failure("Tests delete the data of their stack; run them with `--profile test` or `make test`.")
-    tools.ensure_test_packages()
-    browser = {"CHROMIUM": str(tools.chromium())}
+    node = _node_tools()
     build.build()
     _discard(profile)
     try:
         stack.bring_up(profile, with_build=False)
-        addresses = environment(profile) | browser
+        addresses = environment(profile) | node
         failed = [name for name, command in _suites().items() if not _passes(name, command, addresses)]
     finally:
         # The logs stay for whoever reads the failure.
@@ -79,15 +84,23 @@ def _suites() -> dict[str, list[str]]:
         "local stack": [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "tests")],
         "workspace": ["cargo", "test", "--workspace", "--lib", "--tests", "--no-fail-fast"],
     }
-    suites["pages"] = ["node", "--test", *_node_tests("browser")]
+    suites |= OF_NODE
     if FUZZ.exists():
         suites["fuzz"] = ["sh", str(FUZZ)]
     return suites
 
 
-def _node_tests(folder: str) -> list[str]:
-    """Node takes files; a folder means something else to each of its versions."""
-    return [str(path) for path in sorted((ROOT / "tests" / folder).glob("*.test.mjs"))]
+def one(profile: Profile, name: str) -> int:
+    """One of the suites that need no compiler, against a stack that runs."""
+    commands = OF_NODE | BY_HAND
+    if name not in commands:
+        raise Failure(f"There is no suite {name}; there are {', '.join(commands)}.")
+    return 0 if _passes(name, commands[name], environment(profile) | _node_tools()) else 1
+
+
+def _node_tools() -> dict[str, str]:
+    tools.ensure_test_packages()
+    return {"CHROMIUM": str(tools.chromium())}
 
 
 def _passes(name: str, command: list[str], addresses: dict[str, str]) -> bool:
