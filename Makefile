@@ -9,7 +9,7 @@ SERVE = $(RUN)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status logs reset watch invoke seed migrate build test check bench pages client
+.PHONY: help up down status logs reset watch invoke seed migrate build test check bench pages client postman
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ pages: ## Drive the served pages in a browser (needs `make up`)
 
 client: ## Generate the typed client and drive the product with it (needs `make up`)
 	@$(RUN) suite client
+
+postman: ## Run the Postman collection with newman (needs `make up`)
+	@$(RUN) suite postman
 
 check: ## Format, lints, template, routes, dependencies
 	@$(RUN) check

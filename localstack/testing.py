@@ -20,6 +20,7 @@ FUZZ = ROOT / "tests" / "fuzz" / "run.sh"
 OF_NODE = {
     "pages": ["node", "--test", str(ROOT / "tests" / "browser" / "pages.test.mjs")],
     "client": ["sh", str(ROOT / "tests" / "client" / "run.sh")],
+    "postman": ["sh", str(ROOT / "tests" / "postman" / "run.sh")],
 }
 # Long, and about the machine as much as about the code.
 BY_HAND: dict[str, list[str]] = {}
