@@ -19,7 +19,7 @@ const FLOW = {
   'auth-reset-password': { status: 400 },
   'auth-refresh': { status: 200, bearer: 'sessionToken', keep: { token: 'token', sessionToken: 'sessionToken' } },
   'auth-change-password': { status: 200, body: { currentPassword: '{{password}}', newPassword: '{{password}} again' } },
-  'auth-list-sessions': { status: 200, keep: { id: 'sessions.1.id' } },
+  'auth-list-sessions': { status: 200, keep: { id: 'sessions.find(({ current }) => !current).id' } },
   'auth-revoke-session': { status: 204 },
   'auth-signout': { status: 204 },
   'chat-send': { status: 200, keep: { id: 'conversationId' } },
@@ -65,7 +65,7 @@ function request(item) {
     `pm.test('${operation.operationId} answers ${statuses.join(' or ')}', () => pm.expect(pm.response.code, pm.response.text()).to.be.oneOf(${JSON.stringify(statuses)}));`,
     "pm.test('the reply names its request', () => pm.response.to.have.header('x-request-id'));",
     ...Object.entries(flow.keep ?? {}).map(([name, place]) =>
-      `pm.collectionVariables.set('${name}', '${place}'.split('.').reduce((value, key) => value[key], pm.response.json()));`),
+      `pm.collectionVariables.set('${name}', pm.response.json().${place});`),
   ];
   const folder = operation.tags[0];
   const credential = flow.bearer ?? (folder === 'analytics' ? 'adminToken' : 'token');
