@@ -9,7 +9,7 @@ SERVE = $(RUN)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status logs reset watch invoke seed migrate build test check bench pages client postman
+.PHONY: help up down status logs reset watch invoke seed migrate build test check bench pages client postman load
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ client: ## Generate the typed client and drive the product with it (needs `make 
 
 postman: ## Run the Postman collection with newman (needs `make up`)
 	@$(RUN) suite postman
+
+load: ## Send as much as the machine holds (DURATION=300 USERS=16 TARGETS=; needs `make up`)
+	@DURATION=$(or $(DURATION),300) USERS=$(or $(USERS),16) TARGETS="$(TARGETS)" $(RUN) suite load
 
 check: ## Format, lints, template, routes, dependencies
 	@$(RUN) check

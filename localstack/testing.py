@@ -20,10 +20,11 @@ FUZZ = ROOT / "tests" / "fuzz" / "run.sh"
 OF_NODE = {
     "pages": ["node", "--test", str(ROOT / "tests" / "browser" / "pages.test.mjs")],
     "client": ["sh", str(ROOT / "tests" / "client" / "run.sh")],
+    "load, briefly": ["env", "DURATION=8", "sh", str(ROOT / "tests" / "load" / "run.sh")],
     "postman": ["sh", str(ROOT / "tests" / "postman" / "run.sh")],
 }
 # Long, and about the machine as much as about the code.
-BY_HAND: dict[str, list[str]] = {}
+BY_HAND = {"load": ["sh", str(ROOT / "tests" / "load" / "run.sh")]}
 
 
 def environment(profile: Profile) -> dict[str, str]:
