@@ -9,7 +9,7 @@ SERVE = $(RUN)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status logs reset watch invoke seed migrate build test check bench
+.PHONY: help up down status logs reset watch invoke seed migrate build test check bench pages client postman load
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,18 @@ build: ## Compile and zip every function
 
 test: ## Run every test on a stack of its own
 	@$(RUN) --profile test test
+
+pages: ## Drive the served pages in a browser (needs `make up`)
+	@$(RUN) suite pages
+
+client: ## Generate the typed client and drive the product with it (needs `make up`)
+	@$(RUN) suite client
+
+postman: ## Run the Postman collection with newman (needs `make up`)
+	@$(RUN) suite postman
+
+load: ## Send as much as the machine holds (DURATION=300 USERS=16 TARGETS=; needs `make up`)
+	@DURATION=$(or $(DURATION),300) USERS=$(or $(USERS),16) TARGETS="$(TARGETS)" $(RUN) suite load
 
 check: ## Format, lints, template, routes, dependencies
 	@$(RUN) check

@@ -225,6 +225,14 @@ def test(profile: Profile, _arguments: argparse.Namespace) -> int:
     return testing.run(profile)
 
 
+def suite(profile: Profile, arguments: argparse.Namespace) -> int:
+    """One suite against the stack that runs."""
+    import testing
+
+    _require_running(profile)
+    return testing.one(profile, arguments.name)
+
+
 def check(_profile: Profile, _arguments: argparse.Namespace) -> int:
     """Everything that needs no running stack."""
     import checks
@@ -275,7 +283,7 @@ def _arguments() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, run in COMMANDS.items():
         command = commands.add_parser(name, help=(run.__doc__ or "").splitlines()[0])
-        if name in ("kill", "stop", "start", "invoke", "docker"):
+        if name in ("kill", "stop", "start", "invoke", "docker", "suite"):
             command.add_argument("name")
         elif name == "seed":
             command.add_argument("events", type=int)
@@ -287,7 +295,7 @@ def _arguments() -> argparse.Namespace:
 COMMANDS = {
     "up": up, "down": down, "status": status, "logs": logs, "reset": reset, "build": build,
     "migrate": migrate, "invoke": invoke, "seed": seed, "watch": watch, "env": environment, "test": test,
-    "check": check, "kill": control, "stop": control, "start": control, "docker": docker,
+    "check": check, "kill": control, "stop": control, "start": control, "docker": docker, "suite": suite,
 }  # fmt: skip
 
 CHANGING = ("up", "down", "reset", "test")

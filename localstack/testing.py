@@ -11,11 +11,20 @@ import build
 import deploy
 import ports
 import stack
+import tools
 from services import CLICKHOUSE_USER
 from settings import ADMIN_EMAIL, HERE, ROOT, VENV, Failure, Profile
 from supervision import Supervisor
 
 FUZZ = ROOT / "tests" / "fuzz" / "run.sh"
+OF_NODE = {
+    "pages": ["node", "--test", str(ROOT / "tests" / "browser" / "pages.test.mjs")],
+    "client": ["sh", str(ROOT / "tests" / "client" / "run.sh")],
+    "load, briefly": ["env", "DURATION=8", "sh", str(ROOT / "tests" / "load" / "run.sh")],
+    "postman": ["sh", str(ROOT / "tests" / "postman" / "run.sh")],
+}
+# Long, and about the machine as much as about the code.
+BY_HAND = {"load": ["sh", str(ROOT / "tests" / "load" / "run.sh")]}
 
 
 def environment(profile: Profile) -> dict[str, str]:
@@ -45,11 +54,12 @@ def run(profile: Profile) -> int:
     """Build, start afresh, run everything, stop; all suites run even when one fails."""
     if profile.name != "test":
         raise Failure("Tests delete the data of their stack; run them with `--profile test` or `make test`.")
+    node = _node_tools()
     build.build()
     _discard(profile)
     try:
         stack.bring_up(profile, with_build=False)
-        addresses = environment(profile)
+        addresses = environment(profile) | node
         failed = [name for name, command in _suites().items() if not _passes(name, command, addresses)]
     finally:
         # The logs stay for whoever reads the failure.
@@ -76,9 +86,23 @@ def _suites() -> dict[str, list[str]]:
         "local stack": [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "tests")],
         "workspace": ["cargo", "test", "--workspace", "--lib", "--tests", "--no-fail-fast"],
     }
+    suites |= OF_NODE
     if FUZZ.exists():
         suites["fuzz"] = ["sh", str(FUZZ)]
     return suites
+
+
+def one(profile: Profile, name: str) -> int:
+    """One of the suites that need no compiler, against a stack that runs."""
+    commands = OF_NODE | BY_HAND
+    if name not in commands:
+        raise Failure(f"There is no suite {name}; there are {', '.join(commands)}.")
+    return 0 if _passes(name, commands[name], environment(profile) | _node_tools()) else 1
+
+
+def _node_tools() -> dict[str, str]:
+    tools.ensure_test_packages()
+    return {"CHROMIUM": str(tools.chromium())}
 
 
 def _passes(name: str, command: list[str], addresses: dict[str, str]) -> bool:

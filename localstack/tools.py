@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from settings import HERE, LOCAL, SAM_VENV, TOOLS, VENV, Failure
+from settings import HERE, LOCAL, ROOT, SAM_VENV, TOOLS, VENV, Failure
 
 POSTGRES_FOLDERS = Path("/usr/lib/postgresql")
 
@@ -135,6 +135,31 @@ def haproxy() -> Path:
     if not found:
         raise Failure("HAProxy is missing although it was installed; put `haproxy` on the PATH.")
     return Path(found)
+
+
+def chromium() -> Path:
+    """The browser's program, installed from Debian if need be."""
+    found = shutil.which("chromium")
+    if not found:
+        print("Installing Chromium ...", flush=True)
+        _debian("chromium")
+        found = shutil.which("chromium")
+    if not found:
+        raise Failure("Chromium is missing although it was installed; put `chromium` on the PATH.")
+    return Path(found)
+
+
+def ensure_test_packages() -> None:
+    """What the tests that are written for Node import: `tests/node_modules`."""
+    tests = ROOT / "tests"
+    stamp = tests / "node_modules" / "installed"
+    wanted = hashlib.sha256((tests / "package-lock.json").read_bytes()).hexdigest()
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    print("Installing what the tests for Node need ...", flush=True)
+    log = TOOLS / "install-tests.log"
+    _run(["npm", "ci", "--prefix", tests], log, f"npm packages could not be installed; {log} says why.")
+    stamp.write_text(wanted)
 
 
 def _debian(*packages: str) -> None:

@@ -36,13 +36,13 @@ function byKey(rows, bucket, key, value) {
     (lines[row[key]] ??= new Map()).set(row[bucket], row[value]);
   }
   return {
-    x: names.map(seconds),
+    dates: names,
     lines: Object.entries(lines).map(([label, at]) => [label, names.map((name) => at.get(name) ?? 0)]),
   };
 }
 
 const columns = (rows, labels) => ({
-  x: rows.map((row) => seconds(row.date)),
+  dates: rows.map((row) => row.date),
   lines: Object.entries(labels).map(([field, label]) => [label, rows.map((row) => row[field])]),
 });
 
@@ -55,11 +55,11 @@ const CHARTS = [
   ["Chat", "chat/activity", (data) => columns(data, { messages: "messages", conversations: "conversations", errors: "errors" })],
   ["Requests by provider", "providers/usage-over-time", (data) => byKey(data, "bucket", "provider", "requests")],
   ["Net revenue", "revenue/over-time", (data) => {
-    const { x, lines } = byKey(data, "date", "currency", "net");
-    return { x, lines: money(lines) };
+    const { dates, lines } = byKey(data, "date", "currency", "net");
+    return { dates, lines: money(lines) };
   }],
   ["Monthly recurring revenue", "revenue/mrr", (data) => ({
-    x: (data[0]?.series ?? []).map((point) => seconds(point.date)),
+    dates: (data[0]?.series ?? []).map((point) => point.date),
     lines: money(data.map((row) => [row.currency, row.series.map((point) => point.mrr)])),
   })],
 ];
@@ -71,7 +71,8 @@ const TOTALS = [
   ["revenue/total", (data) => data.map((row) => [`Net ${row.currency}`, (row.net / 100).toFixed(2)])],
 ];
 
-function draw(section, { x, lines }) {
+function draw(section, { dates, lines }) {
+  const x = dates.map(seconds);
   const width = Math.max(200, section.clientWidth - 24);
   const series = lines.map(([label], n) => ({ label, stroke: COLOURS[n % COLOURS.length], width: 2, points: { show: x.length < 40 } }));
   const ink = { stroke: getComputedStyle(document.body).color, grid: { stroke: "#8884" }, ticks: { stroke: "#8884" } };
@@ -80,6 +81,21 @@ function draw(section, { x, lines }) {
     [x, ...lines.map(([, values]) => values)],
     section,
   );
+}
+
+// The same figures to read, copy, and hear.
+function tabulate(section, { dates, lines }) {
+  const details = element("details", "", section);
+  element("summary", "As a table", details);
+  const table = element("table", "", details);
+  const head = element("tr", "", element("thead", "", table));
+  for (const name of ["Date", ...lines.map(([label]) => label)]) element("th", name, head);
+  const body = element("tbody", "", table);
+  dates.forEach((date, n) => {
+    const row = element("tr", "", body);
+    element("td", date, row);
+    for (const [, values] of lines) element("td", values[n]?.toLocaleString() ?? "", row);
+  });
 }
 
 function element(name, text, parent) {
@@ -114,8 +130,10 @@ async function show() {
   // All in place first: a chart is as wide as its section, and a section as the others leave room for.
   byId("charts").replaceChildren(...sections);
   figures.forEach(([, figure], n) => {
-    if (figure.x.length && figure.lines.length) draw(sections[n], figure);
-    else element("p", "Nothing in this range.", sections[n]);
+    if (figure.dates.length && figure.lines.length) {
+      draw(sections[n], figure);
+      tabulate(sections[n], figure);
+    } else element("p", "Nothing in this range.", sections[n]);
   });
   notice.textContent = "";
 }

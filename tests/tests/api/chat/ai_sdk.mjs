@@ -17,8 +17,14 @@ class State {
 
 class Chat extends AbstractChat {
   constructor(id) {
-    const headers = { authorization: `Bearer ${process.env.TOKEN}` };
-    super({ id, state: new State(), transport: new DefaultChatTransport({ api: `${process.env.API_URL}/api/chat`, headers }) });
+    const { API_URL: api, TOKEN: token } = process.env;
+    // snippet: transport
+    const transport = new DefaultChatTransport({
+      api: `${api}/api/chat`,
+      headers: { authorization: `Bearer ${token}` },
+    });
+    // end
+    super({ id, state: new State(), transport });
   }
 
   get lastText() {

@@ -1,0 +1,191 @@
+// The pages that the product serves, in a real browser.
+
+import assert from 'node:assert/strict';
+import { mkdir } from 'node:fs/promises';
+import { after, before, test } from 'node:test';
+import { chromium } from 'playwright-core';
+
+const { API_URL, ADMIN_EMAIL, ADMIN_PASSWORD, LOCAL_STACK_DIR } = process.env;
+const PICTURES = `${LOCAL_STACK_DIR}/pictures`;
+const FLAGS = [
+  '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
+  '--disable-background-networking', '--disable-component-update', '--disable-sync',
+];
+
+let browser;
+before(async () => {
+  await mkdir(PICTURES, { recursive: true });
+  browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args: FLAGS });
+});
+after(() => browser?.close());
+
+/** A page of a fresh browser that keeps what went wrong on it. */
+async function open(path) {
+  const context = await browser.newContext({ viewport: { width: 1280, height: 1000 } });
+  // Violations of the policy are events of the document and don't all reach the console.
+  await context.addInitScript(() => {
+    window.violations = [];
+    document.addEventListener('securitypolicyviolation', (event) => {
+      window.violations.push(`${event.violatedDirective}: ${event.blockedURI}`);
+    });
+  });
+  const page = await context.newPage();
+  const seen = { errors: [], hosts: new Set(), failed: [] };
+  page.on('console', (message) => message.type() === 'error' && seen.errors.push(message.text()));
+  page.on('pageerror', (error) => seen.errors.push(String(error)));
+  page.on('request', (request) => {
+    const address = new URL(request.url());
+    if (address.protocol !== 'data:') seen.hosts.add(address.origin);
+  });
+  page.on('response', (response) => response.status() >= 400 && seen.failed.push([response.status(), new URL(response.url()).pathname]));
+  const reply = await page.goto(API_URL + path);
+  assert.equal(reply.status(), 200);
+  return { page, seen, reply, close: () => context.close() };
+}
+
+async function nothingForeign(page, seen) {
+  assert.deepEqual([...seen.hosts], [new URL(API_URL).origin]);
+  assert.deepEqual(await page.evaluate(() => window.violations), []);
+}
+
+async function call(path, options = {}) {
+  const headers = { 'content-type': 'application/json', ...options.headers };
+  const reply = await fetch(API_URL + path, { ...options, headers });
+  const text = await reply.text();
+  assert.ok(reply.ok, `${path}: ${reply.status} ${text}`);
+  return text && JSON.parse(text);
+}
+
+const post = (path, body, headers) => call(path, { method: 'POST', body: JSON.stringify(body), headers });
+const bearer = (token) => ({ authorization: `Bearer ${token}` });
+
+/** An account that has sent a message, so that there is something to draw. */
+async function customer() {
+  const email = `browser-${crypto.randomUUID()}@example.com`;
+  const password = 'a browser opens the page';
+  const { token } = await post('/api/auth/signup', { email, password });
+  await post('/api/chat', { message: 'Hello' }, bearer(token));
+  return { email, password };
+}
+
+async function signIn(page, email, password) {
+  await page.getByLabel('E-mail').fill(email);
+  await page.getByLabel('Password').fill(password);
+  await page.getByRole('button', { name: 'Sign in' }).click();
+}
+
+/** Polls until `read` gives what `holds` accepts. */
+async function until(read, holds) {
+  const end = Date.now() + 20_000;
+  for (;;) {
+    const value = await read();
+    if (holds(value)) return value;
+    assert.ok(Date.now() < end, `still ${JSON.stringify(value)}`);
+    await new Promise((resume) => setTimeout(resume, 200));
+  }
+}
+
+test('the description is rendered from this host alone', async () => {
+  const { page, seen, reply, close } = await open('/docs');
+  const described = await call('/openapi.json');
+  await page.locator('.opblock').first().waitFor();
+  const operations = Object.values(described.paths)
+    .flatMap((path) => Object.keys(path).filter((name) => ['get', 'put', 'post', 'patch', 'delete'].includes(name)));
+  assert.equal(await page.locator('.opblock').count(), operations.length);
+  assert.match(await page.locator('.info .title').innerText(), new RegExp(described.info.title));
+
+  // An operation opens, shows its fields, and can be tried.
+  await page.locator('#operations-gateway-gateway-root .opblock-summary-control').click();
+  await page.getByRole('button', { name: 'Try it out' }).click();
+  await page.getByRole('button', { name: 'Execute' }).click();
+  await page.locator('.live-responses-table .response-col_status', { hasText: '200' }).waitFor();
+
+  await page.screenshot({ path: `${PICTURES}/docs.png` });
+  assert.match(reply.headers()['content-security-policy'], /default-src 'none'; script-src 'sha256-/);
+  assert.deepEqual(seen.errors, []);
+  assert.deepEqual(seen.failed, []);
+  await nothingForeign(page, seen);
+  await close();
+});
+
+test('the dashboard shows nothing before sign-in and says what is wrong', async () => {
+  const { page, seen, reply, close } = await open('/admin/analytics');
+  await page.getByText('Sign in as an admin.').waitFor();
+  assert.ok(await page.locator('#signin').isVisible());
+  assert.ok(!(await page.locator('#range').isVisible()));
+  assert.equal(await page.locator('section, dd, table').count(), 0);
+  assert.ok(!seen.failed.some(([, path]) => path.startsWith('/api/analytics')), 'a figure was asked for without a session');
+
+  await signIn(page, ADMIN_EMAIL, 'not the password');
+  await page.getByText('Check the e-mail address and the password.').waitFor();
+  assert.ok(await page.locator('#signin').isVisible());
+
+  const { email, password } = await customer();
+  await signIn(page, email, password);
+  await page.getByText("This account is not an admin's.").waitFor();
+  assert.equal(await page.locator('section, dd, table').count(), 0);
+
+  assert.match(reply.headers()['content-security-policy'], /default-src 'none'; script-src 'sha256-/);
+  // The browser itself logs each refused request.
+  assert.deepEqual(seen.errors.filter((text) => !text.includes('status of 401')), []);
+  await nothingForeign(page, seen);
+  await close();
+});
+
+test('the dashboard draws what the endpoints say', async () => {
+  await customer();
+  const { token } = await post('/api/auth/signin', { email: ADMIN_EMAIL, password: ADMIN_PASSWORD });
+  const today = new Date().toISOString().slice(0, 10);
+  const start = new Date(Date.now() - 29 * 86_400_000).toISOString().slice(0, 10);
+  const figure = async (path) => (await call(`/api/analytics/${path}?startDate=${start}&endDate=${today}&interval=day`, { headers: bearer(token) })).data;
+  await until(() => figure('chat/messages'), ({ total }) => total > 0);
+
+  const { page, seen, close } = await open('/admin/analytics');
+  await signIn(page, ADMIN_EMAIL, ADMIN_PASSWORD);
+  await page.locator('section').first().waitFor();
+  assert.ok(!(await page.locator('#signin').isVisible()));
+
+  const total = (label) => page.locator('#totals div', { has: page.getByText(label, { exact: true }) }).locator('dd').innerText();
+  const tableOf = (title) => page.locator('section', { has: page.getByRole('heading', { name: title, exact: true }) }).locator('details tbody tr');
+  // Events go on arriving, so page and endpoints are read until they meet.
+  await until(async () => {
+    await page.getByRole('button', { name: 'Show' }).click();
+    await page.locator('#notice:empty').waitFor({ state: 'attached' });
+    const [count, active, messages] = await Promise.all([figure('users/count'), figure('users/active'), figure('chat/messages')]);
+    const wanted = [count.total, count.verified, active.dau, active.wau, active.mau, messages.total, messages.failed];
+    const labels = ['Users', 'Verified', 'Active today', 'In 7 days', 'In 30 days', 'Messages', 'Failed'];
+    const drawn = await Promise.all(labels.map(total));
+    return { wanted: wanted.map((value) => value.toLocaleString('en-US')), drawn };
+  }, ({ wanted, drawn }) => JSON.stringify(wanted) === JSON.stringify(drawn));
+
+  const activity = await figure('chat/activity');
+  const rows = await tableOf('Chat').evaluateAll((all) => all.map((row) => [...row.cells].map((cell) => cell.textContent)));
+  assert.equal(rows.length, activity.length);
+  for (const [n, row] of activity.entries()) {
+    if (row.date === today) continue;
+    assert.deepEqual(rows[n], [row.date, ...[row.messages, row.conversations, row.errors].map((value) => value.toLocaleString('en-US'))]);
+  }
+
+  // A chart holds ink: a canvas that nothing was drawn on is transparent all over.
+  const titles = ['Users', 'Active users', 'Sign-ups', 'Chat', 'Requests by provider'];
+  for (const title of titles) {
+    const section = page.locator('section', { has: page.getByRole('heading', { name: title, exact: true }) });
+    const inked = await section.locator('canvas').evaluate((canvas) => {
+      const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+      return data.some((value, n) => n % 4 === 3 && value > 0);
+    });
+    assert.ok(inked, `${title} is empty`);
+  }
+  await page.screenshot({ path: `${PICTURES}/analytics.png`, fullPage: true });
+
+  assert.deepEqual(seen.errors.filter((text) => !text.includes('status of 401')), []);
+  assert.deepEqual(seen.failed, [[401, '/api/auth/me']]);
+  await nothingForeign(page, seen);
+
+  await page.getByRole('button', { name: 'Sign out' }).click();
+  await page.getByText('Signed out.').waitFor();
+  assert.equal(await page.locator('section, dd, table').count(), 0);
+  await page.reload();
+  await page.getByText('Sign in as an admin.').waitFor();
+  await close();
+});

@@ -1,0 +1,166 @@
+// Drives the product with the typed client: what docs/frontend.md shows is taken from here.
+
+import assert from 'node:assert/strict';
+import { randomUUID } from 'node:crypto';
+import { test } from 'node:test';
+import { connect, readEvents, type ChatEvent } from './client.js';
+
+const variable = (name: string): string => {
+  const value = process.env[name];
+  assert.ok(value, `${name} is not set`);
+  return value;
+};
+const API = variable('API_URL');
+
+async function signUp() {
+  const api = connect(API, () => token);
+  let token: string | undefined;
+  // snippet: signup
+  const { data, error } = await api.POST('/api/auth/signup', {
+    body: { email: `${randomUUID()}@example.com`, password: 'correct horse battery', transport: 'bearer' },
+  });
+  if (error) throw new Error(`${error.code}: ${error.detail}`);
+  // end
+  assert.ok(data && 'token' in data && data.sessionToken);
+  token = data.token;
+  return { api, data, sessionToken: data.sessionToken };
+}
+
+test('signs up, is who it is, refreshes, and signs out', async () => {
+  const { api, data, sessionToken } = await signUp();
+  const me = await api.GET('/api/auth/me');
+  assert.equal(me.data?.user.email, data.user.email);
+
+  // snippet: refresh
+  const renewed = await fetch(`${API}/api/auth/refresh`, {
+    method: 'POST',
+    headers: { authorization: `Bearer ${sessionToken}` },
+  });
+  const fresh = await renewed.json();
+  // end
+  assert.equal(renewed.status, 200);
+  assert.match(fresh.sessionToken, /^st_/);
+  assert.notEqual(fresh.sessionToken, sessionToken);
+
+  assert.equal((await api.POST('/api/auth/signout')).response.status, 204);
+  const after = await api.GET('/api/auth/me');
+  assert.equal(after.error?.status, 401);
+});
+
+test('uses the cookie as a browser does', async () => {
+  const headers = { 'content-type': 'application/json' };
+  const body = JSON.stringify({ email: `${randomUUID()}@example.com`, password: 'correct horse battery' });
+  const reply = await fetch(`${API}/api/auth/signup`, { method: 'POST', headers, body });
+  const [cookie = ''] = reply.headers.getSetCookie();
+  assert.match(cookie, /^session=.+HttpOnly/);
+  assert.match(cookie, /SameSite=Lax/);
+  const session = cookie.split(';')[0] ?? '';
+  const me = await fetch(`${API}/api/auth/me`, { headers: { cookie: session } });
+  assert.equal(me.status, 200);
+
+  // A page of an origin that is not on the list cannot use it for anything that changes something.
+  const forged = await fetch(`${API}/api/auth/signout`, { method: 'POST', headers: { cookie: session, origin: 'https://elsewhere.example' } });
+  assert.equal(forged.status, 403);
+  assert.equal((await forged.json()).code, 'origin_not_allowed');
+});
+
+test('names every bad field at once', async () => {
+  const api = connect(API, () => undefined);
+  // snippet: errors
+  const { error } = await api.POST('/api/auth/signup', { body: { email: 'nobody', password: 'short' } });
+  if (error && 'errors' in error) {
+    for (const { field, message } of error.errors) console.log(`${field}: ${message}`);
+  }
+  // end
+  assert.ok(error && 'errors' in error);
+  assert.deepEqual(error.errors.map(({ field }) => field).sort(), ['email', 'password']);
+  assert.match(error.requestId, /^[0-9a-f-]{36}$/);
+});
+
+test('streams an answer', async () => {
+  const { api } = await signUp();
+  const seen: ChatEvent[] = [];
+  // snippet: stream
+  const { data: body, error } = await api.POST('/api/chat', {
+    body: { message: 'Hello', stream: true },
+    parseAs: 'stream',
+  });
+  if (error || !body) throw new Error(`${error?.code}: ${error?.detail}`);
+  let answer = '';
+  for await (const event of readEvents(body)) {
+    if (event.event === 'delta') answer += event.data.text;
+    if (event.event === 'error') throw new Error(event.data.message);
+    seen.push(event);
+  }
+  // end
+  assert.ok(answer.length > 0);
+  assert.deepEqual([seen[0]?.event, seen.at(-1)?.event], ['start', 'done']);
+  const ids = seen.map(({ id }) => id);
+  assert.deepEqual(ids, [...new Set(ids)].sort((a, b) => a - b));
+
+  const start = seen[0];
+  assert.ok(start?.event === 'start');
+  const kept = await api.GET('/api/chat/conversations/{id}', { params: { path: { id: start.data.conversationId } } });
+  assert.ok(kept.data?.messages.some((message) => message.content === answer));
+});
+
+test('resumes a stream after the event that it has', async () => {
+  const { api } = await signUp();
+  const first = await api.POST('/api/chat', { body: { message: 'AIMOCK:slow', stream: true }, parseAs: 'stream' });
+  assert.ok(first.data);
+  const whole: ChatEvent[] = [];
+  let rest: Promise<ChatEvent[]> | undefined;
+  for await (const event of readEvents(first.data)) {
+    whole.push(event);
+    const start = whole[0];
+    if (whole.length === 3 && start?.event === 'start') rest = resume(start.data.streamId, event.id);
+  }
+
+  async function resume(streamId: string, lastEventId: number): Promise<ChatEvent[]> {
+    const events: ChatEvent[] = [];
+    // snippet: resume
+    const { data: body, response } = await api.GET('/api/chat/streams/{id}', {
+      params: { path: { id: streamId }, header: { 'Last-Event-ID': String(lastEventId) } },
+      parseAs: 'stream',
+    });
+    if (response.status === 200 && body) {
+      for await (const event of readEvents(body)) events.push(event);
+    }
+    // end
+    return events;
+  }
+
+  assert.ok(rest);
+  assert.deepEqual(await rest, whole.slice(3));
+  assert.equal(whole.at(-1)?.event, 'done');
+});
+
+test('gets the stored reply for a repeated key', async () => {
+  const { api } = await signUp();
+  // snippet: idempotency
+  const key = randomUUID();
+  const send = () => api.POST('/api/chat', {
+    params: { header: { 'Idempotency-Key': key } },
+    body: { message: 'Hello' },
+  });
+  // end
+  const [first, second] = [await send(), await send()];
+  assert.ok(first.data && typeof first.data === 'object' && 'message' in first.data);
+  assert.deepEqual(second.data, first.data);
+  const other = await api.POST('/api/chat', { params: { header: { 'Idempotency-Key': key } }, body: { message: 'Another' } });
+  assert.equal(other.error?.code, 'idempotency_key_reused');
+});
+
+test('reads analytics as an admin, and as nobody else', async () => {
+  const { api } = await signUp();
+  const refused = await api.GET('/api/analytics/users/count');
+  assert.equal(refused.error?.status, 403);
+
+  const signedIn = await connect(API, () => undefined).POST('/api/auth/signin', {
+    body: { email: variable('ADMIN_EMAIL'), password: variable('ADMIN_PASSWORD') },
+  });
+  const admin = connect(API, () => signedIn.data?.token);
+  const users = await admin.GET('/api/analytics/users/growth', { params: { query: { interval: 'day' } } });
+  assert.equal(users.data?.data.length, 30);
+  assert.equal(users.data?.meta.timezone, 'UTC');
+});

@@ -1,0 +1,51 @@
+// What a frontend writes around the generated types.
+
+import createClient, { type Middleware } from 'openapi-fetch';
+import type { components, paths } from './generated/schema.js';
+
+export type Usage = components['schemas']['Usage'];
+export type Problem = { code: string; title: string; status: number; detail?: string; requestId: string };
+
+export type ChatEvent =
+  | { id: number; event: 'start'; data: { streamId: string; conversationId: string; messageId: string; provider: string; model: string } }
+  | { id: number; event: 'delta'; data: { text: string } }
+  | { id: number; event: 'done'; data: { messageId: string; usage: Usage; finishReason: string } }
+  | { id: number; event: 'error'; data: { code: string; message: string } };
+
+// snippet: events
+/** Reads server-sent events from any reply of `fetch`. */
+export async function* readEvents(body: ReadableStream<Uint8Array>): AsyncGenerator<ChatEvent> {
+  const decoder = new TextDecoder();
+  let text = '';
+  for await (const chunk of body) {
+    text += decoder.decode(chunk, { stream: true });
+    for (let end = text.indexOf('\n\n'); end >= 0; end = text.indexOf('\n\n')) {
+      const fields: Record<string, string> = {};
+      for (const line of text.slice(0, end).split('\n')) {
+        const colon = line.indexOf(':');
+        // A line that begins with a colon is a comment that keeps the connection open.
+        if (colon > 0) fields[line.slice(0, colon)] = line.slice(colon + 1).trimStart();
+      }
+      text = text.slice(end + 2);
+      if (fields.data !== undefined) {
+        yield { id: Number(fields.id), event: fields.event, data: JSON.parse(fields.data) } as ChatEvent;
+      }
+    }
+  }
+}
+// end
+
+// snippet: client
+export function connect(baseUrl: string, token: () => string | undefined) {
+  const client = createClient<paths>({ baseUrl });
+  const authorize: Middleware = {
+    onRequest({ request }) {
+      const held = token();
+      if (held) request.headers.set('authorization', `Bearer ${held}`);
+      return request;
+    },
+  };
+  client.use(authorize);
+  return client;
+}
+// end
