@@ -7,7 +7,7 @@ import subprocess
 import time
 
 import cloudformation
-from settings import HERE, REGION, ROOT, SAM_VENV, TOOLS, VENV, Failure
+from settings import DEPLOY, HERE, REGION, ROOT, SAM_VENV, TOOLS, VENV, Failure
 
 CARGO_DENY = "0.20.2"
 
@@ -23,10 +23,11 @@ def run() -> int:
         "routes": ["cargo", "test", "-p", "tests", "--test", "routes"],
         "template (SAM)": [str(sam / "sam"), "validate", "--lint", "-t", template, "--region", REGION],
         "template (cfn-lint)": [str(sam / "cfn-lint"), template],
+        "permissions and limits": [str(sam / "python"), str(DEPLOY / "policies.py"), "dev", "prod"],
         # The advisories database lives on a host of its own; CI with network access adds `advisories`.
         "dependencies": ["cargo", "deny", "check", "bans", "licenses", "sources"],
-        "Python": [str(python / "ruff"), "check", str(HERE)],
-        "Python format": [str(python / "ruff"), "format", "--check", str(HERE)],
+        "Python": [str(python / "ruff"), "check", str(HERE), str(DEPLOY)],
+        "Python format": [str(python / "ruff"), "format", "--check", str(HERE), str(DEPLOY)],
     }
     failed = [name for name, command in checks.items() if not _passes(name, command)]
     if failed:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = ROOT / "localstack"
+DEPLOY = ROOT / "deploy"
 LOCAL = ROOT / ".local"
 TOOLS = LOCAL / "tools"
 VENV = TOOLS / "venv"
