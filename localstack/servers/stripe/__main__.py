@@ -19,11 +19,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from servers.stripe import control
+from servers.stripe import control, life
 from servers.stripe.webhooks import Webhooks
 from servers.stripe.world import StripeWorld
 
 METHODS = ["GET", "POST", "DELETE"]
+TICK_SECONDS = 30
 
 
 async def health(_request: Request) -> Response:
@@ -45,17 +46,24 @@ async def replica(request: Request) -> Response:
     return JSONResponse(reply.body, reply.status, dict(reply.headers))
 
 
+async def keep_time(world: StripeWorld) -> None:
+    """What becomes due happens."""
+    while True:
+        await run_in_threadpool(life.catch_up, world)
+        await asyncio.sleep(TICK_SECONDS)
+
+
 @contextlib.asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
     """Push webhooks while the server runs."""
     world = StripeWorld(Path(sys.argv[2]) / "stripe.sqlite3")
     app.state.world = world
     app.state.webhooks = Webhooks(world, os.environ["STRIPE_WEBHOOK_URL"], os.environ["STRIPE_WEBHOOK_SECRET"])
-    pushing = asyncio.create_task(app.state.webhooks.run())
+    tasks = [asyncio.create_task(app.state.webhooks.run()), asyncio.create_task(keep_time(world))]
     yield
-    pushing.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await pushing
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
     world.close()
 
 

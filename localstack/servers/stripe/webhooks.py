@@ -139,6 +139,11 @@ class Webhooks:
             for row in rows
         ]
 
+    def newest(self, customer: str) -> str | None:
+        """The last event so far."""
+        rows = self._rows("SELECT event FROM replica_deliveries WHERE customer = ? ORDER BY seq DESC LIMIT 1", customer)
+        return rows[0]["event"] if rows else None
+
     def waiting(self, customer: str) -> int:
         """How many events are still to be delivered."""
         where = "state = 'pending' AND (customer = ? OR ? = '')"

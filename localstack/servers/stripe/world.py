@@ -74,7 +74,7 @@ class Reply:
 
 
 class MovableClock(Clock):
-    """Real time, except while something happens at another instant."""
+    """Real time in whole seconds, as Stripe counts, except while something happens at another instant."""
 
     def __init__(self) -> None:
         super().__init__(datetime.fromisoformat("1970-01-01T00:00:00Z"), "wall")
@@ -82,7 +82,7 @@ class MovableClock(Clock):
 
     def now(self) -> datetime:
         """The instant that is being lived through."""
-        return self._instant or super().now()
+        return self._instant or super().now().replace(microsecond=0)
 
     @contextlib.contextmanager
     def at(self, instant: datetime) -> Iterator[None]:
@@ -156,7 +156,8 @@ class StripeWorld:
     def time_of(self, customer: str | None) -> datetime:
         """Now, for that customer."""
         row = self._ctx.db.one("SELECT offset_seconds FROM replica_clocks WHERE customer = ?", customer or "")
-        return Clock.wall().now() + timedelta(seconds=row["offset_seconds"] if row else 0)
+        now = Clock.wall().now().replace(microsecond=0)
+        return now + timedelta(seconds=row["offset_seconds"] if row else 0)
 
     def _answer(self, ctx: Ctx, request: HttpRequest) -> Reply:
         request = cards.with_real_methods(ctx, request, lambda asked: handle(ctx, asked))
