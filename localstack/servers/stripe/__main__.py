@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -60,11 +62,20 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
     app.state.world = world
     app.state.webhooks = Webhooks(world, os.environ["STRIPE_WEBHOOK_URL"], os.environ["STRIPE_WEBHOOK_SECRET"])
     tasks = [asyncio.create_task(app.state.webhooks.run()), asyncio.create_task(keep_time(world))]
+    for task in tasks:
+        task.add_done_callback(_ended)
     yield
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     world.close()
+
+
+def _ended(task: asyncio.Task) -> None:
+    """Without its webhooks or its time the server is of no use: it ends, and is started again."""
+    if not task.cancelled():
+        logging.error("a task of the server failed", exc_info=task.exception())
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def main() -> None:

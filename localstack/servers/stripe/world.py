@@ -155,7 +155,8 @@ class StripeWorld:
 
     def time_of(self, customer: str | None) -> datetime:
         """Now, for that customer."""
-        row = self._ctx.db.one("SELECT offset_seconds FROM replica_clocks WHERE customer = ?", customer or "")
+        sql = "SELECT offset_seconds FROM replica_clocks WHERE customer = ?"
+        row = self.quietly(lambda ctx: ctx.db.one(sql, customer or ""))
         now = Clock.wall().now().replace(microsecond=0)
         return now + timedelta(seconds=row["offset_seconds"] if row else 0)
 
