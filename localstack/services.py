@@ -172,7 +172,7 @@ def _model_mock(profile: Profile) -> Program:
 def _stripe(profile: Profile) -> Program:
     return Program(
         "stripe",
-        [PYTHON, "-m", "servers.stripe", str(profile.port("stripe"))],
+        [PYTHON, "-m", "servers.stripe", str(profile.port("stripe")), str(profile.data / "stripe")],
         {
             "PYTHONPATH": str(TOOLS / "stripe-world"),
             "STRIPE_WEBHOOK_URL": f"{profile.url('router')}/api/billing/webhook",
