@@ -17,7 +17,7 @@ def run() -> int:
     _ensure_cargo_deny()
     sam, python = SAM_VENV / "bin", VENV / "bin"
     template = str(cloudformation.TEMPLATE)
-    ruff, settings = [str(python / "ruff")], ["--config", str(HERE / "ruff.toml")]
+    ruff = [str(python / "ruff")]
     sources = [str(HERE), str(ROOT / "tests" / "chaos"), str(ROOT / "tests" / "load")]
     checks: dict[str, list[str]] = {
         "format": ["cargo", "fmt", "--all", "--check"],
@@ -27,8 +27,8 @@ def run() -> int:
         "template (cfn-lint)": [str(sam / "cfn-lint"), template],
         # The advisories database lives on a host of its own; CI with network access adds `advisories`.
         "dependencies": ["cargo", "deny", "check", "bans", "licenses", "sources"],
-        "Python": [*ruff, "check", *settings, *sources],
-        "Python format": [*ruff, "format", "--check", *settings, *sources],
+        "Python": [*ruff, "check", *sources],
+        "Python format": [*ruff, "format", "--check", *sources],
     }
     failed = [name for name, command in checks.items() if not _passes(name, command)]
     if failed:

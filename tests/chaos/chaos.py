@@ -28,7 +28,6 @@ import deploy
 import tools
 from services import CLICKHOUSE_USER
 from settings import PROFILES
-
 from supervision import Supervisor
 
 PROFILE = PROFILES[os.environ["STACK_PROFILE"]]
