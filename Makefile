@@ -9,7 +9,7 @@ SERVE = $(RUN)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status logs reset watch invoke seed migrate build test check bench pages client postman load
+.PHONY: help up down status logs reset watch invoke seed migrate build test check bench pages client postman load chaos
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ postman: ## Run the Postman collection with newman (needs `make up`)
 
 load: ## Send as much as the machine holds (DURATION=300 USERS=16 TARGETS=; needs `make up`)
 	@DURATION=$(or $(DURATION),300) USERS=$(or $(USERS),16) TARGETS="$(TARGETS)" $(RUN) suite load
+
+chaos: ## Kill and hold up every dependency under load, then check that all is right (needs `make up`)
+	@$(RUN) suite chaos
 
 check: ## Format, lints, template, routes, dependencies
 	@$(RUN) check

@@ -17,6 +17,8 @@ def run() -> int:
     _ensure_cargo_deny()
     sam, python = SAM_VENV / "bin", VENV / "bin"
     template = str(cloudformation.TEMPLATE)
+    ruff = [str(python / "ruff")]
+    sources = [str(HERE), str(DEPLOY), str(ROOT / "tests" / "chaos"), str(ROOT / "tests" / "load")]
     checks: dict[str, list[str]] = {
         "format": ["cargo", "fmt", "--all", "--check"],
         "lints": ["cargo", "clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
@@ -26,8 +28,8 @@ def run() -> int:
         "permissions and limits": [str(sam / "python"), str(DEPLOY / "policies.py"), "dev", "prod"],
         # The advisories database lives on a host of its own; CI with network access adds `advisories`.
         "dependencies": ["cargo", "deny", "check", "bans", "licenses", "sources"],
-        "Python": [str(python / "ruff"), "check", str(HERE), str(DEPLOY)],
-        "Python format": [str(python / "ruff"), "format", "--check", str(HERE), str(DEPLOY)],
+        "Python": [*ruff, "check", *sources],
+        "Python format": [*ruff, "format", "--check", *sources],
     }
     failed = [name for name, command in checks.items() if not _passes(name, command)]
     if failed:

@@ -142,14 +142,18 @@ class Supervisor:
 
     def kill(self, name: str) -> None:
         """`kill -9` one process; supervisord starts it again."""
+        os.kill(self.pid(name), signal.SIGKILL)
+
+    def pid(self, name: str) -> int:
+        """The process id of what runs by that name."""
         try:
             pid = self._rpc.getProcessInfo(name)["pid"]
         except xmlrpc.client.Fault as fault:
             self._explain(fault, name)
-            return
+            raise
         if not pid:
             raise Failure(f"{name} is not running; `make status` shows what is.")
-        os.kill(pid, signal.SIGKILL)
+        return pid
 
     def _explain(self, fault: xmlrpc.client.Fault, name: str, ignore: int | None = None) -> None:
         if fault.faultCode == BAD_NAME:

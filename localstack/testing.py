@@ -24,7 +24,10 @@ OF_NODE = {
     "postman": ["sh", str(ROOT / "tests" / "postman" / "run.sh")],
 }
 # Long, and about the machine as much as about the code.
-BY_HAND = {"load": ["sh", str(ROOT / "tests" / "load" / "run.sh")]}
+BY_HAND = {
+    "load": ["sh", str(ROOT / "tests" / "load" / "run.sh")],
+    "chaos": [str(VENV / "bin" / "python"), str(ROOT / "tests" / "chaos" / "chaos.py")],
+}
 
 
 def environment(profile: Profile) -> dict[str, str]:

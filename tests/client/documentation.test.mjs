@@ -1,7 +1,8 @@
 // docs/frontend.md shows code that runs: each of its snippets is a marked part of a test. `--write` copies them there.
+// docs/security.md names tests that exist.
 
 import assert from 'node:assert/strict';
-import { readFileSync, writeFileSync } from 'node:fs';
+import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { test } from 'node:test';
 
 const root = new URL('../../', import.meta.url);
@@ -30,5 +31,21 @@ if (process.argv.includes('--write')) {
     assert.deepEqual(shown.toSorted(), [...snippets.keys()].toSorted());
     assert.equal(page, wanted);
     assert.equal(page.match(/```ts/g).length, shown.length, 'a block of code is not taken from a test');
+  });
+
+  test('the security table names tests that exist', () => {
+    const sources = ['lib/src', 'tests/tests', 'tests/browser', 'tests/client'].flatMap((folder) =>
+      readdirSync(new URL(folder, root), { recursive: true })
+        .filter((name) => /\.(rs|mjs|ts)$/.test(name) && !name.startsWith('generated'))
+        .map((name) => readFileSync(new URL(`${folder}/${name}`, root), 'utf8')));
+    const there = new Set(sources.flatMap((text) => [
+      ...[...text.matchAll(/\bfn (\w+)/g)].map(([, name]) => name),
+      ...[...text.matchAll(/^ *test\('([^']+)'/gm)].map(([, name]) => name),
+    ]));
+    const rows = readFileSync(new URL('docs/security.md', root), 'utf8').split('\n').filter((line) => line.startsWith('|'));
+    const named = rows.flatMap((row) => [...row.split('|').at(-2).matchAll(/`([^`]+)`/g)].map(([, name]) => name));
+    const tests = named.filter((name) => !name.startsWith('make ') && !name.includes('/'));
+    assert.ok(tests.length > 50);
+    assert.deepEqual(tests.filter((name) => !there.has(name)), []);
   });
 }
