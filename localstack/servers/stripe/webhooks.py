@@ -67,7 +67,7 @@ class Webhooks:
     async def run(self) -> None:
         """Deliver what is due until cancelled."""
         loop = asyncio.get_running_loop()
-        self._world.recorders.append(_record)
+        self._world.recorders.append(lambda ctx: _record(ctx, self._world.url))
         self._world.listeners.append(lambda: loop.call_soon_threadsafe(self._wake.set))
         # Whoever was down before a restart may be up now.
         self._update("UPDATE replica_deliveries SET due = 0 WHERE state = 'pending'")
@@ -224,12 +224,12 @@ class Webhooks:
         self._world.quietly(lambda ctx: ctx.db.execute(sql, *parameters))
 
 
-def _record(ctx: Ctx) -> None:
+def _record(ctx: Ctx, url: str) -> None:
     """Enter the events of a change for delivery."""
     sql = "SELECT * FROM events WHERE x_seq > coalesce((SELECT max(seq) FROM replica_deliveries), 0) ORDER BY x_seq"
     for row in ctx.db.rows(sql):
         event = events.serialize(ctx, row)
-        gaps.fill(event)
+        gaps.fill(event, url)
         event["pending_webhooks"] = 1
         customer = _customer_of(event)
         mode = _mode(ctx, customer)

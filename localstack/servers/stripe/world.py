@@ -23,7 +23,7 @@ from seahaven.ids import Ids
 from seahaven_stripe_world import startup, world
 from seahaven_stripe_world.http_api.handler import handle
 
-from servers.stripe import cards, gaps
+from servers.stripe import cards, gaps, own
 
 # What the replica itself does not keep: how far a customer's time is moved on, what became
 # of each event, and the objects that the modules beside this one add.
@@ -97,7 +97,10 @@ class MovableClock(Clock):
 class StripeWorld:
     """One account of the replica, kept in `path`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, url: str, routes: list[own.OwnRoute]) -> None:
+        # Where the pages are that Stripe would host.
+        self.url = url
+        self._routes = routes
         self._lock = threading.RLock()
         self.clock = MovableClock()
         # Ids made after a restart must differ from those made before it.
@@ -160,12 +163,28 @@ class StripeWorld:
         now = Clock.wall().now().replace(microsecond=0)
         return now + timedelta(seconds=row["offset_seconds"] if row else 0)
 
+    def at_time_of(self, name: str, change: Callable[[Ctx], T]) -> T:
+        """A change at the time of whoever an object of that id belongs to."""
+
+        def run(ctx: Ctx) -> T:
+            row = ctx.db.one("SELECT body FROM replica_objects WHERE id = ?", name)
+            with self.clock.at(self.time_of(customer_in(ctx, row["body"] if row else name))):
+                return change(ctx)
+
+        return self.run(run)
+
     def _answer(self, ctx: Ctx, request: HttpRequest) -> Reply:
         request = cards.with_real_methods(ctx, request, lambda asked: handle(ctx, asked))
+        try:
+            added = own.answer(self, ctx, request, self._routes)
+        except Refused as refused:
+            return refused.reply
+        if added:
+            return Reply(added.status, own.headers(ctx), added.body)
         answer = handle(ctx, request)
         body = json.loads(answer.body_bytes)
         cards.explain_refusal(ctx, request, answer.status, body)
-        gaps.fill(body)
+        gaps.fill(body, self.url)
         return Reply(answer.status, answer.headers, body)
 
     @contextlib.contextmanager
