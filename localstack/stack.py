@@ -201,7 +201,7 @@ def renew(profile: Profile, arguments: argparse.Namespace) -> None:
     wanted = {"subscription": arguments.name, "to": "renewal"}
     answer = services.ask(f"{profile.url('stripe')}/_replica/advance", wanted)
     for event in answer["events"]:
-        print(f"{time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(event['created']))}  {event['type']}")
+        print(f"{time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(event['happened']))}  {event['type']}")
 
 
 def watch(profile: Profile, _arguments: argparse.Namespace) -> int:

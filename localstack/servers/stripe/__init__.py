@@ -7,6 +7,7 @@
 - ``life``: renewals, trials, retries and whatever else comes with time;
 - ``checkout``, ``portal``, ``invoices``: routes that it lacks, entered by ``own``, and ``pages``,
   where a person completes them or reads an invoice;
+- ``faults``: failures made to order;
 - ``control``: routes that Stripe has not, for tests and for people, with examples;
 - ``__main__``: the HTTP server that joins them.
 

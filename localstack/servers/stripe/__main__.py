@@ -22,6 +22,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from servers.stripe import checkout, control, invoices, life, pages, portal
+from servers.stripe.faults import Faults
 from servers.stripe.webhooks import Webhooks
 from servers.stripe.world import StripeWorld
 
@@ -36,15 +37,15 @@ async def health(_request: Request) -> Response:
 
 async def replica(request: Request) -> Response:
     """Everything else: the replica's reply, completed."""
+    return await request.app.state.faults.answer(request, lambda: serve(request))
+
+
+async def serve(request: Request) -> Response:
+    """What the replica answers when nothing goes wrong."""
     headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw)
-    reply = await run_in_threadpool(
-        request.app.state.world.request,
-        request.method,
-        request.url.path,
-        request.url.query,
-        headers,
-        await request.body(),
-    )
+    world: StripeWorld = request.app.state.world
+    body = await request.body()
+    reply = await run_in_threadpool(world.request, request.method, request.url.path, request.url.query, headers, body)
     return JSONResponse(reply.body, reply.status, dict(reply.headers))
 
 
@@ -62,6 +63,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
     own = [*checkout.ROUTES, *portal.ROUTES, *invoices.ROUTES]
     world = StripeWorld(Path(sys.argv[2]) / "stripe.sqlite3", f"http://127.0.0.1:{sys.argv[1]}", own)
     app.state.world = world
+    app.state.faults = Faults()
     app.state.webhooks = Webhooks(world, os.environ["STRIPE_WEBHOOK_URL"], os.environ["STRIPE_WEBHOOK_SECRET"])
     tasks = [asyncio.create_task(app.state.webhooks.run()), asyncio.create_task(keep_time(world))]
     for task in tasks:

@@ -39,7 +39,8 @@ CREATE TABLE IF NOT EXISTS replica_objects (
 ) STRICT;
 CREATE TABLE IF NOT EXISTS replica_deliveries (
     seq INTEGER PRIMARY KEY, event TEXT NOT NULL UNIQUE, customer TEXT NOT NULL, body TEXT NOT NULL,
-    state TEXT NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, status INTEGER, error TEXT, due REAL NOT NULL DEFAULT 0
+    happened TEXT NOT NULL, state TEXT NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0, status INTEGER, error TEXT, due REAL NOT NULL DEFAULT 0
 ) STRICT;
 CREATE INDEX IF NOT EXISTS replica_deliveries_by_state ON replica_deliveries (state, seq);
 CREATE TABLE IF NOT EXISTS replica_modes (customer TEXT PRIMARY KEY, mode TEXT NOT NULL) STRICT;
@@ -185,6 +186,8 @@ class StripeWorld:
         body = json.loads(answer.body_bytes)
         cards.explain_refusal(ctx, request, answer.status, body)
         gaps.fill(body, self.url)
+        if b"confirmation_secret" in request.body or "confirmation_secret" in request.query:
+            gaps.add_confirmation_secrets(body)
         return Reply(answer.status, answer.headers, body)
 
     @contextlib.contextmanager
