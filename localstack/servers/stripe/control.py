@@ -17,8 +17,7 @@ time, with all that happens on the way; it never goes back:
     # to the end of the period, when the renewal's invoice is a draft
     curl localhost:4020/_replica/advance -d '{"subscription": "sub_1", "to": "period_end"}'
     # until the payments that failed were tried for the last time
-    curl localhost:4020/_replica/advance \\
-        -d '{"customer": "cus_1", "to": "last_retry", "when_unpaid": "mark_unpaid"}'
+    curl localhost:4020/_replica/advance -d '{"customer": "cus_1", "to": "last_retry", "when_unpaid": "mark_unpaid"}'
     curl localhost:4020/_replica/advance -d '{"customer": "cus_1", "seconds": 86400}'
     curl localhost:4020/_replica/advance -d '{"customer": "cus_1", "to": 1830000000}'
 

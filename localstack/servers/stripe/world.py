@@ -43,6 +43,7 @@ CREATE TABLE IF NOT EXISTS replica_deliveries (
     attempts INTEGER NOT NULL DEFAULT 0, status INTEGER, error TEXT, due REAL NOT NULL DEFAULT 0
 ) STRICT;
 CREATE INDEX IF NOT EXISTS replica_deliveries_by_state ON replica_deliveries (state, seq);
+CREATE INDEX IF NOT EXISTS replica_deliveries_by_customer ON replica_deliveries (customer, seq);
 CREATE TABLE IF NOT EXISTS replica_modes (customer TEXT PRIMARY KEY, mode TEXT NOT NULL) STRICT;
 """
 
