@@ -1,5 +1,7 @@
 """Stripe's test cards, over HTTP."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from stripe_server import Replica
 
@@ -72,6 +74,27 @@ def test_a_card_that_fails_later_can_be_attached(stripe: Replica):
 def test_a_card_that_asks_for_its_holder_waits_for_him(stripe: Replica):
     intent = stripe.post("/v1/payment_intents", **PI, payment_method="pm_card_authenticationRequired")
     assert (intent["status"], intent["next_action"]["type"]) == ("requires_action", "use_stripe_sdk")
+
+
+def test_a_subscription_waits_for_a_cards_holder(stripe: Replica):
+    subscription = stripe.subscribe(stripe.customer("pm_card_authenticationRequired"), stripe.price())
+    assert subscription["status"] == "incomplete"
+    path = f"/v1/subscriptions/{subscription['id']}"
+    invoice = stripe.get(path, **{"expand[]": "latest_invoice.confirmation_secret"})["latest_invoice"]
+    assert "_secret_" in invoice["confirmation_secret"]["client_secret"]
+    assert stripe.get(path, **{"expand[]": "latest_invoice"})["latest_invoice"].get("confirmation_secret") is None
+
+
+def test_retries_at_one_time_are_one_charge(stripe: Replica):
+    customer = stripe.customer()
+    key = {"Idempotency-Key": f"once-{customer}"}
+
+    def pay(_number: int) -> str:
+        return stripe.post("/v1/payment_intents", key, **PI, payment_method="pm_card_visa", customer=customer)["id"]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(pay, range(8)))) == 1
+    assert len(stripe.get("/v1/charges", customer=customer)["data"]) == 1
 
 
 def test_a_test_card_is_a_new_method_each_time_but_not_in_a_retry(stripe: Replica):

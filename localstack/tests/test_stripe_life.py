@@ -1,5 +1,6 @@
 """A subscription's life in the Stripe replica, over HTTP."""
 
+import time
 from typing import Any
 
 from stripe_server import Replica
@@ -190,6 +191,18 @@ def test_an_upgrade_in_the_middle_of_a_period_is_prorated(stripe: Replica):
     invoice = invoices(stripe, subscription)[0]
     assert (invoice["status"], invoice["billing_reason"]) == ("paid", "subscription_update")
     assert abs(invoice["amount_paid"] - 3500) < 5
+
+
+def test_events_of_a_time_to_come_are_listed_as_new(stripe: Replica):
+    subscription = stripe.subscribe(stripe.customer(), stripe.price())
+    answer = stripe.control("advance", subscription=subscription["id"], to="renewal")
+    ids = [event["id"] for event in answer["events"]]
+    now = int(time.time())
+    query = {"created[gte]": now - 60, "created[lte]": now + 60, "limit": 100}
+    assert [row["id"] for row in stripe.get("/v1/events", **query)["data"]][: len(ids)] == ids[::-1]
+    _, end = period(subscription)
+    assert [event["happened"] >= end for event in answer["events"]] == [True] * len(ids)
+    assert stripe.get(f"/v1/events/{ids[0]}")["data"]["object"]["created"] == end
 
 
 def test_wrong_moves_are_refused(stripe: Replica):

@@ -4,6 +4,10 @@
 - ``cards``: Stripe's test cards, `pm_card_visa` and the others;
 - ``gaps``: what it leaves out of its replies and a strict client needs;
 - ``webhooks``: its events, signed and pushed as Stripe does;
+- ``life``: renewals, trials, retries and whatever else comes with time;
+- ``checkout``, ``portal``, ``invoices``: routes that it lacks, entered by ``own``, and ``pages``,
+  where a person completes them or reads an invoice;
+- ``faults``: failures made to order;
 - ``control``: routes that Stripe has not, for tests and for people, with examples;
 - ``__main__``: the HTTP server that joins them.
 

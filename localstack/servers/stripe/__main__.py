@@ -21,7 +21,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from servers.stripe import control, life
+from servers.stripe import checkout, control, invoices, life, pages, portal
+from servers.stripe.faults import Faults
 from servers.stripe.webhooks import Webhooks
 from servers.stripe.world import StripeWorld
 
@@ -36,15 +37,15 @@ async def health(_request: Request) -> Response:
 
 async def replica(request: Request) -> Response:
     """Everything else: the replica's reply, completed."""
+    return await request.app.state.faults.answer(request, lambda: serve(request))
+
+
+async def serve(request: Request) -> Response:
+    """What the replica answers when nothing goes wrong."""
     headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw)
-    reply = await run_in_threadpool(
-        request.app.state.world.request,
-        request.method,
-        request.url.path,
-        request.url.query,
-        headers,
-        await request.body(),
-    )
+    world: StripeWorld = request.app.state.world
+    body = await request.body()
+    reply = await run_in_threadpool(world.request, request.method, request.url.path, request.url.query, headers, body)
     return JSONResponse(reply.body, reply.status, dict(reply.headers))
 
 
@@ -52,14 +53,17 @@ async def keep_time(world: StripeWorld) -> None:
     """What becomes due happens."""
     while True:
         await run_in_threadpool(life.catch_up, world)
+        await run_in_threadpool(checkout.expire_due, world)
         await asyncio.sleep(TICK_SECONDS)
 
 
 @contextlib.asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
     """Push webhooks while the server runs."""
-    world = StripeWorld(Path(sys.argv[2]) / "stripe.sqlite3")
+    own = [*checkout.ROUTES, *portal.ROUTES, *invoices.ROUTES]
+    world = StripeWorld(Path(sys.argv[2]) / "stripe.sqlite3", f"http://127.0.0.1:{sys.argv[1]}", own)
     app.state.world = world
+    app.state.faults = Faults()
     app.state.webhooks = Webhooks(world, os.environ["STRIPE_WEBHOOK_URL"], os.environ["STRIPE_WEBHOOK_SECRET"])
     tasks = [asyncio.create_task(app.state.webhooks.run()), asyncio.create_task(keep_time(world))]
     for task in tasks:
@@ -83,6 +87,7 @@ def main() -> None:
     routes = [
         Route("/health", health),
         *control.ROUTES,
+        *pages.ROUTES,
         Route("/{path:path}", replica, methods=METHODS),
     ]
     app = Starlette(routes=routes, lifespan=lifespan)

@@ -17,13 +17,22 @@ time, with all that happens on the way; it never goes back:
     # to the end of the period, when the renewal's invoice is a draft
     curl localhost:4020/_replica/advance -d '{"subscription": "sub_1", "to": "period_end"}'
     # until the payments that failed were tried for the last time
-    curl localhost:4020/_replica/advance \\
-        -d '{"customer": "cus_1", "to": "last_retry", "when_unpaid": "mark_unpaid"}'
+    curl localhost:4020/_replica/advance -d '{"customer": "cus_1", "to": "last_retry", "when_unpaid": "mark_unpaid"}'
     curl localhost:4020/_replica/advance -d '{"customer": "cus_1", "seconds": 86400}'
     curl localhost:4020/_replica/advance -d '{"customer": "cus_1", "to": 1830000000}'
 
+Stripe may fail, for the next `times` requests that contain `match`, such as an id:
+
+    curl localhost:4020/_replica/faults -d '{"match": "POST /v1/subscriptions", "status": 503, "times": 3}'
+    # done, but nobody learns of it; or done in its own time
+    curl localhost:4020/_replica/faults -d '{"match": "cus_1", "lose": true}'
+    curl localhost:4020/_replica/faults -d '{"match": "cus_1", "delay_seconds": 8}'
+    curl -X DELETE localhost:4020/_replica/faults
+
 `when_unpaid` is what a subscription becomes after the last try, from then on:
-`cancel` (as long as nothing is said), `mark_unpaid` or `leave_past_due`.
+`cancel` (as long as nothing is said), `mark_unpaid` or `leave_past_due`. Objects
+bear the times that were moved to (an event's is `happened` here); an event's own
+`created` is the real time, so that whoever lists recent events finds it.
 """
 
 from __future__ import annotations
@@ -49,7 +58,10 @@ async def list_webhooks(request: Request) -> Response:
     query = request.query_params
     customer = query.get("customer", EVERYBODY)
     webhooks: Webhooks = request.app.state.webhooks
-    rows = webhooks.deliveries(customer, int(query.get("limit", "1000")), query.get("after"))
+    limit = query.get("limit", "1000")
+    if not limit.isdecimal():
+        return _refusal("limit is a number")
+    rows = webhooks.deliveries(customer, int(limit), query.get("after"))
     return JSONResponse({"waiting": webhooks.waiting(customer), "data": rows})
 
 
@@ -109,11 +121,11 @@ def _advance(world: StripeWorld, webhooks: Webhooks, wanted: dict[str, Any]) -> 
         if until < world.time_of(customer):
             raise ValueError("time does not go back")
         life.advance(world, customer, until, when_unpaid)
-    happened = [row["payload"] for row in webhooks.deliveries(customer, 100_000, known)]
+    rows = webhooks.deliveries(customer, 100_000, known)
     return {
         "customer": customer,
         "now": int(world.time_of(customer).timestamp()),
-        "events": [{"id": event["id"], "type": event["type"], "created": event["created"]} for event in happened],
+        "events": [{"id": row["event"], "type": row["type"], "happened": row["happened"]} for row in rows],
     }
 
 
@@ -129,6 +141,21 @@ def _target(world: StripeWorld, customer: str, subscription: str | None, wanted:
     raise ValueError("say seconds, or to: a time, last_retry or, with a subscription, renewal or period_end")
 
 
+async def add_fault(request: Request) -> Response:
+    """Let a request fail."""
+    try:
+        request.app.state.faults.add(await _body(request))
+    except ValueError as error:
+        return _refusal(str(error))
+    return JSONResponse({"ok": True})
+
+
+async def clear_faults(request: Request) -> Response:
+    """Let all be well."""
+    request.app.state.faults.clear()
+    return JSONResponse({"ok": True})
+
+
 async def _body(request: Request) -> dict[str, Any]:
     try:
         value = json.loads(await request.body() or b"{}")
@@ -142,6 +169,8 @@ def _refusal(message: str) -> Response:
 
 
 ROUTES = [
+    Route("/_replica/faults", add_fault, methods=["POST"]),
+    Route("/_replica/faults", clear_faults, methods=["DELETE"]),
     Route("/_replica/advance", advance, methods=["POST"]),
     Route("/_replica/webhooks", list_webhooks, methods=["GET"]),
     Route("/_replica/webhooks", set_mode, methods=["POST"]),

@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from seahaven.ctx import Ctx
+from seahaven_stripe_world import _time
 from seahaven_stripe_world.resources import events
 
 from servers.stripe import gaps
@@ -67,7 +68,7 @@ class Webhooks:
     async def run(self) -> None:
         """Deliver what is due until cancelled."""
         loop = asyncio.get_running_loop()
-        self._world.recorders.append(_record)
+        self._world.recorders.append(lambda ctx: _record(ctx, self._world.url))
         self._world.listeners.append(lambda: loop.call_soon_threadsafe(self._wake.set))
         # Whoever was down before a restart may be up now.
         self._update("UPDATE replica_deliveries SET due = 0 WHERE state = 'pending'")
@@ -130,6 +131,7 @@ class Webhooks:
                 "event": row["event"],
                 "type": json.loads(row["body"])["type"],
                 "customer": row["customer"] or None,
+                "happened": _time.to_unix(row["happened"]),
                 "state": row["state"],
                 "attempts": row["attempts"],
                 "status": row["status"],
@@ -224,23 +226,28 @@ class Webhooks:
         self._world.quietly(lambda ctx: ctx.db.execute(sql, *parameters))
 
 
-def _record(ctx: Ctx) -> None:
+def _record(ctx: Ctx, url: str) -> None:
     """Enter the events of a change for delivery."""
     sql = "SELECT * FROM events WHERE x_seq > coalesce((SELECT max(seq) FROM replica_deliveries), 0) ORDER BY x_seq"
     for row in ctx.db.rows(sql):
+        # In a customer's time to come, too, an event is new now: who lists recent ones finds it.
+        happened, row["created"] = row["created"], ctx.clock.iso()
+        ctx.db.execute("UPDATE events SET created = ? WHERE id = ?", row["created"], row["id"])
         event = events.serialize(ctx, row)
-        gaps.fill(event)
+        gaps.fill(event, url)
         event["pending_webhooks"] = 1
         customer = _customer_of(event)
         mode = _mode(ctx, customer)
         state = {"hold": "held", "drop": "dropped"}.get(mode, "pending")
         due = time.time() + random.random() if mode == "shuffle" else 0
         ctx.db.execute(
-            "INSERT INTO replica_deliveries (seq, event, customer, body, state, due) VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT INTO replica_deliveries (seq, event, customer, body, happened, state, due)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
             row["x_seq"],
             event["id"],
             customer,
             json.dumps(event),
+            happened,
             state,
             due,
         )

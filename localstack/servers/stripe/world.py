@@ -23,7 +23,7 @@ from seahaven.ids import Ids
 from seahaven_stripe_world import startup, world
 from seahaven_stripe_world.http_api.handler import handle
 
-from servers.stripe import cards, gaps
+from servers.stripe import cards, gaps, own
 
 # What the replica itself does not keep: how far a customer's time is moved on, what became
 # of each event, and the objects that the modules beside this one add.
@@ -39,9 +39,11 @@ CREATE TABLE IF NOT EXISTS replica_objects (
 ) STRICT;
 CREATE TABLE IF NOT EXISTS replica_deliveries (
     seq INTEGER PRIMARY KEY, event TEXT NOT NULL UNIQUE, customer TEXT NOT NULL, body TEXT NOT NULL,
-    state TEXT NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, status INTEGER, error TEXT, due REAL NOT NULL DEFAULT 0
+    happened TEXT NOT NULL, state TEXT NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0, status INTEGER, error TEXT, due REAL NOT NULL DEFAULT 0
 ) STRICT;
 CREATE INDEX IF NOT EXISTS replica_deliveries_by_state ON replica_deliveries (state, seq);
+CREATE INDEX IF NOT EXISTS replica_deliveries_by_customer ON replica_deliveries (customer, seq);
 CREATE TABLE IF NOT EXISTS replica_modes (customer TEXT PRIMARY KEY, mode TEXT NOT NULL) STRICT;
 """
 
@@ -97,7 +99,10 @@ class MovableClock(Clock):
 class StripeWorld:
     """One account of the replica, kept in `path`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, url: str, routes: list[own.OwnRoute]) -> None:
+        # Where the pages are that Stripe would host.
+        self.url = url
+        self._routes = routes
         self._lock = threading.RLock()
         self.clock = MovableClock()
         # Ids made after a restart must differ from those made before it.
@@ -160,12 +165,30 @@ class StripeWorld:
         now = Clock.wall().now().replace(microsecond=0)
         return now + timedelta(seconds=row["offset_seconds"] if row else 0)
 
+    def at_time_of(self, name: str, change: Callable[[Ctx], T]) -> T:
+        """A change at the time of whoever an object of that id belongs to."""
+
+        def run(ctx: Ctx) -> T:
+            row = ctx.db.one("SELECT body FROM replica_objects WHERE id = ?", name)
+            with self.clock.at(self.time_of(customer_in(ctx, row["body"] if row else name))):
+                return change(ctx)
+
+        return self.run(run)
+
     def _answer(self, ctx: Ctx, request: HttpRequest) -> Reply:
         request = cards.with_real_methods(ctx, request, lambda asked: handle(ctx, asked))
+        try:
+            added = own.answer(self, ctx, request, self._routes)
+        except Refused as refused:
+            return refused.reply
+        if added:
+            return Reply(added.status, own.headers(ctx), added.body)
         answer = handle(ctx, request)
         body = json.loads(answer.body_bytes)
         cards.explain_refusal(ctx, request, answer.status, body)
-        gaps.fill(body)
+        gaps.fill(body, self.url)
+        if b"confirmation_secret" in request.body or "confirmation_secret" in request.query:
+            gaps.add_confirmation_secrets(body)
         return Reply(answer.status, answer.headers, body)
 
     @contextlib.contextmanager
