@@ -2,6 +2,7 @@
 
 STACK ?= native
 RUN = python3 localstack/stack.py
+GUIDE = .local/tools/sam/bin/python deploy/guide.py
 ifeq ($(STACK),docker)
 SERVE = $(RUN) docker
 else
@@ -9,7 +10,8 @@ SERVE = $(RUN)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status logs reset watch invoke renew seed migrate build test check bench pages client postman load chaos
+.PHONY: help up down status logs reset watch invoke renew seed migrate build test check bench pages client postman
+.PHONY: load chaos deploy destroy redrive
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,3 +73,13 @@ check: ## Format, lints, template, routes, dependencies
 bench: ## Measure each function beside an empty one (needs `make up`)
 	@cargo build --release --package bench
 	@cargo run --quiet --release --package bench -- $(ARGS)
+
+deploy: ## Guide through a deploy into an AWS account (STAGE=dev or prod)
+	@$(RUN) tools
+	@$(GUIDE) deploy $(STAGE)
+
+destroy: ## Delete a deployed stack; production asks for its name (STAGE=dev or prod)
+	@$(GUIDE) destroy $(STAGE)
+
+redrive: ## Dead letters back to their queue (QUEUE=events, locally or with STAGE=prod)
+	@$(GUIDE) redrive $(QUEUE) $(STAGE)

@@ -251,6 +251,10 @@ def check(_profile: Profile, _arguments: argparse.Namespace) -> int:
     return checks.run()
 
 
+def install(_profile: Profile, _arguments: argparse.Namespace) -> None:
+    """Install the tools and nothing else."""
+
+
 def docker(_profile: Profile, arguments: argparse.Namespace) -> None:
     """The same product in containers: up, down, status, logs or reset."""
     import containers
@@ -307,7 +311,7 @@ COMMANDS = {
     "up": up, "down": down, "status": status, "logs": logs, "reset": reset, "build": build,
     "migrate": migrate, "invoke": invoke, "seed": seed, "renew": renew, "watch": watch, "env": environment,
     "test": test, "check": check, "kill": control, "stop": control, "start": control, "docker": docker,
-    "suite": suite,
+    "suite": suite, "tools": install,
 }  # fmt: skip
 
 CHANGING = ("up", "down", "reset", "test")

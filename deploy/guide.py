@@ -1,0 +1,302 @@
+"""`make deploy`, `make destroy`, `make redrive`: the template in an AWS account, a step at a time.
+
+Runs in the environment of `localstack/requirements-sam.txt`. Nothing is asked twice: what is not secret is kept in
+`.local/deploy/<stage>.json`, and secrets stay in the stack, which sam leaves as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import boto3
+import botocore.exceptions
+from samtranslator.yaml_helper import yaml_parse
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+ANSWERS = ROOT / ".local" / "deploy"
+STAGES = ("dev", "prod")
+TOOLS = ROOT / ".local" / "tools"
+# Asked for at the first deploy of a stage; an empty answer takes the default.
+QUESTIONS = {
+    "AppUrl": "Origin of the frontend, such as https://app.example.com",
+    "MailFrom": "Sender of mail, such as no-reply@example.com",
+    "AdminEmails": "Addresses of administrators, with commas",
+    "AlarmEmail": "Who is told of alarms",
+    "DomainName": "Host name of the API (empty: API Gateway's)",
+    "CertificateArn": "Certificate of that name (empty without a name)",
+    "ClickHouseUrl": "Base URL of ClickHouse",
+    "ClickHouseUser": "User of ClickHouse that may write",
+    "ClickHouseReader": "User of ClickHouse that may only read",
+}
+SECRETS = {
+    "ClickHousePassword": "Password of ClickHouse's users",
+    "OpenAiApiKey": "Key of OpenAI (empty: its models are not available)",
+    "AnthropicApiKey": "Key of Anthropic",
+    "GoogleApiKey": "Key of Google",
+}
+
+
+class Refused(Exception):
+    """Why nothing was done, in one sentence."""
+
+
+def stack_name(stage: str) -> str:
+    """The stack of a stage; one account may hold both."""
+    return f"ai-chat-{stage}"
+
+
+def questions(values: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """What has to be asked once these values are known: plain and secret."""
+    plain = {name: text for name, text in QUESTIONS.items() if name not in values}
+    secret = dict(SECRETS)
+    if values.get("CreateDatabase") != "true" and not values.get("DatabaseSecretArn"):
+        secret = {"DatabaseUrl": "postgres:// URL of the database", **secret}
+    return plain, secret
+
+
+def declared() -> dict[str, Any]:
+    """The template's parameters."""
+    return yaml_parse((ROOT / "template.yaml").read_text())["Parameters"]
+
+
+def check(values: dict[str, str]) -> None:
+    """Refuse what CloudFormation would refuse after minutes."""
+    known = declared()
+    for name, value in values.items():
+        if name not in known:
+            raise Refused(f"template.yaml has no parameter {name}.")
+        allowed = known[name].get("AllowedValues")
+        if allowed and value not in [str(item) for item in allowed]:
+            raise Refused(f"{name} is one of {', '.join(str(item) for item in allowed)}, not {value}.")
+        pattern = known[name].get("AllowedPattern")
+        if pattern and not re.fullmatch(pattern, value):
+            raise Refused(f"{name} does not match {pattern}.")
+    if values.get("Stage") == "local":
+        raise Refused("The local stage is for the emulator.")
+    if bool(values.get("DomainName")) != bool(values.get("CertificateArn")):
+        raise Refused("DomainName and CertificateArn go together.")
+    if "AppUrl" in values and not values["AppUrl"].startswith("https://"):
+        raise Refused("AppUrl has to be https: cookies are sent over HTTPS only.")
+
+
+def overrides(values: dict[str, str]) -> list[str]:
+    """The parameters as sam takes them."""
+    return [f"ParameterKey={name},ParameterValue={value}" for name, value in sorted(values.items())]
+
+
+def confirm_destruction(stage: str, answer: Callable[[str], str]) -> None:
+    """In prod the stack's name has to be typed."""
+    if stage != "prod":
+        return
+    name = stack_name(stage)
+    try:
+        typed = answer(f"This deletes production with its queues, tables and secrets. Type {name} to go on: ")
+    except EOFError:
+        typed = ""
+    if typed.strip() != name:
+        raise Refused("Nothing was deleted: the name was not typed.")
+
+
+def deploy(stage: str) -> None:
+    """Check, ask, build, deploy, migrate, look."""
+    account, region = identity()
+    print(f"Account {account}, region {region}, stack {stack_name(stage)}.")
+    kept = ANSWERS / f"{stage}.json"
+    values = json.loads((HERE / f"{stage}.json").read_text())
+    if kept.exists():
+        values |= json.loads(kept.read_text())
+    plain, secret = questions(values)
+    for name, text in plain.items():
+        default = declared()[name].get("Default", "")
+        values[name] = input(f"{text} [{default}]: ").strip() or str(default)
+    check(values)
+    first = not exists(stage)
+    secrets = {}
+    for name, text in secret.items():
+        if first or os.environ.get("ASK_SECRETS"):
+            secrets[name] = getpass.getpass(f"{text}: ").strip()
+    check(secrets)
+    if first and "DatabaseUrl" in secret and not secrets.get("DatabaseUrl"):
+        raise Refused("Without a database nothing works: give its URL, or set CreateDatabase or DatabaseSecretArn.")
+    ANSWERS.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps({name: values[name] for name in QUESTIONS}, indent=2) + "\n")
+    build(values.get("Architecture", "arm64"))
+    sam(stage, region, values | secrets)
+    print(f"Schema: {migrate(stage, region)}")
+    address = api_url(stage, region)
+    smoke(address)
+    print(f"\nThe API is at {address}.")
+
+
+def destroy(stage: str) -> None:
+    """Delete the stack; Aurora leaves a snapshot, and its deletion protection has to be taken off first."""
+    confirm_destruction(stage, input)
+    _, region = identity()
+    command = [TOOLS / "sam" / "bin" / "sam", "delete", "--stack-name", stack_name(stage), "--region", region]
+    run([*command, *(["--no-prompts"] if stage != "prod" else [])])
+
+
+def redrive(queue: str, stage: str | None) -> None:
+    """Dead letters back to their queue: SQS does it in AWS, a loop does it in the emulator, which has no such task."""
+    local = stage is None
+    if local:
+        sqs, prefix = emulator_client(), os.environ["STACK_NAME"]
+    else:
+        identity()
+        sqs, prefix = boto3.client("sqs"), stack_name(stage)
+    source = sqs.get_queue_url(QueueName=f"{prefix}-{queue}-dlq")["QueueUrl"]
+    if local:
+        target = sqs.get_queue_url(QueueName=f"{prefix}-{queue}")["QueueUrl"]
+        print(f"{move(sqs, source, target)} messages are back in {queue}.")
+        return
+    arn = sqs.get_queue_attributes(QueueUrl=source, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    task = sqs.start_message_move_task(SourceArn=arn)
+    print(f"SQS moves them; the task is {task['TaskHandle']}.")
+
+
+def move(sqs: Any, source: str, target: str) -> int:
+    """Each message is sent before it is deleted: at worst twice, which the consumers bear, never lost."""
+    moved = 0
+    while messages := sqs.receive_message(
+        QueueUrl=source, MaxNumberOfMessages=10, WaitTimeSeconds=1, VisibilityTimeout=60, MessageAttributeNames=["All"]
+    ).get("Messages"):
+        for message in messages:
+            kept = {name: value for name, value in message.get("MessageAttributes", {}).items() if name != "reason"}
+            sqs.send_message(QueueUrl=target, MessageBody=message["Body"], MessageAttributes=kept)
+            sqs.delete_message(QueueUrl=source, ReceiptHandle=message["ReceiptHandle"])
+            moved += 1
+    return moved
+
+
+def emulator_client() -> Any:
+    """The running local stack's SQS, by `stack.py env`."""
+    stack = [sys.executable, str(ROOT / "localstack" / "stack.py"), "env"]
+    done = subprocess.run(["python3", *stack[1:]], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Refused("The local stack is down; run `make up`, or name a stage.")
+    os.environ.update(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    return boto3.client("sqs")
+
+
+def identity() -> tuple[str, str]:
+    """Whose account and which region this is."""
+    session = boto3.session.Session()
+    if not session.region_name:
+        raise Refused("There is no region; set AWS_REGION.")
+    if not session.get_credentials():
+        raise Refused("There are no AWS credentials; `aws configure sso` or AWS_PROFILE give some.")
+    try:
+        return session.client("sts").get_caller_identity()["Account"], session.region_name
+    except botocore.exceptions.BotoCoreError as error:
+        raise Refused(f"AWS does not answer: {error}.") from error
+    except botocore.exceptions.ClientError as error:
+        raise Refused(f"AWS refuses these credentials: {error}.") from error
+
+
+def exists(stage: str) -> bool:
+    """Whether the stage was deployed before."""
+    try:
+        return bool(boto3.client("cloudformation").describe_stacks(StackName=stack_name(stage))["Stacks"])
+    except botocore.exceptions.ClientError:
+        return False
+
+
+def build(architecture: str) -> None:
+    """The functions, cross-compiled, as zips where the template expects them."""
+    target = ["--arm64"] if architecture == "arm64" else ["--x86-64"]
+    path = f"{TOOLS / 'venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    command = ["cargo", "lambda", "build", "--release", *target, "--output-format", "zip"]
+    run(command, {**os.environ, "PATH": path, "SQLX_OFFLINE": "true"})
+
+
+def sam(stage: str, region: str, values: dict[str, str]) -> None:
+    """`sam deploy`, which shows what it will change and asks."""
+    run(
+        [
+            TOOLS / "sam" / "bin" / "sam", "deploy", "--template-file", ROOT / "template.yaml",
+            "--stack-name", stack_name(stage), "--region", region, "--resolve-s3", "--confirm-changeset",
+            "--no-fail-on-empty-changeset", "--capabilities", "CAPABILITY_IAM", "CAPABILITY_NAMED_IAM",
+            "CAPABILITY_AUTO_EXPAND", "--parameter-overrides", *overrides(values),
+        ]
+    )  # fmt: skip
+
+
+def migrate(stage: str, region: str) -> str:
+    """Run the migration function."""
+    config = botocore.config.Config(read_timeout=660, retries={"total_max_attempts": 1})
+    reply = boto3.client("lambda", region_name=region, config=config).invoke(
+        FunctionName=f"{stack_name(stage)}-workers-migrate", Payload=b"{}"
+    )
+    text = reply["Payload"].read().decode()
+    if reply.get("FunctionError"):
+        raise Refused(
+            f"The migration failed: {text}. The functions are new, the schema is not: see docs/operations.md."
+        )
+    return text
+
+
+def api_url(stage: str, region: str) -> str:
+    """Where the API answers."""
+    stack = boto3.client("cloudformation", region_name=region).describe_stacks(StackName=stack_name(stage))["Stacks"][0]
+    parameters = {item["ParameterKey"]: item.get("ParameterValue", "") for item in stack["Parameters"]}
+    if parameters.get("DomainName"):
+        return f"https://{parameters['DomainName']}"
+    return next(item["OutputValue"] for item in stack["Outputs"] if item["OutputKey"] == "ApiUrl")
+
+
+def smoke(address: str, seconds: float = 60) -> None:
+    """Health has to be good within a minute: a new name or a new network takes a moment."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            with urllib.request.urlopen(f"{address}/health", timeout=10) as reply:
+                print(f"Health: {reply.read().decode()}")
+                return
+        except (urllib.error.URLError, TimeoutError) as error:
+            if time.monotonic() > deadline:
+                raise Refused(f"{address}/health is not good: {error}.") from error
+            time.sleep(2)
+
+
+def run(command: list[Any], environment: dict[str, str] | None = None) -> None:
+    """Run a program of ours to its end."""
+    if subprocess.run([str(part) for part in command], cwd=ROOT, env=environment, check=False).returncode:
+        raise Refused(f"{Path(str(command[0])).name} {command[1]} failed; its messages are above.")
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command; a refusal is one sentence and exit code 1."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("deploy", "destroy"):
+        commands.add_parser(name).add_argument("stage", choices=STAGES)
+    moving = commands.add_parser("redrive")
+    moving.add_argument("queue")
+    moving.add_argument("stage", choices=STAGES, nargs="?")
+    given = parser.parse_args(arguments)
+    try:
+        if given.command == "redrive":
+            redrive(given.queue, given.stage)
+        else:
+            {"deploy": deploy, "destroy": destroy}[given.command](given.stage)
+    except Refused as refusal:
+        print(f"\n{refusal}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
