@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::support::*;
 
 /// `CHAOS_REQUESTS` asks for more of them.
-const REQUESTS: usize = 300;
+const REQUESTS: usize = 240;
 const WORKERS: usize = 8;
 /// Tokens of the mock's whole answers: the usual one, and the slow one.
 const USUAL: i64 = 23;
