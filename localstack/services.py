@@ -171,6 +171,9 @@ def _model_mock(profile: Profile) -> Program:
             "-f",
             str(HERE / "servers" / "models.json"),
             "--validate-on-load",
+            # Tests compare what it remembers with what was billed.
+            "--journal-max",
+            "20000",
             "--log-level",
             "warn",
         ],

@@ -34,6 +34,7 @@ def environment(profile: Profile) -> dict[str, str]:
     """Where everything of a running stack is, for tests and for a shell."""
     return {
         "API_URL": profile.url("router"),
+        "RUNTIME_URL": profile.url("runtime"),
         "GATEWAY_URL": deploy.gateway_url(profile),
         **deploy.CREDENTIALS,
         "AWS_ENDPOINT_URL": profile.url("aws"),

@@ -1,4 +1,4 @@
-"""The environment of every deployed function of a running stack, as JSON on standard output."""
+"""Of a running stack, as JSON on standard output: every deployed function's environment, and all addresses."""
 
 import json
 import sys
@@ -8,6 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "localstack"))
 
 import deploy  # noqa: E402
 import functions  # noqa: E402
+import testing  # noqa: E402
 from settings import PROFILES  # noqa: E402
 
 profile = PROFILES[sys.argv[1]]
@@ -19,4 +20,4 @@ for page in deploy.client(profile, "lambda").get_paginator("list_functions").pag
         if name.startswith(prefix):
             name = name.removeprefix(prefix)
             environments[name] = functions.environment(profile, name, variables)
-print(json.dumps(environments))
+print(json.dumps({"functions": environments, "addresses": testing.environment(profile)}))

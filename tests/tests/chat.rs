@@ -20,6 +20,7 @@ use lib::error::Code;
 use lib::http::runner::BoxFuture;
 use lib::store::postgres::Database;
 use lib::telemetry::trace::TraceContext;
+use sandbox::plans::{Question, Talker};
 use uuid::Uuid;
 
 #[expect(clippy::disallowed_methods, reason = "this file's one home of environment access")]
@@ -34,6 +35,7 @@ fn database() -> Database {
 struct Journal {
     calls: AtomicUsize,
     completed: AtomicI64,
+    broken: AtomicI64,
     tokens: AtomicI64,
 }
 
@@ -63,7 +65,10 @@ impl Provider for Player {
             let pieces = match part {
                 Part::Refuse(cause) => return Err(Failure::new(cause, "played")),
                 Part::Nothing => Vec::new(),
-                Part::Break => vec![text("Half an "), Err(Failure::new(Cause::Broken, "played"))],
+                Part::Break => {
+                    self.journal.broken.fetch_add(1, Ordering::SeqCst);
+                    vec![text("Half an "), Err(Failure::new(Cause::Broken, "played"))]
+                }
                 Part::Answer(input_tokens, output_tokens) => {
                     self.journal.completed.fetch_add(1, Ordering::SeqCst);
                     self.journal.tokens.fetch_add(input_tokens + output_tokens, Ordering::SeqCst);
@@ -121,6 +126,7 @@ fn ask(user_id: Uuid, message: &str) -> Ask {
         temperature: None,
         max_tokens: Some(200),
         streamed: false,
+        request_id: None,
     }
 }
 
@@ -236,8 +242,11 @@ async fn nothing_is_lost_or_doubled_in_two_thousand_requests_to_a_failing_provid
     let (answered, tokens) = (answered.into_inner(), journal.tokens.load(Ordering::SeqCst));
     assert_eq!(answered, journal.completed.load(Ordering::SeqCst));
     assert!(answered > 500 && refused.into_inner() > 500);
+    // What breaks off is kept with an estimate: two tokens of "Hello" and two of "Half an ".
+    let broken = journal.broken.load(Ordering::SeqCst);
+    let tokens = tokens + 4 * broken;
     for what in ["ledger", "questions", "answers", "conversations"] {
-        assert_eq!(count(user, what).await, answered, "{what}");
+        assert_eq!(count(user, what).await, answered + broken, "{what}");
     }
     assert_eq!((count(user, "ledger tokens").await, count(user, "reservations").await), (tokens, 0));
     assert_eq!(month(user).await, (tokens, 0));
@@ -308,4 +317,25 @@ async fn tokens_of_dead_functions_come_back() {
     reservation.settle(&mut connection, 100).await.unwrap();
     let quota = reservation.settle(&mut connection, 0).await.unwrap();
     assert_eq!((quota.used, quota.reserved), (100, 0));
+}
+
+/// However many conversations somebody has, a page of them is read from an index, in order; words are looked up.
+#[tokio::test]
+async fn pages_and_searches_are_read_from_indexes() {
+    let pool = database().pool().clone();
+    // Rolled back: nobody else sees the conversations.
+    let mut transaction = pool.begin().await.unwrap();
+    let talker = Talker::new(&mut transaction, 20_000, 2_000).await.unwrap();
+    for (question, index) in [
+        (Question::List, "conversations_by_activity"),
+        (Question::Search("seldom"), "messages_terms"),
+        (Question::Search("seldom"), "conversations_terms"),
+        (Question::Messages, "messages_pkey"),
+    ] {
+        let plan = talker.plan(&mut transaction, question).await.unwrap().join("\n");
+        assert!(plan.contains(index), "{question:?} goes without {index}:\n{plan}");
+        assert!(!plan.contains("Seq Scan on messages"), "{question:?} reads all messages:\n{plan}");
+        assert!(question != Question::List || !plan.contains("Sort"), "{question:?} sorts:\n{plan}");
+    }
+    transaction.rollback().await.unwrap();
 }

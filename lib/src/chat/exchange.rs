@@ -78,6 +78,8 @@ pub struct Ask {
     pub max_tokens: Option<i64>,
     /// Whether the answer will be streamed.
     pub streamed: bool,
+    /// What all tries of the same request have in common, if the client can repeat it.
+    pub request_id: Option<Uuid>,
 }
 
 /// An answer that was sent whole.
@@ -101,6 +103,32 @@ pub struct Reply {
     /// Who should have answered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fallback_from: Option<ProviderId>,
+}
+
+impl Reply {
+    /// The same as a stream, in one piece.
+    ///
+    /// # Errors
+    /// None in practice: when the quota cannot be written as JSON.
+    pub fn events(&self) -> Result<[StreamEvent; 3]> {
+        Ok([
+            StreamEvent::Start(Start {
+                stream_id: Uuid::now_v7(),
+                conversation_id: self.conversation_id,
+                message_id: self.message.id,
+                provider: self.provider.clone(),
+                model: self.model.clone(),
+                fallback_from: self.fallback_from.map(|provider| provider.to_string()),
+            }),
+            StreamEvent::Delta(self.message.content.clone()),
+            StreamEvent::Done(Done {
+                message_id: self.message.id,
+                usage: self.usage.clone(),
+                finish_reason: self.finish_reason,
+                quota: serde_json::to_value(self.quota)?,
+            }),
+        ])
+    }
 }
 
 /// An answer that has begun.
@@ -155,6 +183,15 @@ impl Chat {
         let deadline = started + longest;
         let ttft_ms = millis(started);
         Ok(Answer { chat: self, exchange, begun, prompt_tokens, trace: visit.trace, started, ttft_ms, deadline })
+    }
+
+    /// The answer that an earlier try of the same request has stored, if there is one.
+    ///
+    /// # Errors
+    /// 404 when it was deleted since.
+    pub async fn answered(&self, user_id: Uuid, request_id: Uuid) -> Result<Option<Reply>> {
+        let mut connection = self.database.pool().acquire().await?;
+        record::answered(&mut connection, user_id, request_id).await
     }
 
     /// Everything before the provider is called: one connection, three statements.
@@ -212,6 +249,7 @@ impl Chat {
             requested_model: ask.model.unwrap_or_else(|| chosen.model.id.clone()),
             chosen: chosen.clone(),
             streamed: ask.streamed,
+            request_id: ask.request_id,
             reservation,
         };
         Ok((exchange, Call { choice: chosen, system, turns, max_tokens, temperature: ask.temperature }))
@@ -268,20 +306,20 @@ impl Answer {
     /// The whole answer, stored.
     ///
     /// # Errors
-    /// The provider's failure if the answer breaks off: nobody has seen any of it, so nothing is stored and
-    /// nothing spent.
+    /// The provider's failure if the answer breaks off. What was produced is kept and billed, like a stream's,
+    /// and the problem says where it is.
     pub async fn complete(mut self) -> Result<Reply> {
         let mut reader = Reader::default();
         let produced = self.generate(&mut reader).await;
-        let (chat, trace) = (self.chat, self.trace);
-        if let Some(failure) = produced.failure {
-            let class = failure.class(true);
-            chat.give_up(&self.exchange, class, self.begun.attempts, millis(self.started), &trace).await;
-            return Err(failure.into());
-        }
+        let failure = produced.failure.clone();
         let outcome = self.outcome(produced);
-        let stored = chat.store(&self.exchange, &outcome, &trace).await?;
-        Ok(self.reply(outcome, &stored))
+        let stored = self.chat.store(&self.exchange, &outcome, &self.trace).await?;
+        match failure {
+            None => Ok(self.reply(outcome, &stored)),
+            Some(failure) => Err(Error::from(failure)
+                .with("conversationId", stored.conversation_id.to_string().into())
+                .with("messageId", self.exchange.answer_id.to_string().into())),
+        }
     }
 
     /// The answer as it comes. It is produced and stored whether or not it is read to the end.

@@ -6,7 +6,8 @@ use uuid::Uuid;
 
 use crate::billing::plan::Plan;
 use crate::chat::catalogue::{Catalogue, Choice, ProviderId};
-use crate::chat::conversation::title_of;
+use crate::chat::conversation::{Message, title_of, usage_json};
+use crate::chat::exchange::Reply;
 use crate::chat::provider::{FinishReason, Role, Turn, Usage};
 use crate::chat::quota::{Quota, Reservation};
 use crate::chat::search;
@@ -144,6 +145,64 @@ pub async fn last_question(connection: &mut PgConnection, conversation: Uuid) ->
     })
 }
 
+/// The answer that was stored for a request in the last 24 hours, unless it broke off.
+///
+/// # Errors
+/// 404 when it was billed and deleted since.
+pub async fn answered(connection: &mut PgConnection, user_id: Uuid, request_id: Uuid) -> Result<Option<Reply>> {
+    let row = sqlx::query!(
+        r#"SELECT l.id, l.provider, l.model, l.input_tokens, l.cached_input_tokens, l.output_tokens,
+               l.reasoning_tokens, l.cost_micro_usd, l.estimated, m.conversation_id AS "conversation_id?",
+               m.content AS "content?", m.finish_reason, m.created_at AS "created_at?", u.plan,
+               coalesce(q.used, 0) AS "used!", coalesce(q.reserved, 0) AS "reserved!"
+           FROM usage_ledger l
+           JOIN users u ON u.id = l.user_id
+           LEFT JOIN messages m ON m.id = l.id
+           LEFT JOIN quota_periods q
+                ON q.user_id = l.user_id AND q.period = date_trunc('month', now() AT TIME ZONE 'UTC')::date
+           WHERE l.request_id = $1 AND l.user_id = $2 AND l.created_at > now() - interval '24 hours'
+               AND m.finish_reason IS DISTINCT FROM 'error'
+           ORDER BY l.created_at DESC LIMIT 1"#,
+        request_id,
+        user_id,
+    )
+    .fetch_optional(connection)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    let (Some(conversation_id), Some(content), Some(created_at)) = (row.conversation_id, row.content, row.created_at)
+    else {
+        return Err(Error::not_found("answer"));
+    };
+    let usage = Usage {
+        input_tokens: row.input_tokens,
+        cached_input_tokens: row.cached_input_tokens,
+        output_tokens: row.output_tokens,
+        reasoning_tokens: row.reasoning_tokens,
+        estimated: row.estimated,
+        ..Usage::default()
+    };
+    let usage = usage_json(&usage, row.cost_micro_usd);
+    Ok(Some(Reply {
+        conversation_id,
+        finish_reason: row.finish_reason.as_deref().and_then(FinishReason::stored).unwrap_or(FinishReason::Stop),
+        message: Message {
+            id: row.id,
+            role: "assistant".to_owned(),
+            content,
+            provider: Some(row.provider.clone()),
+            model: Some(row.model.clone()),
+            usage: Some(usage.clone()),
+            finish_reason: row.finish_reason,
+            created_at,
+        },
+        usage,
+        provider: row.provider,
+        model: row.model,
+        quota: Quota::new(Plan::stored(&row.plan)?, row.used, row.reserved),
+        fallback_from: None,
+    }))
+}
+
 /// What an exchange is about, fixed before it begins.
 #[derive(Debug, Clone)]
 pub struct Exchange {
@@ -173,6 +232,8 @@ pub struct Exchange {
     pub requested_model: String,
     /// Whether the answer is streamed.
     pub streamed: bool,
+    /// What all tries of the same request have in common.
+    pub request_id: Option<Uuid>,
     /// The tokens set aside.
     pub reservation: Reservation,
 }
@@ -245,8 +306,9 @@ impl Exchange {
         let usage = &outcome.usage;
         let written = sqlx::query!(
             "INSERT INTO usage_ledger (id, user_id, period, conversation_id, provider, model, input_tokens,
-                 cached_input_tokens, output_tokens, reasoning_tokens, cost_micro_usd, price_version, estimated)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) ON CONFLICT DO NOTHING",
+                 cached_input_tokens, output_tokens, reasoning_tokens, cost_micro_usd, price_version, estimated,
+                 request_id)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) ON CONFLICT DO NOTHING",
             self.answer_id,
             self.subject.user_id,
             self.reservation.month(),
@@ -260,6 +322,7 @@ impl Exchange {
             cost,
             cost.map(|_| Catalogue::get().map(Catalogue::price_version)).transpose()?,
             usage.estimated,
+            self.request_id,
         )
         .execute(connection)
         .await?;

@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use crate::chat::ai_sdk::{ChatId, LastQuestion, Trigger};
 use crate::chat::catalogue::ProviderId;
-use crate::chat::exchange::{Ask, Chat};
+use crate::chat::exchange::{Ask, Chat, Reply};
 use crate::chat::fields::{MaxTokens, MessageText, ModelId, SystemPrompt, Temperature};
 use crate::chat::record::Named;
 use crate::chat::stream::{Protocol, StreamEvent};
@@ -34,12 +34,20 @@ impl Answers {
     ///
     /// # Errors
     /// Those of the idempotency key and of [`Chat::ask`].
-    pub async fn answer(&'static self, request: &Request, ask: Ask, protocol: Protocol) -> Result<Response> {
+    pub async fn answer(&'static self, request: &Request, mut ask: Ask, protocol: Protocol) -> Result<Response> {
         let ticket = match self.idempotency.claim(request).await? {
             Claim::Kept(kept) => return replay(kept, protocol),
             Claim::Fresh(ticket) => ticket,
         };
         let streamed = ask.streamed;
+        if let Some(ticket) = &ticket {
+            ask.request_id = Some(ticket.work_id());
+        }
+        if let Some(ticket) = ticket.as_ref().filter(|ticket| ticket.takes_over())
+            && let Some(reply) = self.chat.answered(ask.user_id, ticket.work_id()).await?
+        {
+            return repeat(&reply, protocol, streamed);
+        }
         let outcome = match self.chat.ask(ask, &request.visit(), request.time_left).await {
             Ok(answer) if streamed => return Ok(respond(protocol, answer.stream(protocol, ticket))),
             Ok(answer) => answer.complete().await.and_then(|reply| Response::ok(&reply)),
@@ -60,6 +68,15 @@ pub fn respond(protocol: Protocol, chunks: Chunks) -> Response {
         Protocol::Native => response,
         Protocol::AiSdk => response.with("x-vercel-ai-ui-message-stream", "v1"),
     }
+}
+
+/// An answer that was stored by a function which died before it could keep its reply.
+fn repeat(reply: &Reply, protocol: Protocol, streamed: bool) -> Result<Response> {
+    if !streamed {
+        return Response::ok(reply);
+    }
+    let encoded: Vec<_> = (1..).zip(reply.events()?).map(|(id, event)| protocol.encode(id, &event)).collect();
+    Ok(respond(protocol, Box::pin(stream::iter(encoded))))
 }
 
 /// A kept answer, in the form that it had.
@@ -170,6 +187,7 @@ impl Options {
             temperature: self.temperature.map(|temperature| temperature.0),
             max_tokens: self.max_tokens.map(|tokens| tokens.0),
             streamed,
+            request_id: None,
         }
     }
 }

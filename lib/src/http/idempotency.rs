@@ -4,7 +4,7 @@
 //! be taken over once that function must have ended. Successes and declined cards are kept, other failures
 //! give the key back.
 
-use aws_sdk_dynamodb::types::{AttributeValue, ReturnValuesOnConditionCheckFailure};
+use aws_sdk_dynamodb::types::{AttributeValue, ReturnValue, ReturnValuesOnConditionCheckFailure};
 use http::StatusCode;
 use serde_json::Value;
 use time::Duration;
@@ -79,6 +79,7 @@ impl Idempotency {
             ),
             id: Uuid::now_v7(),
             digest: digest(request)?,
+            takes_over: false,
         };
         let put = self
             .table
@@ -96,11 +97,12 @@ impl Idempotency {
             )
             .expression_attribute_values(":now", epoch_seconds(now))
             .expression_attribute_values(":digest", binary(&ticket.digest))
+            .return_values(ReturnValue::AllOld)
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
             .send()
             .await;
         let error = match put {
-            Ok(_) => return Ok(Claim::Fresh(Some(ticket))),
+            Ok(old) => return Ok(Claim::Fresh(Some(Ticket { takes_over: old.attributes.is_some(), ..ticket }))),
             Err(error) => error,
         };
         let Some(item) = error.as_service_error().and_then(|error| match error {
@@ -176,10 +178,19 @@ pub struct Ticket {
     /// Names this claim among those that took the key over.
     id: Uuid,
     digest: [u8; 32],
+    takes_over: bool,
 }
 
 impl Ticket {
-    fn work_id(&self) -> Uuid {
+    /// Whether an earlier try of the request came to no reply: it may have done its work and died after it.
+    #[must_use]
+    pub fn takes_over(&self) -> bool {
+        self.takes_over
+    }
+
+    /// What all tries of the same request have in common.
+    #[must_use]
+    pub fn work_id(&self) -> Uuid {
         let mut bytes = [0; 16];
         bytes.copy_from_slice(&crypto::hmac(&self.digest, &[self.pk.as_bytes()])[..16]);
         uuid::Builder::from_custom_bytes(bytes).into_uuid()

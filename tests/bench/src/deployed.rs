@@ -13,7 +13,15 @@ pub type Environment = BTreeMap<String, String>;
 /// The deployed functions.
 pub struct Deployed {
     environments: BTreeMap<String, Environment>,
+    addresses: Environment,
     binaries: PathBuf,
+}
+
+/// What the stack tells.
+#[derive(serde::Deserialize)]
+struct Told {
+    functions: BTreeMap<String, Environment>,
+    addresses: Environment,
 }
 
 /// The repository.
@@ -38,8 +46,14 @@ impl Deployed {
             let reason = String::from_utf8_lossy(&output.stderr).trim().lines().last().unwrap_or_default().to_owned();
             return Err(format!("the stack does not tell its functions ({reason}); run `make up` first"));
         }
-        let environments = serde_json::from_slice(&output.stdout).map_err(|error| error.to_string())?;
-        Ok(Self { environments, binaries })
+        let told: Told = serde_json::from_slice(&output.stdout).map_err(|error| error.to_string())?;
+        Ok(Self { environments: told.functions, addresses: told.addresses, binaries })
+    }
+
+    /// An address of the stack, by the name of its variable.
+    #[must_use]
+    pub fn address(&self, name: &str) -> Option<&str> {
+        self.addresses.get(name).map(String::as_str)
     }
 
     /// Every function's name.

@@ -4,6 +4,7 @@
 //! it, which is when Lambda would have frozen the sandbox.
 
 pub mod deployed;
+pub mod plans;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;

@@ -2,6 +2,7 @@
 //!
 //! Nothing here passes or fails: the figures depend on the machine, the ratios less so.
 
+mod chat;
 mod figures;
 mod functions;
 mod rebuild;
@@ -12,7 +13,7 @@ use std::process::ExitCode;
 
 use sandbox::deployed::Deployed;
 
-const USAGE: &str = "usage: bench [--profile stack|test] [--rebuild] [FUNCTION ...]";
+const USAGE: &str = "usage: bench [--profile stack|test] [--rebuild] [chat | FUNCTION ...]";
 
 struct Arguments {
     profile: String,
@@ -47,9 +48,16 @@ fn arguments() -> Result<Arguments, String> {
 fn run(arguments: &Arguments) -> Result<(), String> {
     let own = std::env::current_exe().map_err(|error| error.to_string())?;
     let deployed = Deployed::read(&arguments.profile, own.parent().map(Path::to_owned).unwrap_or_default())?;
-    functions::measure(&deployed, &arguments.only)?;
+    let is_asked = |what: &str| arguments.only.is_empty() || arguments.only.iter().any(|only| only == what);
+    let functions: Vec<_> = arguments.only.iter().filter(|only| *only != "chat").cloned().collect();
+    if arguments.only.is_empty() || !functions.is_empty() {
+        functions::measure(&deployed, &functions)?;
+    }
     if arguments.only.is_empty() {
         routes::measure(&deployed)?;
+    }
+    if is_asked("chat") {
+        chat::measure(&deployed)?;
     }
     if arguments.rebuild {
         rebuild::measure()?;

@@ -1,9 +1,11 @@
 //! A client that checks on every reply what every reply must have, and the people who use it.
 
+use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use sandbox::deployed::Deployed;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -44,8 +46,12 @@ pub struct Api {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the tests' one home of environment access")]
-fn variable(name: &str) -> String {
-    std::env::var(name).unwrap_or_else(|_| {
+pub fn optional_variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+pub fn variable(name: &str) -> String {
+    optional_variable(name).unwrap_or_else(|| {
         panic!("{name} is not set: these tests need a running stack; `make test` starts one and runs them")
     })
 }
@@ -308,6 +314,38 @@ impl Reply {
         attributes.sort();
         Some((value, attributes))
     }
+}
+
+/// The text of another server's page.
+pub async fn plain_get(url: &str) -> String {
+    client().get(url).send().await.unwrap().error_for_status().unwrap().text().await.unwrap()
+}
+
+/// What ClickHouse answers to a statement.
+pub async fn clickhouse(statement: &str) -> String {
+    let call = client().post(format!("{}/?database={}", variable("CLICKHOUSE_URL"), variable("CLICKHOUSE_DATABASE")));
+    let call = call.header("x-clickhouse-user", variable("CLICKHOUSE_USER"));
+    let call = call.header("x-clickhouse-key", variable("CLICKHOUSE_PASSWORD"));
+    call.body(statement.to_owned()).send().await.unwrap().error_for_status().unwrap().text().await.unwrap()
+}
+
+/// A call of one of the emulator's services that speak JSON.
+pub async fn aws(service: &str, target: &str, body: &Value) -> Value {
+    let credential = format!("AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/{service}/aws4_request");
+    let call = client().post(variable("AWS_ENDPOINT_URL")).header("x-amz-target", target);
+    let call = call.header("content-type", "application/x-amz-json-1.0");
+    let call = call.header("authorization", format!("{credential}, SignedHeaders=host, Signature=0"));
+    let reply = call.body(body.to_string()).send().await.unwrap();
+    let (status, text) = (reply.status(), reply.text().await.unwrap());
+    assert!(status.is_success(), "{target}: {text}");
+    if text.is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap() }
+}
+
+/// A variable of a deployed function's environment.
+pub fn function_variable(function: &str, name: &str) -> String {
+    static DEPLOYED: OnceLock<Deployed> = OnceLock::new();
+    let deployed = DEPLOYED.get_or_init(|| Deployed::read(&variable("STACK_PROFILE"), PathBuf::new()).unwrap());
+    deployed.environment(function)[name].clone()
 }
 
 /// What a deployed function answers to an event.

@@ -1,2 +1,3 @@
+mod dead_letters;
 mod figures;
 mod users;

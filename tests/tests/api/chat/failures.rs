@@ -24,10 +24,19 @@ through_both_doors! {
         nothing_is_left_behind(&api, &person).await;
     }
 
-    async fn an_answer_that_breaks_off_whole_leaves_nothing(api: Api) {
+    async fn an_answer_that_breaks_off_whole_keeps_and_bills_what_came(api: Api) {
         let person = api.sign_up().await;
-        say(&api, &person, json!({"message": "AIMOCK:disconnect"})).await.expect_problem(502, "provider_unavailable");
-        nothing_is_left_behind(&api, &person).await;
+        let refused = say(&api, &person, json!({"message": "AIMOCK:disconnect"})).await;
+        let refused = refused.expect_problem(502, "provider_unavailable");
+        let path = format!("/api/chat/conversations/{}", refused.text_at("/conversationId"));
+        let read = api.get(&path).bearer(&person.jwt).send().await.expect_status(200);
+        assert_eq!(read.body["messages"][0]["content"], "AIMOCK:disconnect");
+        let answer = &read.body["messages"][1];
+        assert_eq!((&answer["id"], &answer["finishReason"]), (&refused.body["messageId"], &json!("error")));
+        assert!(!answer["content"].as_str().unwrap().is_empty());
+        let usage = api.get("/api/chat/usage").bearer(&person.jwt).send().await.expect_status(200);
+        assert_eq!(usage.body["tokens"]["used"], answer["usage"]["totalTokens"]);
+        assert_eq!(usage.body["tokens"]["reserved"], 0);
     }
 
     async fn a_stream_that_breaks_off_keeps_and_bills_what_came(api: Api) {

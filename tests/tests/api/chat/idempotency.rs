@@ -2,6 +2,25 @@ use serde_json::json;
 
 use crate::support::*;
 
+/// Leaves the key as a function does that dies between its commit and keeping the reply, once it must have ended.
+async fn lose_the_reply(person: &Person, key: &str) {
+    let table = function_variable("chat-send", "IDEMPOTENCY_TABLE");
+    let route = function_variable("chat-send", "ROUTE");
+    let digest = ring::digest::digest(&ring::digest::SHA256, key.as_bytes());
+    let digest: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    let pk = json!({"pk": {"S": format!("{}#{route}#{digest}", person.id)}});
+    eventually("the kept reply", || async {
+        let item = aws("dynamodb", "DynamoDB_20120810.GetItem", &json!({"TableName": table, "Key": pk})).await;
+        item["Item"]["reply"].is_object().then_some(())
+    })
+    .await;
+    let change = json!({
+        "TableName": table, "Key": pk, "UpdateExpression": "SET ends_at = :past REMOVE reply",
+        "ExpressionAttributeValues": {":past": {"N": "1"}},
+    });
+    aws("dynamodb", "DynamoDB_20120810.UpdateItem", &change).await;
+}
+
 through_both_doors! {
     async fn a_repeated_request_gets_the_first_reply(api: Api) {
         let person = api.sign_up().await;
@@ -29,6 +48,34 @@ through_both_doors! {
             call.body("application/json", reordered).send().await.expect_status(200);
             let other = json!({"message": "Other", "stream": stream});
             send(&other).await.expect_problem(422, "idempotency_key_reused");
+        }
+        let list = api.get("/api/chat/conversations").bearer(&person.jwt).send().await.expect_status(200);
+        assert_eq!(list.body["conversations"].as_array().unwrap().len(), 2);
+    }
+
+    async fn a_function_that_dies_before_it_keeps_its_reply_is_not_billed_twice(api: Api) {
+        let person = api.sign_up().await;
+        for stream in [false, true] {
+            let key = format!("lost {stream}");
+            let body = json!({"message": "Hello", "stream": stream});
+            let send = || api.post("/api/chat").bearer(&person.jwt).header("idempotency-key", &key).json(&body).send();
+            let spent = || async { api.get("/api/chat/usage").bearer(&person.jwt).send().await.body["tokens"]["used"].clone() };
+            let first = send().await.expect_status(200);
+            let used = spent().await;
+            lose_the_reply(&person, &key).await;
+            let again = send().await.expect_status(200);
+            if stream {
+                let events = |reply: &Reply, name: &str| {
+                    let mut lines = reply.text.lines().skip_while(|line| *line != format!("event: {name}")).skip(1);
+                    serde_json::from_str::<serde_json::Value>(lines.next().unwrap().strip_prefix("data: ").unwrap()).unwrap()
+                };
+                assert_eq!(events(&again, "start")["messageId"], events(&first, "start")["messageId"]);
+                assert_eq!(events(&again, "done"), events(&first, "done"));
+            } else {
+                assert_eq!((&again.body["message"]["id"], &again.body["usage"]), (&first.body["message"]["id"], &first.body["usage"]));
+                assert_eq!((&again.body["conversationId"], &again.body["quota"]), (&first.body["conversationId"], &first.body["quota"]));
+            }
+            assert_eq!(spent().await, used, "stream: {stream}");
         }
         let list = api.get("/api/chat/conversations").bearer(&person.jwt).send().await.expect_status(200);
         assert_eq!(list.body["conversations"].as_array().unwrap().len(), 2);

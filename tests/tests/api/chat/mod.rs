@@ -1,4 +1,5 @@
 mod ai_sdk;
+mod chaos;
 mod conversations;
 mod failures;
 mod idempotency;

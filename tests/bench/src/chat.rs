@@ -1,0 +1,224 @@
+//! What an answer through port 4000 costs beyond the provider's own: every figure next to a direct call to the
+//! same stand-in, taken in turns. And how Postgres answers for somebody with very many conversations.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::try_join_all;
+use sandbox::deployed::{Deployed, random_address};
+use sandbox::plans::{Question, Talker};
+use serde_json::{Value, json};
+use sqlx::postgres::PgConnection;
+use sqlx::{Connection, Executor};
+use uuid::Uuid;
+
+use crate::figures::{median, millis, print, quantile};
+
+const WARM_UP: usize = 5;
+const SAMPLES: usize = 60;
+const AT_ONCE: usize = 8;
+const CONVERSATIONS: i32 = 100_000;
+const MESSAGES: i32 = 2_000;
+/// Requests over which processor time is taken; the kernel counts it in hundredths of a second.
+const CPU_REQUESTS: u32 = 200;
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Prints all of it.
+pub(crate) fn measure(deployed: &Deployed) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    runtime.map_err(|error| error.to_string())?.block_on(run(deployed)).map_err(|error| error.to_string())
+}
+
+async fn run(deployed: &Deployed) -> Result<(), Failure> {
+    let stack = Stack::of(deployed)?;
+    streams(&stack).await?;
+    processor_time(&stack).await?;
+    conversations(&stack).await
+}
+
+/// The two doors and the database.
+struct Stack {
+    client: reqwest::Client,
+    api: String,
+    model: String,
+    database: String,
+    runtime: String,
+}
+
+/// Times of one stream, since its request.
+struct Stream {
+    first: Duration,
+    total: Duration,
+}
+
+impl Stack {
+    fn of(deployed: &Deployed) -> Result<Self, Failure> {
+        let address = |name: &str| deployed.address(name).ok_or(format!("{name} is unknown")).map(str::to_owned);
+        // Refused only where one is installed already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let client = reqwest::Client::builder().tcp_nodelay(true).build()?;
+        Ok(Self {
+            client,
+            api: address("API_URL")?,
+            model: address("LLM_URL")?,
+            database: address("DATABASE_URL")?,
+            runtime: address("RUNTIME_URL")?,
+        })
+    }
+
+    async fn sign_up(&self) -> Result<String, Failure> {
+        let email = format!("bench-{}@example.com", Uuid::now_v7().simple());
+        let body = json!({ "email": email, "password": "correct horse battery", "transport": "bearer" });
+        let call =
+            self.client.post(format!("{}/api/auth/signup", self.api)).header("x-forwarded-for", random_address());
+        let text = call.header("content-type", "application/json").body(body.to_string()).send().await?.text().await?;
+        let reply: Value = serde_json::from_str(&text)?;
+        Ok(reply["token"].as_str().ok_or(text)?.to_owned())
+    }
+
+    async fn ask(&self, bearer: &str, message: &str) -> Result<Stream, Failure> {
+        let body = json!({ "message": message, "stream": true, "maxTokens": 100, "model": "gpt-4o-mini" });
+        let call = self.client.post(format!("{}/api/chat", self.api)).bearer_auth(bearer);
+        timed(call.header("x-forwarded-for", random_address()), &body, "event: delta").await
+    }
+
+    async fn ask_model(&self, message: &str) -> Result<Stream, Failure> {
+        let body = json!({
+            "model": "gpt-4o-mini", "stream": true, "stream_options": { "include_usage": true }, "max_tokens": 100,
+            "messages": [{ "role": "user", "content": message }],
+        });
+        let call = self.client.post(format!("{}/v1/chat/completions", self.model)).bearer_auth("bench");
+        timed(call, &body, "\"content\":\"").await
+    }
+}
+
+async fn timed(call: reqwest::RequestBuilder, body: &Value, mark: &str) -> Result<Stream, Failure> {
+    let call = call.header("content-type", "application/json").body(body.to_string());
+    let started = Instant::now();
+    let mut response = call.send().await?;
+    let (status, mut text, mut first) = (response.status(), String::new(), None);
+    while let Some(chunk) = response.chunk().await? {
+        text.push_str(&String::from_utf8_lossy(&chunk));
+        // An empty first piece announces the speaker.
+        if first.is_none() && text.replace("\"content\":\"\"", "").contains(mark) {
+            first = Some(started.elapsed());
+        }
+    }
+    let first = first.ok_or_else(|| format!("{status}: {text}"))?;
+    Ok(Stream { first, total: started.elapsed() })
+}
+
+async fn streams(stack: &Stack) -> Result<(), Failure> {
+    let heads = ["", "at once", "through 4000 ms", "direct ms", "added ms", "added p95 ms"];
+    let mut rows = vec![heads.map(str::to_owned).to_vec()];
+    for (name, message, at_once) in [
+        ("first delta", "Hello", 1),
+        ("first delta", "Hello", AT_ONCE),
+        ("first delta of 32 pieces", "AIMOCK:pieces", 1),
+        ("first delta of 32 pieces", "AIMOCK:pieces", AT_ONCE),
+    ] {
+        let people = try_join_all((0..at_once).map(|_| stack.sign_up())).await?;
+        let (mut through, mut direct) = (Vec::new(), Vec::new());
+        for round in 0..WARM_UP + SAMPLES / if at_once > 1 { 4 } else { 1 } {
+            let api = try_join_all(people.iter().map(|bearer| stack.ask(bearer, message))).await?;
+            let bare = try_join_all(people.iter().map(|_| stack.ask_model(message))).await?;
+            if round >= WARM_UP {
+                through.extend(api);
+                direct.extend(bare);
+            }
+        }
+        let mut row = |name: &str, of: fn(&Stream) -> Duration| {
+            let (through, direct): (Vec<_>, Vec<_>) =
+                (through.iter().map(of).collect(), direct.iter().map(of).collect());
+            let added = |part: f64| millis(quantile(&through, part).saturating_sub(quantile(&direct, part)));
+            let medians = [millis(median(&through)), millis(median(&direct))];
+            rows.push(
+                [vec![name.to_owned(), at_once.to_string()], medians.to_vec(), vec![added(0.5), added(0.95)]].concat(),
+            );
+        };
+        row(name, |stream| stream.first);
+        if message != "Hello" {
+            row("the same to its end", |stream| stream.total);
+        }
+    }
+    println!("\nPOST /api/chat streamed on port 4000, next to the provider's stand-in itself");
+    println!("(targets: first delta 5 ms more at 1 and at {AT_ONCE} at once, 32 pieces 10 ms more)\n");
+    print(&rows);
+    Ok(())
+}
+
+/// Processor time of a request, in the function and in the database.
+async fn processor_time(stack: &Stack) -> Result<(), Failure> {
+    let mut database = PgConnection::connect(&stack.database).await?;
+    let mut people = Vec::new();
+    for _ in 0..4 {
+        people.push(stack.sign_up().await?);
+    }
+    let functions = processes_with(&format!("AWS_LAMBDA_RUNTIME_API={}/.rt/chat-send", stack.runtime));
+    let before = (ticks(&functions), ticks(&backends(&mut database).await?));
+    for turn in 0..CPU_REQUESTS {
+        stack.ask(&people[turn as usize % people.len()], "Hello").await?;
+    }
+    let after = (ticks(&functions), ticks(&backends(&mut database).await?));
+    let each = |ticks: u64| millis(Duration::from_millis(ticks * 10) / CPU_REQUESTS);
+    println!("\nProcessor time of a streamed request, over {CPU_REQUESTS} of them (target: 3 ms)\n");
+    let (function, postgres) = (after.0.saturating_sub(before.0), after.1.saturating_sub(before.1));
+    print(&[
+        vec!["chat-send ms".to_owned(), each(function)],
+        vec!["Postgres ms".to_owned(), each(postgres)],
+        vec!["together ms".to_owned(), each(function + postgres)],
+    ]);
+    if functions.is_empty() {
+        return Err("no process of chat-send was found".into());
+    }
+    Ok(())
+}
+
+/// Processes with this entry in their environment.
+fn processes_with(entry: &str) -> Vec<i32> {
+    let folders = std::fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
+    let has = |environment: Vec<u8>| environment.split(|byte| *byte == 0).any(|found| found == entry.as_bytes());
+    folders
+        .filter(|folder| std::fs::read(folder.path().join("environ")).is_ok_and(has))
+        .filter_map(|folder| folder.file_name().to_string_lossy().parse().ok())
+        .collect()
+}
+
+async fn backends(database: &mut PgConnection) -> Result<Vec<i32>, Failure> {
+    let others = "SELECT pid FROM pg_stat_activity WHERE pid <> pg_backend_pid()";
+    Ok(sqlx::query_scalar(others).fetch_all(database).await?)
+}
+
+/// Hundredths of a second that the processes have run.
+fn ticks(processes: &[i32]) -> u64 {
+    let of = |process: &i32| {
+        let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+        // The fields after the name, which may have spaces: the 12th and 13th are user and system time.
+        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        Some(fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?)
+    };
+    processes.iter().filter_map(of).sum()
+}
+
+async fn conversations(stack: &Stack) -> Result<(), Failure> {
+    let mut database = PgConnection::connect(&stack.database).await?;
+    let talker = Talker::new(&mut database, CONVERSATIONS, MESSAGES).await?;
+    database.execute("VACUUM ANALYZE conversations").await?;
+    database.execute("VACUUM ANALYZE messages").await?;
+    println!("\nPostgres with {CONVERSATIONS} conversations of one user (target: 10 ms)");
+    for (name, question) in [
+        ("GET /api/chat/conversations", Question::List),
+        ("?q= a word of one conversation in a thousand", Question::Search("seldom")),
+        ("?q= a word of one in a hundred", Question::Search("often")),
+        ("?q= a word of all", Question::Search("words")),
+        ("first page of 2,000 messages", Question::Messages),
+    ] {
+        let mut plan = Vec::new();
+        for _ in 0..3 {
+            plan = talker.plan(&mut database, question).await?;
+        }
+        println!("\n{name}\n  {}", plan.join("\n  "));
+    }
+    sqlx::query("DELETE FROM users WHERE id = $1").bind(talker.user).execute(&mut database).await?;
+    Ok(())
+}
