@@ -105,7 +105,10 @@ async fn a_stream_is_stopped_keeps_what_came_and_is_read_by_two() {
     let path = format!("/api/chat/conversations/{}", all[0].2["conversationId"].as_str().unwrap());
     let read = api.get(&path).bearer(&person.jwt).send().await.expect_status(200);
     let said: String = all.iter().filter_map(|event| event.2["text"].as_str()).collect();
-    assert_eq!((&read.body["messages"][1]["content"], &read.body["messages"][1]["finishReason"]), (&json!(said), &json!("stopped")));
+    assert_eq!(
+        (&read.body["messages"][1]["content"], &read.body["messages"][1]["finishReason"]),
+        (&json!(said), &json!("stopped"))
+    );
 }
 
 /// Whoever leaves in the middle finds the answer stored.
