@@ -9,7 +9,7 @@ SERVE = $(RUN)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status logs reset watch invoke seed migrate build test check bench
+.PHONY: help up down status logs reset watch invoke renew seed migrate build test check bench
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ watch: ## Rebuild functions on save, served on port 9000 beside the stack
 
 invoke: ## Run one function with its sample event (FUNCTION=auth-signin)
 	@$(RUN) invoke $(FUNCTION)
+
+renew: ## Move a subscription on to its next renewal (SUBSCRIPTION=sub_...)
+	@$(RUN) renew $(SUBSCRIPTION)
 
 seed: ## Fill analytics with a history (EVENTS=100000)
 	@$(RUN) seed $(or $(EVENTS),100000)

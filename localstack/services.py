@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -64,6 +65,15 @@ def answers(url: str) -> bool:
         return True
     except OSError:
         return False
+
+
+def ask(url: str, body: dict) -> dict:
+    """The JSON that comes of posting JSON; a refusal is its own sentence."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode()), timeout=60) as reply:
+            return json.loads(reply.read())
+    except urllib.error.HTTPError as error:
+        raise Failure(json.loads(error.read())["error"]["message"]) from None
 
 
 def listens(port: int) -> bool:
@@ -172,7 +182,7 @@ def _model_mock(profile: Profile) -> Program:
 def _stripe(profile: Profile) -> Program:
     return Program(
         "stripe",
-        [PYTHON, "-m", "servers.stripe", str(profile.port("stripe"))],
+        [PYTHON, "-m", "servers.stripe", str(profile.port("stripe")), str(profile.data / "stripe")],
         {
             "PYTHONPATH": str(TOOLS / "stripe-world"),
             "STRIPE_WEBHOOK_URL": f"{profile.url('router')}/api/billing/webhook",

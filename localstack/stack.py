@@ -193,6 +193,17 @@ def seed(profile: Profile, arguments: argparse.Namespace) -> None:
     seeding.seed(profile, arguments.events)
 
 
+def renew(profile: Profile, arguments: argparse.Namespace) -> None:
+    """Move a subscription's customer on to the hour after its period or trial ends, when the renewal is paid."""
+    import services
+
+    _require_running(profile)
+    wanted = {"subscription": arguments.name, "to": "renewal"}
+    answer = services.ask(f"{profile.url('stripe')}/_replica/advance", wanted)
+    for event in answer["events"]:
+        print(f"{time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(event['created']))}  {event['type']}")
+
+
 def watch(profile: Profile, _arguments: argparse.Namespace) -> int:
     """`cargo lambda watch` beside the stack: rebuilt on save, with the deployed environment."""
     import watching
@@ -275,7 +286,7 @@ def _arguments() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, run in COMMANDS.items():
         command = commands.add_parser(name, help=(run.__doc__ or "").splitlines()[0])
-        if name in ("kill", "stop", "start", "invoke", "docker"):
+        if name in ("kill", "stop", "start", "invoke", "renew", "docker"):
             command.add_argument("name")
         elif name == "seed":
             command.add_argument("events", type=int)
@@ -286,8 +297,8 @@ def _arguments() -> argparse.Namespace:
 
 COMMANDS = {
     "up": up, "down": down, "status": status, "logs": logs, "reset": reset, "build": build,
-    "migrate": migrate, "invoke": invoke, "seed": seed, "watch": watch, "env": environment, "test": test,
-    "check": check, "kill": control, "stop": control, "start": control, "docker": docker,
+    "migrate": migrate, "invoke": invoke, "seed": seed, "renew": renew, "watch": watch, "env": environment,
+    "test": test, "check": check, "kill": control, "stop": control, "start": control, "docker": docker,
 }  # fmt: skip
 
 CHANGING = ("up", "down", "reset", "test")

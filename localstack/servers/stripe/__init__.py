@@ -1,11 +1,19 @@
-"""Stripe, locally: a stateful replica of its API with signed webhooks.
+"""Stripe, locally: a stateful replica of its API with signed webhooks, offline.
 
-- ``world``: the replica itself, called in process;
+- ``world``: the replica itself, called in process, and its file;
+- ``cards``: Stripe's test cards, `pm_card_visa` and the others;
 - ``gaps``: what it leaves out of its replies and a strict client needs;
 - ``webhooks``: its events, signed and pushed as Stripe does;
-- ``__main__``: the HTTP server that joins them. Routes that the replica does
-  not have (checkout, billing portal) belong beside it as modules of their own,
-  entered into ``ROUTES``.
+- ``life``: renewals, trials, retries and whatever else comes with time;
+- ``checkout``, ``portal``, ``invoices``: routes that it lacks, entered by ``own``, and ``pages``,
+  where a person completes them or reads an invoice;
+- ``control``: routes that Stripe has not, for tests and for people, with examples;
+- ``__main__``: the HTTP server that joins them.
 
-State is in memory and starts empty.
+All state is one SQLite file in the stack's data folder: it outlives a restart.
 """
+
+import os
+
+# The replica asks for this function of newer Pythons.
+os.process_cpu_count = getattr(os, "process_cpu_count", os.cpu_count)  # type: ignore[attr-defined]

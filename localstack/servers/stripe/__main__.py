@@ -1,4 +1,4 @@
-"""Serve the Stripe replica: ``python -m servers.stripe PORT``.
+"""Serve the Stripe replica: ``python -m servers.stripe PORT FOLDER``.
 
 Webhooks go to STRIPE_WEBHOOK_URL, signed with STRIPE_WEBHOOK_SECRET.
 """
@@ -7,25 +7,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
+import logging
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 
-from servers.stripe import gaps
+from servers.stripe import checkout, control, invoices, life, pages, portal
 from servers.stripe.webhooks import Webhooks
 from servers.stripe.world import StripeWorld
 
 METHODS = ["GET", "POST", "DELETE"]
-
-# Routes that the replica lacks; they are tried before it.
-ROUTES: list[BaseRoute] = []
+TICK_SECONDS = 30
 
 
 async def health(_request: Request) -> Response:
@@ -35,38 +36,58 @@ async def health(_request: Request) -> Response:
 
 async def replica(request: Request) -> Response:
     """Everything else: the replica's reply, completed."""
-    world: StripeWorld = request.app.state.world
-    reply = await world.call(
-        request.method, request.url.path, request.url.query, list(request.headers.raw), await request.body()
+    headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw)
+    reply = await run_in_threadpool(
+        request.app.state.world.request,
+        request.method,
+        request.url.path,
+        request.url.query,
+        headers,
+        await request.body(),
     )
-    body = reply.body
-    with contextlib.suppress(ValueError):
-        value = json.loads(body)
-        gaps.fill(value)
-        body = json.dumps(value).encode()
-    headers = {
-        name.decode("latin-1"): value.decode("latin-1")
-        for name, value in reply.headers
-        if name.lower() != b"content-length"
-    }
-    return Response(body, reply.status, headers)
+    return JSONResponse(reply.body, reply.status, dict(reply.headers))
+
+
+async def keep_time(world: StripeWorld) -> None:
+    """What becomes due happens."""
+    while True:
+        await run_in_threadpool(life.catch_up, world)
+        await run_in_threadpool(checkout.expire_due, world)
+        await asyncio.sleep(TICK_SECONDS)
 
 
 @contextlib.asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
     """Push webhooks while the server runs."""
-    app.state.world = StripeWorld()
-    app.state.webhooks = Webhooks(
-        app.state.world, os.environ["STRIPE_WEBHOOK_URL"], os.environ["STRIPE_WEBHOOK_SECRET"]
-    )
-    pushing = asyncio.create_task(app.state.webhooks.run())
+    own = [*checkout.ROUTES, *portal.ROUTES, *invoices.ROUTES]
+    world = StripeWorld(Path(sys.argv[2]) / "stripe.sqlite3", f"http://127.0.0.1:{sys.argv[1]}", own)
+    app.state.world = world
+    app.state.webhooks = Webhooks(world, os.environ["STRIPE_WEBHOOK_URL"], os.environ["STRIPE_WEBHOOK_SECRET"])
+    tasks = [asyncio.create_task(app.state.webhooks.run()), asyncio.create_task(keep_time(world))]
+    for task in tasks:
+        task.add_done_callback(_ended)
     yield
-    pushing.cancel()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    world.close()
+
+
+def _ended(task: asyncio.Task) -> None:
+    """Without its webhooks or its time the server is of no use: it ends, and is started again."""
+    if not task.cancelled():
+        logging.error("a task of the server failed", exc_info=task.exception())
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def main() -> None:
     """Serve on the loopback interface until stopped."""
-    routes = [Route("/health", health), *ROUTES, Route("/{path:path}", replica, methods=METHODS)]
+    routes = [
+        Route("/health", health),
+        *control.ROUTES,
+        *pages.ROUTES,
+        Route("/{path:path}", replica, methods=METHODS),
+    ]
     app = Starlette(routes=routes, lifespan=lifespan)
     uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning")
 

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
+HOSTED = "https://pay.stripe.com/"
 
-def fill(value: Any) -> None:
+
+def fill(value: Any, url: str = "") -> None:
     """Complete a reply or an event in place, however deep its objects lie."""
     if isinstance(value, list):
         for item in value:
-            fill(item)
+            fill(item, url)
     elif isinstance(value, dict):
         if value.get("object") == "product":
             value.setdefault("type", "service")
         elif value.get("object") == "subscription_item" and isinstance(value.get("price"), dict):
             value.setdefault("plan", plan_of(value["price"]))
+        elif value.get("object") == "invoice" and url:
+            for name in ("hosted_invoice_url", "invoice_pdf"):
+                if value.get(name):
+                    value[name] = value[name].replace(HOSTED, f"{url}/").rstrip("/")
         for item in value.values():
-            fill(item)
+            fill(item, url)
 
 
 def plan_of(price: dict) -> dict:
