@@ -53,7 +53,6 @@ impl Subscription {
     pub fn read(value: &Value) -> Result<Self> {
         let item = &value["items"]["data"][0];
         let price = if item["price"].is_object() { &item["price"] } else { &item["plan"] };
-        let product = id_of(&price["product"]).unwrap_or_default();
         let period = |name: &str| moment(&value[name]).or_else(|| moment(&item[name]));
         let metadata = &value["metadata"];
         let paid = Plan::parse(metadata["paid_plan"].as_str().unwrap_or_default())
@@ -64,7 +63,7 @@ impl Subscription {
             id: text(value, "id")?,
             customer: id_of(&value["customer"]).ok_or_else(|| lacks("customer"))?,
             status: text(value, "status")?,
-            priced: product.strip_prefix(PRODUCT_PREFIX).and_then(Plan::parse),
+            priced: price["metadata"]["plan"].as_str().and_then(Plan::parse).filter(|plan| *plan != Plan::Free),
             item: item["id"].as_str().unwrap_or_default().to_owned(),
             amount: amount * item["quantity"].as_i64().unwrap_or(1),
             currency: currency(price).or_else(|| currency(value)).unwrap_or_else(|| "USD".to_owned()),
@@ -114,15 +113,6 @@ impl Subscription {
             _ => 0,
         }
     }
-}
-
-/// Products have fixed ids, so that a price tells its plan.
-const PRODUCT_PREFIX: &str = "ai_chat_";
-
-/// The id of a plan's product.
-#[must_use]
-pub fn product_id(plan: Plan) -> String {
-    format!("{PRODUCT_PREFIX}{}", plan.as_str())
 }
 
 /// A payment intent.
@@ -295,7 +285,7 @@ mod tests {
             "cancel_at_period_end": false, "trial_end": null, "latest_invoice": "in_1",
             "items": {"data": [{
                 "id": "si_1", "quantity": 1, "current_period_start": 1000, "current_period_end": 2000,
-                "price": {"product": "ai_chat_pro", "unit_amount": 2999, "currency": "usd"},
+                "price": {"metadata": {"plan": "pro"}, "unit_amount": 2999, "currency": "usd"},
             }]},
         })
     }
@@ -308,7 +298,7 @@ mod tests {
         item.remove("current_period_start");
         item.remove("current_period_end");
         let plan = item.remove("price").unwrap();
-        item.insert("plan".to_owned(), json!({"product": {"id": plan["product"]}, "amount": 2999, "currency": "usd"}));
+        item.insert("plan".to_owned(), json!({"metadata": plan["metadata"], "amount": 2999, "currency": "usd"}));
         assert!(Subscription::read(&old).is_err());
         old["current_period_start"] = 1000.into();
         old["current_period_end"] = 2000.into();

@@ -86,37 +86,36 @@ impl Billing {
 
     /// Stripe's id of a plan's price, which is made, with its product, on first use.
     pub(crate) async fn price(&self, plan: Plan) -> Result<String> {
-        let (product, terms) = (object::product_id(plan), plan.terms());
-        let currency = terms.currency.to_lowercase();
-        let query = vec![("product", product.clone()), ("active", "true".to_owned()), ("limit", "100".to_owned())];
-        if let Some(prices) = self.stripe.find("/prices", &query).await? {
-            let found = prices["data"].as_array().and_then(|prices| {
-                prices.iter().find(|price| {
-                    price["unit_amount"] == terms.amount
-                        && price["currency"] == currency.as_str()
-                        && price["recurring"]["interval"] == terms.interval
-                })
-            });
-            if let Some(id) = found.and_then(object::id_of) {
-                return Ok(id);
-            }
+        if let Some(id) = self.known_price(plan).await? {
+            return Ok(id);
         }
-        let form = vec![("id", product.clone()), ("name", terms.name.to_owned())];
-        match self.stripe.post("/products", &form, &format!("product-{product}")).await {
-            Ok(_) => {}
-            Err(failure) if failure.has_code("resource_already_exists") => {}
-            Err(failure) => return Err(failure.into()),
-        }
+        let (terms, key) = (plan.terms(), lookup_key(plan));
         let form = vec![
-            ("product", product),
+            ("product_data[name]", terms.name.to_owned()),
             ("unit_amount", terms.amount.to_string()),
-            ("currency", currency.clone()),
+            ("currency", terms.currency.to_lowercase()),
             ("recurring[interval]", terms.interval.to_owned()),
+            ("lookup_key", key.clone()),
+            ("metadata[plan]", plan.as_str().to_owned()),
         ];
-        let key = format!("price-{}-{}-{currency}", plan.as_str(), terms.amount);
-        let made = self.stripe.post("/prices", &form, &key).await?;
-        object::id_of(&made).ok_or_else(|| Error::internal("Stripe made a price without an id"))
+        match self.stripe.post("/prices", &form, &format!("price-{key}")).await {
+            Ok(made) => object::id_of(&made).ok_or_else(|| Error::internal("Stripe made a price without an id")),
+            // Somebody else was faster: a lookup key is one price's.
+            Err(failure) => self.known_price(plan).await?.ok_or_else(|| failure.into()),
+        }
     }
+
+    async fn known_price(&self, plan: Plan) -> Result<Option<String>> {
+        let query = vec![("lookup_keys[]", lookup_key(plan)), ("active", "true".to_owned())];
+        let prices = self.stripe.get("/prices", &query).await?;
+        Ok(object::id_of(&prices["data"][0]))
+    }
+}
+
+/// The name by which a plan's price is found; another amount is another price.
+fn lookup_key(plan: Plan) -> String {
+    let terms = plan.terms();
+    format!("ai_chat_{}_{}_{}_{}", terms.id, terms.amount, terms.currency.to_lowercase(), terms.interval)
 }
 
 /// Waits until nothing else about the user's billing is under way, and keeps it so until the transaction ends.

@@ -207,7 +207,13 @@ impl Billing {
             form.push(("trial_period_days", self.trial_days.to_string()));
             form.push(("trial_settings[end_behavior][missing_payment_method]", "cancel".to_owned()));
         }
-        let made = self.stripe.post("/subscriptions", &form, &format!("subscribe-{work}")).await?;
+        let made = match self.stripe.post("/subscriptions", &form, &format!("subscribe-{work}")).await {
+            Err(failure) if failure.is_missing() && method.is_none() => {
+                let message = "Is required: there is no card on file.";
+                return Err(Error::invalid_field("paymentMethodId", "required", message));
+            }
+            outcome => outcome?,
+        };
         object::id_of(&made).ok_or_else(|| Error::internal("Stripe made a subscription without an id"))
     }
 

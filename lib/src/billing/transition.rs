@@ -117,7 +117,7 @@ mod tests {
                 "cancel_at_period_end": ends,
                 "items": {"data": [{
                     "id": "si_1", "current_period_start": period, "current_period_end": period + 100,
-                    "price": {"product": format!("ai_chat_{}", plan.as_str()), "unit_amount": plan.terms().amount, "currency": "usd"},
+                    "price": {"metadata": {"plan": plan.as_str()}, "unit_amount": plan.terms().amount, "currency": "usd"},
                 }]},
             }))
             .unwrap()

@@ -44,13 +44,13 @@ pub struct Api {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the tests' one home of environment access")]
-fn variable(name: &str) -> String {
+pub fn variable(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| {
         panic!("{name} is not set: these tests need a running stack; `make test` starts one and runs them")
     })
 }
 
-fn client() -> &'static reqwest::Client {
+pub fn client() -> &'static reqwest::Client {
     static CLIENT: OnceLock<()> = OnceLock::new();
     CLIENT.get_or_init(|| {
         // Installed by whichever test comes first.
