@@ -46,6 +46,7 @@ def environment(profile: Profile) -> dict[str, str]:
         "CLICKHOUSE_DATABASE": "analytics",
         "LLM_URL": profile.url("llm"),
         "STRIPE_URL": profile.url("stripe"),
+        "STRIPE_WEBHOOK_SECRET": profile.stripe_webhook_secret,
         "STACK_NAME": profile.stack_name,
         "STACK_PROFILE": profile.name,
         "LOCAL_STACK_DIR": str(profile.dir),

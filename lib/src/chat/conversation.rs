@@ -20,8 +20,6 @@ use crate::store::postgres::{Database, Transaction};
 
 /// Characters of a title that is made from a message.
 const TITLE_LENGTH: usize = 60;
-/// Where the first page begins.
-const END_OF_TIME: OffsetDateTime = time::macros::datetime!(9999-12-31 0:00 UTC);
 
 /// A conversation as the API shows it.
 #[derive(Debug, Clone, Serialize)]
@@ -176,7 +174,7 @@ impl Conversations {
         limit: Limit,
         after: Option<Cursor>,
     ) -> Result<(Vec<Conversation>, Option<String>)> {
-        let (at, id) = after.map_or((END_OF_TIME, Uuid::max()), |cursor| (cursor.at, cursor.id));
+        let (at, id) = page::place(after);
         let words = match filter.q.as_deref().map(|q| search::query(user_id, q)) {
             None => None,
             Some(Some(words)) => Some(words),

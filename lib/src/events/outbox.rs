@@ -7,6 +7,7 @@ use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 use crate::background;
+use crate::billing::webhook::Notice;
 use crate::error::{Error, Result};
 use crate::events::Event;
 use crate::mail::Mail;
@@ -24,15 +25,18 @@ pub enum Destination {
     Events,
     /// Mails.
     Mail,
+    /// Objects of Stripe to be read anew.
+    Stripe,
 }
 
 impl Destination {
-    const ALL: [Self; 2] = [Self::Events, Self::Mail];
+    const ALL: [Self; 3] = [Self::Events, Self::Mail, Self::Stripe];
 
     const fn as_str(self) -> &'static str {
         match self {
             Self::Events => "events",
             Self::Mail => "mail",
+            Self::Stripe => "stripe",
         }
     }
 
@@ -40,6 +44,7 @@ impl Destination {
         match self {
             Self::Events => "EVENTS_QUEUE_URL",
             Self::Mail => "MAIL_QUEUE_URL",
+            Self::Stripe => "STRIPE_QUEUE_URL",
         }
     }
 }
@@ -65,6 +70,15 @@ impl Pending {
     pub fn mail(mail: &Mail) -> Result<Self> {
         let message = Outgoing { id: Uuid::now_v7(), body: serde_json::to_string(mail)? };
         Ok(Self { destination: Destination::Mail, message })
+    }
+
+    /// An object of Stripe that changed.
+    ///
+    /// # Errors
+    /// When the notice cannot be written as JSON.
+    pub fn notice(notice: &Notice) -> Result<Self> {
+        let message = Outgoing { id: Uuid::now_v7(), body: serde_json::to_string(notice)? };
+        Ok(Self { destination: Destination::Stripe, message })
     }
 }
 
@@ -94,7 +108,7 @@ pub async fn insert(connection: &mut PgConnection, pending: &[Pending]) -> Resul
 #[derive(Clone)]
 pub struct Dispatcher {
     pool: PgPool,
-    queues: [Option<Queue>; 2],
+    queues: [Option<Queue>; 3],
 }
 
 impl Dispatcher {
@@ -103,8 +117,8 @@ impl Dispatcher {
     /// # Errors
     /// When the AWS configuration is incomplete.
     pub fn from_env(pool: PgPool) -> Result<Self> {
-        let [events, mail] = Destination::ALL.map(|destination| Queue::optional(destination.variable()));
-        Ok(Self { pool, queues: [events?, mail?] })
+        let [events, mail, stripe] = Destination::ALL.map(|destination| Queue::optional(destination.variable()));
+        Ok(Self { pool, queues: [events?, mail?, stripe?] })
     }
 
     /// Sends in the background; failures are logged and left to the relay.

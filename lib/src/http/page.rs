@@ -59,6 +59,15 @@ impl Field for Cursor {
     }
 }
 
+/// Where the first page begins.
+const END_OF_TIME: OffsetDateTime = time::macros::datetime!(9999-12-31 0:00 UTC);
+
+/// The moment and id that a page comes before, newest first.
+#[must_use]
+pub fn place(after: Option<Cursor>) -> (OffsetDateTime, Uuid) {
+    after.map_or((END_OF_TIME, Uuid::max()), |cursor| (cursor.at, cursor.id))
+}
+
 /// Splits one item more than the limit into the page and the cursor of the next.
 pub fn split<T>(mut items: Vec<T>, limit: Limit, cursor: impl Fn(&T) -> Cursor) -> (Vec<T>, Option<String>) {
     let size = usize::try_from(limit.0).unwrap_or(usize::MAX);

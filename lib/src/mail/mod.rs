@@ -25,6 +25,12 @@ pub enum Message {
     SignupAttempted,
     /// The password was changed.
     PasswordChanged,
+    /// An invoice could not be collected.
+    PaymentFailed,
+    /// A subscription ended.
+    SubscriptionEnded,
+    /// A trial is about to end.
+    TrialEnding,
 }
 
 /// Whom a mail is for. It goes to the stored address, never to what was typed.
@@ -102,6 +108,9 @@ impl Mailer {
             Message::VerifyEmail => self.link(&user, Purpose::VerifyEmail, mail.id, "verify-email").await?,
             Message::ResetPassword => self.link(&user, Purpose::ResetPassword, mail.id, "reset-password").await?,
             Message::SignupAttempted | Message::PasswordChanged => Some(self.app_url.clone()),
+            Message::PaymentFailed | Message::SubscriptionEnded | Message::TrialEnding => {
+                Some(format!("{}/billing", self.app_url))
+            }
         };
         let Some(link) = link else {
             tracing::info!(mail.id = %mail.id, "a mail was dropped because its link is void");
@@ -192,6 +201,24 @@ impl Words {
                 text: "The password of your account was just changed, and sessions on other devices were ended.",
                 action: "Open the app",
                 footer: "If it was not you, set a new password at once by way of \"Forgot password\".",
+            },
+            Message::PaymentFailed => Self {
+                subject: "Your payment failed",
+                text: "We could not collect the payment for your subscription. We will try again; please check your card, so that your plan goes on.",
+                action: "Check the card",
+                footer: "Until the payment is made, your plan stays as it is for a few days.",
+            },
+            Message::SubscriptionEnded => Self {
+                subject: "Your subscription has ended",
+                text: "Your subscription has ended, and your account is on the free plan. Your conversations are still there.",
+                action: "Subscribe again",
+                footer: "Thank you for having been with us.",
+            },
+            Message::TrialEnding => Self {
+                subject: "Your trial ends soon",
+                text: "Your trial ends within three days. After that your subscription begins and the first payment is due.",
+                action: "Manage the subscription",
+                footer: "If you do not want to go on, cancel before the trial ends and nothing is charged.",
             },
         }
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 
+use crate::billing::webhook::Notice;
 use crate::config::Secret;
 use crate::error::{Error, Result};
 use crate::events::Event;
@@ -108,6 +109,15 @@ impl Transaction {
     /// When the job cannot be written as JSON.
     pub fn send_mail(&mut self, mail: &Mail) -> Result<()> {
         self.pending.push(Pending::mail(mail)?);
+        Ok(())
+    }
+
+    /// Has an object of Stripe read anew once this transaction is committed.
+    ///
+    /// # Errors
+    /// When the notice cannot be written as JSON.
+    pub fn send_notice(&mut self, notice: &Notice) -> Result<()> {
+        self.pending.push(Pending::notice(notice)?);
         Ok(())
     }
 

@@ -56,7 +56,7 @@ pub fn variable(name: &str) -> String {
     })
 }
 
-fn client() -> &'static reqwest::Client {
+pub fn client() -> &'static reqwest::Client {
     static CLIENT: OnceLock<()> = OnceLock::new();
     CLIENT.get_or_init(|| {
         // Installed by whichever test comes first.

@@ -1,0 +1,50 @@
+//! `POST /api/billing/payments`: charges a card, once for all tries of a request.
+
+use std::process::ExitCode;
+
+use lib::billing::payment::{Amount, Currency, Description, NewPayment, Payment, PaymentMethod};
+use lib::billing::service::Billing;
+use lib::error::Result;
+use lib::http::idempotency::Idempotency;
+use lib::http::{Policy, Request, Response, serve};
+use serde::Serialize;
+
+lib::request! {
+    struct CreatePaymentRequest {
+        amount: Amount,
+        currency: Currency,
+        payment_method_id: PaymentMethod,
+        description: Option<Description>,
+    }
+}
+
+#[derive(Serialize)]
+struct CreatePaymentResponse {
+    payment: Payment,
+}
+
+struct Context {
+    billing: Billing,
+    idempotency: Idempotency,
+}
+
+fn main() -> ExitCode {
+    serve(env!("CARGO_BIN_NAME"), Policy::API, init, |context, request| Box::pin(handle(context, request)))
+}
+
+async fn init() -> Result<Context> {
+    Ok(Context { billing: Billing::init().await?, idempotency: Idempotency::from_env()? })
+}
+
+async fn handle(context: &Context, request: Request) -> Result<Response> {
+    let user_id = request.user()?.user_id();
+    let CreatePaymentRequest { amount, currency, payment_method_id: method, description } = request.json()?;
+    let (new, trace) = (&NewPayment::new(amount, currency, method, description)?, &request.trace);
+    context
+        .idempotency
+        .once(&request, async |work| {
+            let payment = context.billing.pay(user_id, new, work, trace).await?;
+            Response::created(&CreatePaymentResponse { payment })
+        })
+        .await
+}

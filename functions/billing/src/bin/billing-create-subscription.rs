@@ -1,0 +1,50 @@
+//! `POST /api/billing/subscriptions`: subscribes to a plan, once for all tries of a request.
+
+use std::process::ExitCode;
+
+use lib::billing::payment::PaymentMethod;
+use lib::billing::service::Billing;
+use lib::billing::subscription::{PaidPlan, Subscription};
+use lib::error::Result;
+use lib::http::idempotency::Idempotency;
+use lib::http::{Policy, Request, Response, serve};
+use serde::Serialize;
+
+lib::request! {
+    struct CreateSubscriptionRequest { plan: PaidPlan, payment_method_id: Option<PaymentMethod> }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct CreateSubscriptionResponse {
+    subscription: Subscription,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_secret: Option<String>,
+}
+
+struct Context {
+    billing: Billing,
+    idempotency: Idempotency,
+}
+
+fn main() -> ExitCode {
+    serve(env!("CARGO_BIN_NAME"), Policy::API, init, |context, request| Box::pin(handle(context, request)))
+}
+
+async fn init() -> Result<Context> {
+    Ok(Context { billing: Billing::init().await?, idempotency: Idempotency::from_env()? })
+}
+
+async fn handle(context: &Context, request: Request) -> Result<Response> {
+    let user_id = request.user()?.user_id();
+    let CreateSubscriptionRequest { plan, payment_method_id } = request.json()?;
+    let (method, trace) = (payment_method_id.as_ref(), &request.trace);
+    context
+        .idempotency
+        .once(&request, async |work| {
+            let subscribed = context.billing.subscribe(user_id, plan.0, method, work, trace).await?;
+            let (subscription, client_secret) = subscribed;
+            Response::created(&CreateSubscriptionResponse { subscription, client_secret })
+        })
+        .await
+}

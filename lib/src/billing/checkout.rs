@@ -1,0 +1,46 @@
+//! Pages of Stripe's own: for paying, and for managing what is paid.
+
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::billing::plan::Plan;
+use crate::billing::service::Billing;
+use crate::error::{Error, Result};
+use crate::telemetry::trace::TraceContext;
+
+impl Billing {
+    /// The address of a page on which the user subscribes to a plan.
+    ///
+    /// # Errors
+    /// 409 `already_subscribed`; 503 `stripe_unavailable`.
+    pub async fn checkout(&self, user_id: Uuid, plan: Plan, trace: &TraceContext) -> Result<String> {
+        let customer = self.customer(user_id).await?;
+        let mut transaction = self.begin_for(user_id, trace).await?;
+        self.refuse_second(&mut transaction, user_id, &customer, None).await?;
+        transaction.commit().await?;
+        let form = vec![
+            ("mode", "subscription".to_owned()),
+            ("customer", customer),
+            ("line_items[0][price]", self.price(plan).await?),
+            ("line_items[0][quantity]", "1".to_owned()),
+            ("success_url", format!("{}/billing?checkout=success", self.app_url)),
+            ("cancel_url", format!("{}/billing?checkout=canceled", self.app_url)),
+        ];
+        url(&self.stripe.post("/checkout/sessions", &form, &format!("checkout-{}", Uuid::now_v7())).await?)
+    }
+
+    /// The address of a page on which the user manages cards, invoices and the subscription.
+    ///
+    /// # Errors
+    /// 503 `stripe_unavailable`.
+    pub async fn portal(&self, user_id: Uuid) -> Result<String> {
+        let form =
+            vec![("customer", self.customer(user_id).await?), ("return_url", format!("{}/billing", self.app_url))];
+        url(&self.stripe.post("/billing_portal/sessions", &form, &format!("portal-{}", Uuid::now_v7())).await?)
+    }
+}
+
+fn url(session: &Value) -> Result<String> {
+    let url = session["url"].as_str().map(str::to_owned);
+    url.ok_or_else(|| Error::internal("Stripe made a session without an address"))
+}

@@ -1,0 +1,338 @@
+//! Stripe's objects, as far as they are mirrored. Fields that moved between versions of its API are looked for in
+//! both places: the billing period on the subscription or on its items, an invoice's subscription beside or
+//! inside `parent`.
+
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+
+use crate::billing::plan::Plan;
+use crate::error::{Error, Result};
+
+/// A subscription.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subscription {
+    /// Stripe's id.
+    pub id: String,
+    /// Stripe's id of the customer.
+    pub customer: String,
+    /// Stripe's status.
+    pub status: String,
+    /// What it is for, if it is one of our plans.
+    pub priced: Option<Plan>,
+    /// The item that carries the price.
+    pub item: String,
+    /// Minor units of a month.
+    pub amount: i64,
+    /// ISO 4217, upper case.
+    pub currency: String,
+    /// When the billing period began.
+    pub period_start: OffsetDateTime,
+    /// When it ends.
+    pub period_end: OffsetDateTime,
+    /// Whether it ends with its period.
+    pub cancel_at_period_end: bool,
+    /// When its trial ends or ended.
+    pub trial_end: Option<OffsetDateTime>,
+    /// When it was made.
+    pub created: OffsetDateTime,
+    /// When its newest invoice was made.
+    pub invoiced: Option<OffsetDateTime>,
+    /// What was paid for until the moment beside it: a cheaper plan begins then.
+    pub paid: Option<(Plan, OffsetDateTime)>,
+    /// The try of ours that made it.
+    pub made_by: Option<String>,
+    /// What a client completes the first payment with.
+    pub client_secret: Option<String>,
+}
+
+impl Subscription {
+    /// Reads Stripe's object.
+    ///
+    /// # Errors
+    /// When a field is missing in every version's place.
+    pub fn read(value: &Value) -> Result<Self> {
+        let item = &value["items"]["data"][0];
+        let price = if item["price"].is_object() { &item["price"] } else { &item["plan"] };
+        let period = |name: &str| moment(&value[name]).or_else(|| moment(&item[name]));
+        let metadata = &value["metadata"];
+        let paid = Plan::parse(metadata["paid_plan"].as_str().unwrap_or_default())
+            .zip(metadata["paid_until"].as_str().and_then(|text| text.parse().ok()).and_then(at));
+        let amount = price["unit_amount"].as_i64().or_else(|| price["amount"].as_i64()).unwrap_or(0);
+        let invoice = &value["latest_invoice"];
+        Ok(Self {
+            id: text(value, "id")?,
+            customer: id_of(&value["customer"]).ok_or_else(|| lacks("customer"))?,
+            status: text(value, "status")?,
+            priced: price["metadata"]["plan"].as_str().and_then(Plan::parse).filter(|plan| *plan != Plan::Free),
+            item: item["id"].as_str().unwrap_or_default().to_owned(),
+            amount: amount * item["quantity"].as_i64().unwrap_or(1),
+            currency: currency(price).or_else(|| currency(value)).unwrap_or_else(|| "USD".to_owned()),
+            period_start: period("current_period_start").ok_or_else(|| lacks("current_period_start"))?,
+            period_end: period("current_period_end").ok_or_else(|| lacks("current_period_end"))?,
+            cancel_at_period_end: value["cancel_at_period_end"].as_bool().unwrap_or(false),
+            trial_end: moment(&value["trial_end"]),
+            created: moment(&value["created"]).ok_or_else(|| lacks("created"))?,
+            invoiced: moment(&invoice["created"]),
+            paid,
+            made_by: metadata["made_by"].as_str().map(str::to_owned),
+            client_secret: invoice["confirmation_secret"]["client_secret"]
+                .as_str()
+                .or_else(|| invoice["payment_intent"]["client_secret"].as_str())
+                .map(str::to_owned),
+        })
+    }
+
+    /// The plan that is paid for now, and the cheaper one that begins with the next period, if any.
+    #[must_use]
+    pub fn plans(&self) -> Option<(Plan, Option<Plan>)> {
+        let priced = self.priced?;
+        match self.paid {
+            Some((paid, until)) if paid != priced && self.period_start < until => Some((paid, Some(priced))),
+            _ => Some((priced, None)),
+        }
+    }
+
+    /// Whether it has begun and not ended.
+    #[must_use]
+    pub fn runs(&self) -> bool {
+        matches!(self.status.as_str(), "trialing" | "active" | "past_due")
+    }
+
+    /// Whether it is over for good, or never began and never will.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        matches!(self.status.as_str(), "canceled" | "incomplete_expired")
+    }
+
+    /// What it adds to the monthly revenue.
+    #[must_use]
+    pub fn mrr(&self) -> i64 {
+        match (self.status.as_str(), self.plans()) {
+            ("active" | "past_due", Some((plan, Some(_)))) => plan.terms().amount,
+            ("active" | "past_due", Some((_, None))) => self.amount,
+            _ => 0,
+        }
+    }
+}
+
+/// A payment intent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Payment {
+    /// Stripe's id.
+    pub id: String,
+    /// Stripe's id of the customer.
+    pub customer: Option<String>,
+    /// Minor units.
+    pub amount: i64,
+    /// ISO 4217, upper case.
+    pub currency: String,
+    /// Stripe's status.
+    pub status: String,
+    /// What the client wrote.
+    pub description: Option<String>,
+    /// The charge that failed last and why.
+    pub failure: Option<(String, Option<String>)>,
+    /// Minor units given back.
+    pub refunded: i64,
+    /// Whether it was made by `POST /api/billing/payments`; an invoice's payments are told of by their invoice.
+    pub single: bool,
+    /// When it was made.
+    pub created: OffsetDateTime,
+}
+
+impl Payment {
+    /// Reads Stripe's object, with `latest_charge` expanded or `charges` in it.
+    ///
+    /// # Errors
+    /// When a field is missing.
+    pub fn read(value: &Value) -> Result<Self> {
+        let error = &value["last_payment_error"];
+        let latest = &value["latest_charge"];
+        let charge = if latest.is_object() { latest } else { &value["charges"]["data"][0] };
+        let failure = error.is_object().then(|| {
+            let code = error["decline_code"].as_str().or_else(|| error["code"].as_str());
+            let failed = error["charge"].as_str().map(str::to_owned).or_else(|| id_of(latest));
+            (failed.unwrap_or_default(), code.map(str::to_owned))
+        });
+        Ok(Self {
+            id: text(value, "id")?,
+            customer: id_of(&value["customer"]),
+            amount: value["amount"].as_i64().ok_or_else(|| lacks("amount"))?,
+            currency: currency(value).ok_or_else(|| lacks("currency"))?,
+            status: text(value, "status")?,
+            description: value["description"].as_str().map(str::to_owned),
+            failure,
+            refunded: charge["amount_refunded"].as_i64().unwrap_or(0),
+            single: value["metadata"]["made_by"].is_string(),
+            created: moment(&value["created"]).ok_or_else(|| lacks("created"))?,
+        })
+    }
+}
+
+/// An invoice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Invoice {
+    /// Stripe's id.
+    pub id: String,
+    /// Stripe's id of the customer.
+    pub customer: Option<String>,
+    /// Stripe's id of the subscription that it is for.
+    pub subscription: Option<String>,
+    /// The number on the document.
+    pub number: Option<String>,
+    /// Stripe's status.
+    pub status: String,
+    /// Minor units.
+    pub amount_due: i64,
+    /// Minor units.
+    pub amount_paid: i64,
+    /// ISO 4217, upper case.
+    pub currency: String,
+    /// When the billing period began.
+    pub period_start: OffsetDateTime,
+    /// When it ends.
+    pub period_end: OffsetDateTime,
+    /// What is billed, as the API shows it.
+    pub lines: Value,
+    /// A page that shows it.
+    pub hosted_url: Option<String>,
+    /// The document.
+    pub pdf_url: Option<String>,
+    /// Attempts to collect it that failed.
+    pub failed_attempts: i64,
+    /// When it was made.
+    pub created: OffsetDateTime,
+}
+
+impl Invoice {
+    /// Reads Stripe's object.
+    ///
+    /// # Errors
+    /// When a field is missing in every version's place.
+    pub fn read(value: &Value) -> Result<Self> {
+        let created = moment(&value["created"]).ok_or_else(|| lacks("created"))?;
+        let subscription =
+            id_of(&value["subscription"]).or_else(|| id_of(&value["parent"]["subscription_details"]["subscription"]));
+        let status = value["status"].as_str().unwrap_or("draft").to_owned();
+        let attempts = value["attempt_count"].as_i64().unwrap_or(0);
+        let lines = value["lines"]["data"].as_array().map(Vec::as_slice).unwrap_or_default();
+        Ok(Self {
+            id: text(value, "id")?,
+            customer: id_of(&value["customer"]),
+            subscription,
+            number: value["number"].as_str().map(str::to_owned),
+            // The attempt that succeeded is the last one.
+            failed_attempts: if status == "paid" { (attempts - 1).max(0) } else { attempts },
+            status,
+            amount_due: value["amount_due"].as_i64().unwrap_or(0),
+            amount_paid: value["amount_paid"].as_i64().unwrap_or(0),
+            currency: currency(value).ok_or_else(|| lacks("currency"))?,
+            period_start: moment(&value["period_start"]).unwrap_or(created),
+            period_end: moment(&value["period_end"]).unwrap_or(created),
+            lines: lines.iter().map(line).collect(),
+            hosted_url: value["hosted_invoice_url"].as_str().map(str::to_owned),
+            pdf_url: value["invoice_pdf"].as_str().map(str::to_owned),
+            created,
+        })
+    }
+}
+
+fn line(value: &Value) -> Value {
+    let bound = |name: &str| moment(&value["period"][name]).map(crate::clock::rfc3339);
+    json!({
+        "description": value["description"].as_str(),
+        "amount": value["amount"].as_i64().unwrap_or(0),
+        "currency": currency(value),
+        "periodStart": bound("start"),
+        "periodEnd": bound("end"),
+    })
+}
+
+/// An id, of an object that may be expanded.
+#[must_use]
+pub fn id_of(value: &Value) -> Option<String> {
+    value.as_str().or_else(|| value["id"].as_str()).map(str::to_owned)
+}
+
+fn text(value: &Value, name: &'static str) -> Result<String> {
+    value[name].as_str().map(str::to_owned).ok_or_else(|| lacks(name))
+}
+
+fn currency(value: &Value) -> Option<String> {
+    value["currency"].as_str().map(str::to_uppercase)
+}
+
+fn moment(value: &Value) -> Option<OffsetDateTime> {
+    value.as_i64().and_then(at)
+}
+
+fn at(seconds: i64) -> Option<OffsetDateTime> {
+    OffsetDateTime::from_unix_timestamp(seconds).ok()
+}
+
+#[track_caller]
+fn lacks(name: &'static str) -> Error {
+    Error::internal(format!("an object of Stripe lacks {name}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn subscription() -> Value {
+        json!({
+            "id": "sub_1", "customer": "cus_1", "status": "active", "created": 1000, "metadata": {},
+            "cancel_at_period_end": false, "trial_end": null, "latest_invoice": "in_1",
+            "items": {"data": [{
+                "id": "si_1", "quantity": 1, "current_period_start": 1000, "current_period_end": 2000,
+                "price": {"metadata": {"plan": "pro"}, "unit_amount": 2999, "currency": "usd"},
+            }]},
+        })
+    }
+
+    #[test]
+    fn reads_the_period_in_both_places() {
+        let new = subscription();
+        let mut old = subscription();
+        let item = old["items"]["data"][0].as_object_mut().unwrap();
+        item.remove("current_period_start");
+        item.remove("current_period_end");
+        let plan = item.remove("price").unwrap();
+        item.insert("plan".to_owned(), json!({"metadata": plan["metadata"], "amount": 2999, "currency": "usd"}));
+        assert!(Subscription::read(&old).is_err());
+        old["current_period_start"] = 1000.into();
+        old["current_period_end"] = 2000.into();
+        assert_eq!(Subscription::read(&old).unwrap(), Subscription::read(&new).unwrap());
+    }
+
+    #[test]
+    fn reads_an_invoices_subscription_in_both_places() {
+        let bare = json!({"id": "in_1", "customer": "cus_1", "status": "open", "created": 5, "currency": "usd"});
+        let (mut old, mut new) = (bare.clone(), bare);
+        old["subscription"] = "sub_1".into();
+        new["parent"] = json!({"subscription_details": {"subscription": {"id": "sub_1"}}});
+        assert_eq!(Invoice::read(&old).unwrap(), Invoice::read(&new).unwrap());
+        assert_eq!(Invoice::read(&new).unwrap().subscription.as_deref(), Some("sub_1"));
+    }
+
+    #[test]
+    fn a_cheaper_plan_begins_with_the_next_period() {
+        let mut value = subscription();
+        value["metadata"] = json!({"paid_plan": "enterprise", "paid_until": "2000"});
+        let now = Subscription::read(&value).unwrap();
+        assert_eq!((now.plans(), now.mrr()), (Some((Plan::Enterprise, Some(Plan::Pro))), 9_999));
+        value["items"]["data"][0]["current_period_start"] = 2000.into();
+        let then = Subscription::read(&value).unwrap();
+        assert_eq!((then.plans(), then.mrr()), (Some((Plan::Pro, None)), 2_999));
+    }
+
+    #[test]
+    fn only_failed_attempts_count_as_failed() {
+        let invoice = |status: &str, attempts: i64| {
+            let value =
+                json!({"id": "in_1", "status": status, "attempt_count": attempts, "created": 5, "currency": "usd"});
+            Invoice::read(&value).unwrap().failed_attempts
+        };
+        assert_eq!([invoice("open", 0), invoice("open", 2), invoice("paid", 0), invoice("paid", 3)], [0, 2, 0, 2]);
+    }
+}

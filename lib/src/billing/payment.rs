@@ -1,0 +1,242 @@
+//! Single payments: made at Stripe, shown from the mirror.
+
+use serde::Serialize;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::billing::object;
+use crate::billing::service::Billing;
+use crate::billing::stripe::Failure;
+use crate::error::{Code, Error, Result};
+use crate::http::page::{self, Cursor, Limit};
+use crate::http::validate::{self, Field, Invalid, Raw};
+use crate::store::postgres::Database;
+use crate::telemetry::trace::TraceContext;
+
+/// A payment as the API shows it.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Payment {
+    /// The payment's id.
+    pub id: Uuid,
+    /// Minor units.
+    pub amount: i64,
+    /// ISO 4217.
+    pub currency: String,
+    /// Stripe's status.
+    pub status: String,
+    /// What the client wrote.
+    pub description: Option<String>,
+    /// Why the card was declined, if it was.
+    pub decline_code: Option<String>,
+    /// When it was made.
+    #[serde(serialize_with = "crate::clock::text::serialize")]
+    pub created_at: OffsetDateTime,
+}
+
+/// Currencies that are taken, with the least amount that Stripe takes in minor units.
+const CURRENCIES: [(&str, i64); 8] =
+    [("USD", 50), ("EUR", 50), ("GBP", 30), ("CHF", 50), ("CAD", 50), ("AUD", 50), ("JPY", 50), ("SEK", 300)];
+/// The most that Stripe takes.
+const MOST: i64 = 99_999_999;
+
+/// Minor units of a currency.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Amount(pub i64);
+
+impl Field for Amount {
+    fn parse(raw: Raw<'_>) -> Result<Self, Invalid> {
+        match raw.integer()? {
+            amount @ 1..=MOST => Ok(Self(amount)),
+            _ => Err(Invalid::new("out_of_range", format!("Must be from 1 to {MOST} minor units."))),
+        }
+    }
+}
+
+/// A currency that is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Currency(&'static str, i64);
+
+impl Field for Currency {
+    fn parse(raw: Raw<'_>) -> Result<Self, Invalid> {
+        let text = raw.text()?;
+        let found = CURRENCIES.into_iter().find(|(code, _)| code.eq_ignore_ascii_case(text));
+        found.map(|(code, least)| Self(code, least)).ok_or_else(|| {
+            let codes = CURRENCIES.map(|(code, _)| code).join(", ");
+            Invalid::new("unsupported", format!("Must be one of {codes}."))
+        })
+    }
+}
+
+/// Stripe's id of a payment method.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PaymentMethod(String);
+
+impl PaymentMethod {
+    /// The id.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Field for PaymentMethod {
+    fn parse(raw: Raw<'_>) -> Result<Self, Invalid> {
+        let text = raw.text()?;
+        let good = (1..=255).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        if good { Ok(Self(text.to_owned())) } else { Err(Invalid::new("malformed", "Must be an id of Stripe.")) }
+    }
+}
+
+/// What a payment is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Description(pub String);
+
+impl Field for Description {
+    fn parse(raw: Raw<'_>) -> Result<Self, Invalid> {
+        validate::bounded_text(raw, 0, 500).map(Self)
+    }
+}
+
+/// A payment as the client asks for it.
+#[derive(Debug)]
+pub struct NewPayment {
+    /// How much.
+    pub amount: Amount,
+    /// Of what.
+    pub currency: Currency,
+    /// With what.
+    pub method: PaymentMethod,
+    /// What for.
+    pub description: Option<Description>,
+}
+
+/// A user's payments, newest first.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn list(
+    database: &Database,
+    user_id: Uuid,
+    limit: Limit,
+    after: Option<Cursor>,
+) -> Result<(Vec<Payment>, Option<String>)> {
+    let (at, id) = page::place(after);
+    let rows = sqlx::query_as!(
+        Payment,
+        "SELECT id, amount, currency, status, description, decline_code, created_at
+         FROM payments WHERE user_id = $1 AND (created_at, id) < ($2, $3)
+         ORDER BY created_at DESC, id DESC LIMIT $4",
+        user_id,
+        at,
+        id,
+        limit.0 + 1,
+    )
+    .fetch_all(database.pool())
+    .await?;
+    Ok(page::split(rows, limit, |last| Cursor { at: last.created_at, id: last.id }))
+}
+
+impl NewPayment {
+    /// Checks the amount against what the currency allows.
+    ///
+    /// # Errors
+    /// 400 for less than Stripe charges.
+    pub fn new(
+        amount: Amount,
+        currency: Currency,
+        method: PaymentMethod,
+        description: Option<Description>,
+    ) -> Result<Self> {
+        if amount.0 < currency.1 {
+            let message = format!("Must be at least {} minor units of {}.", currency.1, currency.0);
+            return Err(Error::invalid_field("amount", "out_of_range", message));
+        }
+        Ok(Self { amount, currency, method, description })
+    }
+}
+
+impl Billing {
+    /// Charges a card, once for all tries of the same request. The intent is made first and confirmed then, so that
+    /// whatever gets lost on the way, there is something to ask Stripe about.
+    ///
+    /// # Errors
+    /// 402 `card_declined`; 400 for a method that does not exist; 503 `stripe_unavailable`.
+    pub async fn pay(&self, user_id: Uuid, new: &NewPayment, work: Uuid, trace: &TraceContext) -> Result<Payment> {
+        let customer = self.customer(user_id).await?;
+        let mut form = vec![
+            ("amount", new.amount.0.to_string()),
+            ("currency", new.currency.0.to_lowercase()),
+            ("customer", customer),
+            ("payment_method_types[]", "card".to_owned()),
+            ("metadata[made_by]", work.to_string()),
+        ];
+        form.extend(
+            new.description.as_ref().filter(|text| !text.0.is_empty()).map(|text| ("description", text.0.clone())),
+        );
+        let made = self.stripe.post("/payment_intents", &form, &format!("pay-{work}")).await?;
+        let id = object::id_of(&made).ok_or_else(|| Error::internal("Stripe made a payment without an id"))?;
+        let form = vec![("payment_method", new.method.as_str().to_owned())];
+        let path = format!("/payment_intents/{id}/confirm");
+        let outcome = self.stripe.post(&path, &form, &format!("confirm-{work}")).await;
+        if let Err(failure @ Failure::Refused { .. }) = outcome {
+            let form = Vec::new();
+            let path = format!("/payment_intents/{id}/cancel");
+            self.stripe.post(&path, &form, &format!("give-up-{work}")).await?;
+            return Err(failure.into());
+        }
+        let mut transaction = self.begin_for(user_id, trace).await?;
+        let payment = self.mirror_payment(&mut transaction, user_id, &id).await?;
+        let payment = payment.ok_or_else(|| Error::internal("Stripe lost the payment that it made"))?;
+        transaction.commit().await?;
+        match (payment.status.as_str(), outcome) {
+            ("requires_payment_method", Err(Failure::Declined(code))) => Err(declined(payment.decline_code.or(code))),
+            ("requires_payment_method", _) if payment.decline_code.is_some() => Err(declined(payment.decline_code)),
+            // It was not confirmed, and is not going to be.
+            ("requires_payment_method" | "requires_confirmation", Err(failure)) => Err(failure.into()),
+            _ => Ok(payment),
+        }
+    }
+}
+
+#[track_caller]
+fn declined(code: Option<String>) -> Error {
+    Error::new(Code::CardDeclined, "The card was declined.").with("declineCode", code.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn amounts_are_whole_and_of_a_size_that_can_be_charged() {
+        for good in [json!(1), json!(2999), json!(MOST)] {
+            assert!(Amount::parse(Raw::Json(&good)).is_ok(), "{good}");
+        }
+        for bad in
+            [json!(0), json!(-1), json!(1.5), json!("100"), json!(MOST + 1), json!(1e300), json!(u64::MAX), json!(true)]
+        {
+            assert!(Amount::parse(Raw::Json(&bad)).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn currencies_are_taken_in_any_case_and_no_others() {
+        for good in ["usd", "USD", "eUr"] {
+            assert!(Currency::parse(Raw::Text(good)).is_ok(), "{good}");
+        }
+        for bad in ["", "us", "usdt", "xxx", "BTC", "USD "] {
+            assert!(Currency::parse(Raw::Text(bad)).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_id_cannot_leave_its_place_in_a_path() {
+        assert!(PaymentMethod::parse(Raw::Text("pm_card_visa")).is_ok());
+        for bad in ["", "../customers", "pm_1/attach", "pm?x=1", "pm 1"] {
+            assert!(PaymentMethod::parse(Raw::Text(bad)).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! What all of billing needs: the database, Stripe, and the terms that a deployment sets.
+
+use sqlx::PgConnection;
+use time::Duration;
+use uuid::Uuid;
+
+use crate::billing::object;
+use crate::billing::plan::Plan;
+use crate::billing::stripe::Stripe;
+use crate::config;
+use crate::error::{Error, Result};
+use crate::store::postgres::{Database, Transaction};
+use crate::telemetry::trace::TraceContext;
+
+/// Billing, over the database and Stripe.
+pub struct Billing {
+    /// The mirror.
+    pub database: Database,
+    /// The truth.
+    pub stripe: Stripe,
+    /// How long a plan is kept while a payment is due.
+    pub(crate) grace: Duration,
+    /// Days of a first subscription's trial; 0 is none.
+    pub(crate) trial_days: i64,
+    /// Where Stripe's pages lead back to.
+    pub(crate) app_url: String,
+}
+
+impl Billing {
+    /// Reads secrets, `PAST_DUE_GRACE_DAYS` and `TRIAL_DAYS`; connects lazily.
+    ///
+    /// # Errors
+    /// When a variable or a secret is missing or malformed.
+    pub async fn init() -> Result<Self> {
+        let (database, stripe) = futures_util::try_join!(Database::init(), Stripe::init())?;
+        Ok(Self {
+            database,
+            stripe,
+            grace: Duration::days(config::parsed("PAST_DUE_GRACE_DAYS", 7)?),
+            trial_days: config::parsed("TRIAL_DAYS", 0)?,
+            app_url: config::required("APP_URL")?.trim_end_matches('/').to_owned(),
+        })
+    }
+
+    /// Begins a transaction that nothing else about the user's billing runs beside.
+    pub(crate) async fn begin_for(&self, user_id: Uuid, trace: &TraceContext) -> Result<Transaction> {
+        let mut transaction = self.database.begin(trace).await?;
+        lock(transaction.connection(), user_id).await?;
+        Ok(transaction)
+    }
+
+    /// Stripe's id of the user as a customer, who is made on first use.
+    pub(crate) async fn customer(&self, user_id: Uuid) -> Result<String> {
+        let known = sqlx::query_scalar!("SELECT stripe_id FROM billing_customers WHERE user_id = $1", user_id);
+        if let Some(id) = known.fetch_optional(self.database.pool()).await? {
+            return Ok(id);
+        }
+        let user = sqlx::query!("SELECT email, name FROM users WHERE id = $1", user_id)
+            .fetch_optional(self.database.pool())
+            .await?
+            .ok_or_else(Error::unauthenticated)?;
+        // One that was made when its answer got lost is found again.
+        let query = vec![("email", user.email.clone()), ("limit", "100".to_owned())];
+        let found = self.stripe.get("/customers", &query).await?;
+        let own = user_id.to_string();
+        let found = found["data"].as_array().and_then(|customers| {
+            customers.iter().find(|customer| customer["metadata"]["user_id"] == own.as_str()).and_then(object::id_of)
+        });
+        let id = match found {
+            Some(id) => id,
+            None => {
+                let mut form = vec![("email", user.email), ("metadata[user_id]", own)];
+                form.extend(user.name.map(|name| ("name", name)));
+                let made = self.stripe.post("/customers", &form, &format!("customer-{user_id}")).await?;
+                object::id_of(&made).ok_or_else(|| Error::internal("Stripe made a customer without an id"))?
+            }
+        };
+        let stored = sqlx::query_scalar!(
+            "INSERT INTO billing_customers (user_id, stripe_id) VALUES ($1, $2)
+             ON CONFLICT (user_id) DO UPDATE SET stripe_id = billing_customers.stripe_id RETURNING stripe_id",
+            user_id,
+            id,
+        );
+        Ok(stored.fetch_one(self.database.pool()).await?)
+    }
+
+    /// Stripe's id of a plan's price, which is made, with its product, on first use.
+    pub(crate) async fn price(&self, plan: Plan) -> Result<String> {
+        if let Some(id) = self.known_price(plan).await? {
+            return Ok(id);
+        }
+        let (terms, key) = (plan.terms(), lookup_key(plan));
+        let form = vec![
+            ("product_data[name]", terms.name.to_owned()),
+            ("unit_amount", terms.amount.to_string()),
+            ("currency", terms.currency.to_lowercase()),
+            ("recurring[interval]", terms.interval.to_owned()),
+            ("lookup_key", key.clone()),
+            ("metadata[plan]", plan.as_str().to_owned()),
+        ];
+        match self.stripe.post("/prices", &form, &format!("price-{key}")).await {
+            Ok(made) => object::id_of(&made).ok_or_else(|| Error::internal("Stripe made a price without an id")),
+            // Somebody else was faster: a lookup key is one price's.
+            Err(failure) => self.known_price(plan).await?.ok_or_else(|| failure.into()),
+        }
+    }
+
+    async fn known_price(&self, plan: Plan) -> Result<Option<String>> {
+        let query = vec![("lookup_keys[]", lookup_key(plan)), ("active", "true".to_owned())];
+        let prices = self.stripe.get("/prices", &query).await?;
+        Ok(object::id_of(&prices["data"][0]))
+    }
+}
+
+/// The name by which a plan's price is found; another amount is another price.
+fn lookup_key(plan: Plan) -> String {
+    let terms = plan.terms();
+    format!("ai_chat_{}_{}_{}_{}", terms.id, terms.amount, terms.currency.to_lowercase(), terms.interval)
+}
+
+/// Waits until nothing else about the user's billing is under way, and keeps it so until the transaction ends.
+pub(crate) async fn lock(connection: &mut PgConnection, user_id: Uuid) -> Result<()> {
+    sqlx::query!(
+        r#"SELECT 1 AS "one!" FROM pg_advisory_xact_lock(hashtextextended($1, 0))"#,
+        format!("billing:{user_id}"),
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(())
+}

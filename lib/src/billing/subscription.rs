@@ -1,0 +1,309 @@
+//! Subscriptions: made, changed and ended at Stripe, shown from the mirror.
+
+use serde::Serialize;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::billing::object;
+use crate::billing::payment::PaymentMethod;
+use crate::billing::plan::Plan;
+use crate::billing::service::Billing;
+use crate::error::{Code, Error, Result};
+use crate::http::page::{self, Cursor, Limit};
+use crate::http::validate::{Field, Invalid, Raw};
+use crate::store::postgres::{Database, Transaction};
+use crate::telemetry::trace::TraceContext;
+
+/// A subscription as the API shows it.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Subscription {
+    /// The subscription's id.
+    pub id: Uuid,
+    /// The plan's id.
+    pub plan: &'static str,
+    /// Stripe's status.
+    pub status: String,
+    /// When the billing period began.
+    #[serde(serialize_with = "crate::clock::text::serialize")]
+    pub current_period_start: OffsetDateTime,
+    /// When it ends.
+    #[serde(serialize_with = "crate::clock::text::serialize")]
+    pub current_period_end: OffsetDateTime,
+    /// Whether the subscription ends with it.
+    pub cancel_at_period_end: bool,
+    /// The cheaper plan that begins then.
+    pub pending_plan: Option<&'static str>,
+    /// When the trial ends or ended.
+    #[serde(serialize_with = "crate::clock::text::option::serialize")]
+    pub trial_end: Option<OffsetDateTime>,
+    /// When it was made.
+    #[serde(serialize_with = "crate::clock::text::serialize")]
+    pub created_at: OffsetDateTime,
+}
+
+pub(crate) struct Row {
+    pub(crate) id: Uuid,
+    pub(crate) plan: String,
+    pub(crate) pending_plan: Option<String>,
+    pub(crate) status: String,
+    pub(crate) current_period_start: OffsetDateTime,
+    pub(crate) current_period_end: OffsetDateTime,
+    pub(crate) cancel_at_period_end: bool,
+    pub(crate) trial_end: Option<OffsetDateTime>,
+    pub(crate) created_at: OffsetDateTime,
+}
+
+impl Row {
+    pub(crate) fn shown(self) -> Result<Subscription> {
+        Ok(Subscription {
+            id: self.id,
+            plan: Plan::stored(&self.plan)?.as_str(),
+            status: self.status,
+            current_period_start: self.current_period_start,
+            current_period_end: self.current_period_end,
+            cancel_at_period_end: self.cancel_at_period_end,
+            pending_plan: self.pending_plan.as_deref().map(Plan::stored).transpose()?.map(Plan::as_str),
+            trial_end: self.trial_end,
+            created_at: self.created_at,
+        })
+    }
+}
+
+/// A plan that costs something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PaidPlan(pub Plan);
+
+impl Field for PaidPlan {
+    fn parse(raw: Raw<'_>) -> Result<Self, Invalid> {
+        match Plan::parse(raw.text()?) {
+            Some(plan) if plan != Plan::Free => Ok(Self(plan)),
+            _ => Err(Invalid::new("unknown", "Must be `pro` or `enterprise`.")),
+        }
+    }
+}
+
+/// A user's subscriptions, newest first.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn list(
+    database: &Database,
+    user_id: Uuid,
+    limit: Limit,
+    after: Option<Cursor>,
+) -> Result<(Vec<Subscription>, Option<String>)> {
+    let (at, id) = page::place(after);
+    let rows = sqlx::query_as!(
+        Row,
+        "SELECT id, plan, pending_plan, status, current_period_start, current_period_end, cancel_at_period_end,
+             trial_end, created_at
+         FROM subscriptions WHERE user_id = $1 AND (created_at, id) < ($2, $3)
+         ORDER BY created_at DESC, id DESC LIMIT $4",
+        user_id,
+        at,
+        id,
+        limit.0 + 1,
+    )
+    .fetch_all(database.pool())
+    .await?;
+    let shown = rows.into_iter().map(Row::shown).collect::<Result<Vec<_>>>()?;
+    Ok(page::split(shown, limit, |last| Cursor { at: last.created_at, id: last.id }))
+}
+
+impl Billing {
+    /// Refuses a user who has a subscription at Stripe, whatever the mirror knows; gives up what never began. The
+    /// user's lock is held.
+    pub(crate) async fn refuse_second(
+        &self,
+        transaction: &mut Transaction,
+        user_id: Uuid,
+        customer: &str,
+        made_by: Option<&str>,
+    ) -> Result<Option<String>> {
+        let query = vec![("customer", customer.to_owned()), ("status", "all".to_owned()), ("limit", "100".to_owned())];
+        let all = self.stripe.get("/subscriptions", &query).await?;
+        let mut taken = false;
+        for value in all["data"].as_array().into_iter().flatten() {
+            let found = object::Subscription::read(value)?;
+            if made_by.is_some() && found.made_by.as_deref() == made_by {
+                return Ok(Some(found.id));
+            }
+            if found.is_over() || found.priced.is_none() {
+                continue;
+            }
+            if found.status == "incomplete" {
+                self.stripe.delete(&format!("/subscriptions/{}", found.id)).await?;
+            } else {
+                taken = true;
+            }
+            self.mirror_subscription(transaction, user_id, &found.id).await?;
+        }
+        if taken {
+            return Err(Error::new(Code::AlreadySubscribed, "Change or cancel the subscription that there is."));
+        }
+        Ok(None)
+    }
+
+    /// Subscribes a user, once for all tries of the same request. With a payment method the first payment is made
+    /// at once; without one, the secret given along completes it on the client's side.
+    ///
+    /// # Errors
+    /// 409 `already_subscribed`; 402 `card_declined`; 503 `stripe_unavailable`.
+    pub async fn subscribe(
+        &self,
+        user_id: Uuid,
+        plan: Plan,
+        method: Option<&PaymentMethod>,
+        work: Uuid,
+        trace: &TraceContext,
+    ) -> Result<(Subscription, Option<String>)> {
+        let customer = self.customer(user_id).await?;
+        let work = work.to_string();
+        let mut transaction = self.begin_for(user_id, trace).await?;
+        let id = match self.refuse_second(&mut transaction, user_id, &customer, Some(&work)).await? {
+            Some(id) => id,
+            None => self.create(&mut transaction, user_id, &customer, plan, method, &work).await?,
+        };
+        let mirrored = self.mirror_subscription(&mut transaction, user_id, &id).await?;
+        let (shown, now) = mirrored.ok_or_else(|| Error::internal("Stripe lost the subscription that it made"))?;
+        transaction.commit().await?;
+        let secret = if now.status == "incomplete" { self.first_secret(&id).await? } else { None };
+        Ok((shown, secret))
+    }
+
+    async fn create(
+        &self,
+        transaction: &mut Transaction,
+        user_id: Uuid,
+        customer: &str,
+        plan: Plan,
+        method: Option<&PaymentMethod>,
+        work: &str,
+    ) -> Result<String> {
+        let mut form = vec![
+            ("customer", customer.to_owned()),
+            ("items[0][price]", self.price(plan).await?),
+            ("metadata[made_by]", work.to_owned()),
+            ("payment_settings[save_default_payment_method]", "on_subscription".to_owned()),
+        ];
+        match method {
+            Some(method) => {
+                let attach = vec![("customer", customer.to_owned())];
+                let path = format!("/payment_methods/{}/attach", method.as_str());
+                let attached = self.stripe.post(&path, &attach, &format!("attach-{work}")).await?;
+                let attached = object::id_of(&attached).unwrap_or_else(|| method.as_str().to_owned());
+                form.push(("default_payment_method", attached));
+                // A declined card leaves no subscription behind.
+                form.push(("payment_behavior", "error_if_incomplete".to_owned()));
+            }
+            None => form.push(("payment_behavior", "default_incomplete".to_owned())),
+        }
+        let trial_used = sqlx::query_scalar!("SELECT trial_used_at FROM billing_customers WHERE user_id = $1", user_id)
+            .fetch_optional(transaction.connection())
+            .await?
+            .flatten();
+        if self.trial_days > 0 && trial_used.is_none() {
+            form.push(("trial_period_days", self.trial_days.to_string()));
+            form.push(("trial_settings[end_behavior][missing_payment_method]", "cancel".to_owned()));
+        }
+        let made = match self.stripe.post("/subscriptions", &form, &format!("subscribe-{work}")).await {
+            Err(failure) if failure.is_missing() && method.is_none() => {
+                let message = "Is required: there is no card on file.";
+                return Err(Error::invalid_field("paymentMethodId", "required", message));
+            }
+            outcome => outcome?,
+        };
+        object::id_of(&made).ok_or_else(|| Error::internal("Stripe made a subscription without an id"))
+    }
+
+    /// What the client completes the first payment with.
+    async fn first_secret(&self, id: &str) -> Result<Option<String>> {
+        let expand = vec![("expand[]", "latest_invoice.confirmation_secret".to_owned())];
+        let value = self.stripe.get(&format!("/subscriptions/{id}"), &expand).await?;
+        Ok(object::Subscription::read(&value)?.client_secret)
+    }
+
+    /// The user's subscription at Stripe, if it goes on. The user's lock is held.
+    async fn ongoing(&self, transaction: &mut Transaction, user_id: Uuid, id: Uuid) -> Result<object::Subscription> {
+        let none = || Error::not_found("subscription");
+        let known =
+            sqlx::query_scalar!("SELECT stripe_id FROM subscriptions WHERE id = $1 AND user_id = $2", id, user_id);
+        let stripe_id = known.fetch_optional(transaction.connection()).await?.ok_or_else(none)?;
+        let (_, now) = self.mirror_subscription(transaction, user_id, &stripe_id).await?.ok_or_else(none)?;
+        Ok(now)
+    }
+
+    /// Moves a subscription to a plan: a dearer one at once, the difference billed at once; a cheaper one when what
+    /// is paid for ends; the same one undoes a cancellation or a move to a cheaper one.
+    ///
+    /// # Errors
+    /// 404 for an unknown, foreign or ended subscription; 402 `card_declined`; 503 `stripe_unavailable`.
+    pub async fn change_plan(&self, user_id: Uuid, id: Uuid, to: Plan, trace: &TraceContext) -> Result<Subscription> {
+        let mut transaction = self.begin_for(user_id, trace).await?;
+        let now = self.ongoing(&mut transaction, user_id, id).await?;
+        let (plan, pending) = now.plans().ok_or_else(|| Error::not_found("subscription"))?;
+        if !now.runs() {
+            return Err(Error::not_found("subscription"));
+        }
+        let mut form = vec![("cancel_at_period_end", "false".to_owned())];
+        if pending.unwrap_or(plan) != to {
+            form.push(("items[0][id]", now.item.clone()));
+            form.push(("items[0][price]", self.price(to).await?));
+            let dearer = to.terms().amount > plan.terms().amount;
+            let later = to.terms().amount < plan.terms().amount && now.status != "trialing";
+            if dearer && now.status != "trialing" {
+                form.push(("proration_behavior", "always_invoice".to_owned()));
+                form.push(("payment_behavior", "error_if_incomplete".to_owned()));
+            } else {
+                form.push(("proration_behavior", "none".to_owned()));
+            }
+            // Stripe bills the new price from the next period on; until then the plan is what was paid for.
+            let (paid, until) = if later {
+                (plan.as_str().to_owned(), now.period_end.unix_timestamp().to_string())
+            } else {
+                (String::new(), String::new())
+            };
+            form.push(("metadata[paid_plan]", paid));
+            form.push(("metadata[paid_until]", until));
+        }
+        self.stripe.post(&format!("/subscriptions/{}", now.id), &form, &format!("change-{}", Uuid::now_v7())).await?;
+        self.finish(transaction, user_id, &now.id).await
+    }
+
+    /// Ends a subscription, with its period or at once.
+    ///
+    /// # Errors
+    /// 404 for an unknown or foreign subscription; 503 `stripe_unavailable`.
+    pub async fn cancel(
+        &self,
+        user_id: Uuid,
+        id: Uuid,
+        immediately: bool,
+        trace: &TraceContext,
+    ) -> Result<Subscription> {
+        let mut transaction = self.begin_for(user_id, trace).await?;
+        let now = self.ongoing(&mut transaction, user_id, id).await?;
+        if !now.is_over() {
+            let path = format!("/subscriptions/{}", now.id);
+            if immediately || !now.runs() {
+                match self.stripe.delete(&path).await {
+                    // The first of two tries did it.
+                    Err(failure) if failure.is_missing() => {}
+                    outcome => drop(outcome?),
+                }
+            } else {
+                let form = vec![("cancel_at_period_end", "true".to_owned())];
+                self.stripe.post(&path, &form, &format!("cancel-{}", Uuid::now_v7())).await?;
+            }
+        }
+        self.finish(transaction, user_id, &now.id).await
+    }
+
+    async fn finish(&self, mut transaction: Transaction, user_id: Uuid, id: &str) -> Result<Subscription> {
+        let mirrored = self.mirror_subscription(&mut transaction, user_id, id).await?;
+        let (shown, _) = mirrored.ok_or_else(|| Error::not_found("subscription"))?;
+        transaction.commit().await?;
+        Ok(shown)
+    }
+}

@@ -1,0 +1,368 @@
+//! Brings the mirror up to what Stripe has: reads an object there, under the lock of its user, and writes row,
+//! plan, events and mails in one transaction.
+
+use time::{Duration, OffsetDateTime};
+use uuid::Uuid;
+
+use crate::billing::object::{self, Invoice, Payment, Subscription};
+use crate::billing::plan::Plan;
+use crate::billing::service::{Billing, lock};
+use crate::billing::subscription;
+use crate::billing::transition::{self, Change, Movement, Told};
+use crate::clock;
+use crate::error::Result;
+use crate::events::{Event, Subject};
+use crate::mail::{Mail, Message, Recipient};
+use crate::store::postgres::Transaction;
+use crate::telemetry::trace::TraceContext;
+
+/// How long before its end a trial's user is told.
+const TRIAL_NOTICE: Duration = Duration::days(3);
+
+/// A kind of object that is mirrored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// A subscription.
+    Subscription,
+    /// An invoice.
+    Invoice,
+    /// A payment intent.
+    Payment,
+}
+
+impl Billing {
+    /// Mirrors the object of a kind and an id. What belongs to nobody here changes nothing.
+    ///
+    /// # Errors
+    /// When the database or Stripe does not answer; then nothing is changed.
+    pub async fn sync(&self, kind: Kind, id: &str, trace: &TraceContext) -> Result<()> {
+        let mut transaction = self.database.begin(trace).await?;
+        let Some(user_id) = self.owner(&mut transaction, kind, id).await? else { return Ok(()) };
+        lock(transaction.connection(), user_id).await?;
+        match kind {
+            Kind::Subscription => drop(self.mirror_subscription(&mut transaction, user_id, id).await?),
+            Kind::Payment => drop(self.mirror_payment(&mut transaction, user_id, id).await?),
+            Kind::Invoice => self.mirror_invoice(&mut transaction, user_id, id).await?,
+        }
+        transaction.commit().await
+    }
+
+    /// Whose the object is: by the mirror, or else by its customer.
+    async fn owner(&self, transaction: &mut Transaction, kind: Kind, id: &str) -> Result<Option<Uuid>> {
+        let known = sqlx::query_scalar!(
+            r#"SELECT user_id AS "user_id!" FROM subscriptions WHERE stripe_id = $1
+               UNION ALL SELECT user_id FROM invoices WHERE stripe_id = $1
+               UNION ALL SELECT user_id FROM payments WHERE stripe_id = $1"#,
+            id,
+        );
+        if let Some(user_id) = known.fetch_optional(transaction.connection()).await? {
+            return Ok(Some(user_id));
+        }
+        let Some(value) = self.stripe.find(&path(kind, id), &Vec::new()).await? else { return Ok(None) };
+        let Some(customer) = object::id_of(&value["customer"]) else { return Ok(None) };
+        let known = sqlx::query_scalar!("SELECT user_id FROM billing_customers WHERE stripe_id = $1", customer);
+        if let Some(user_id) = known.fetch_optional(transaction.connection()).await? {
+            return Ok(Some(user_id));
+        }
+        // A webhook may be faster than the transaction that notes the customer.
+        let Some(value) = self.stripe.find(&format!("/customers/{customer}"), &Vec::new()).await? else {
+            return Ok(None);
+        };
+        let named = value["metadata"]["user_id"].as_str().and_then(|id| Uuid::try_parse(id).ok());
+        let Some(user_id) = named else { return Ok(None) };
+        let noted = sqlx::query_scalar!(
+            "INSERT INTO billing_customers (user_id, stripe_id) SELECT id, $2 FROM users WHERE id = $1
+             ON CONFLICT DO NOTHING RETURNING user_id",
+            user_id,
+            customer,
+        );
+        if noted.fetch_optional(transaction.connection()).await?.is_some() {
+            return Ok(Some(user_id));
+        }
+        let known = sqlx::query_scalar!("SELECT user_id FROM billing_customers WHERE stripe_id = $1", customer);
+        Ok(known.fetch_optional(transaction.connection()).await?)
+    }
+
+    /// Mirrors a subscription and gives it as the API shows it, with Stripe's object.
+    pub(crate) async fn mirror_subscription(
+        &self,
+        transaction: &mut Transaction,
+        user_id: Uuid,
+        id: &str,
+    ) -> Result<Option<(subscription::Subscription, Subscription)>> {
+        let expand = vec![("expand[]", "latest_invoice".to_owned())];
+        let Some(value) = self.stripe.find(&path(Kind::Subscription, id), &expand).await? else { return Ok(None) };
+        let now = Subscription::read(&value)?;
+        let Some((plan, pending)) = now.plans() else { return Ok(None) };
+        let row = sqlx::query!(
+            "SELECT id, plan, pending_plan, status, cancel_at_period_end, running, mrr_minor, trial_mail_sent
+             FROM subscriptions WHERE stripe_id = $1",
+            id,
+        )
+        .fetch_optional(transaction.connection())
+        .await?;
+        let told = match &row {
+            None => Told::default(),
+            Some(row) => Told {
+                plan: Some(Plan::stored(&row.plan)?),
+                status: row.status.clone(),
+                pending: row.pending_plan.as_deref().map(Plan::stored).transpose()?,
+                ends: row.cancel_at_period_end,
+                running: row.running,
+                mrr: row.mrr_minor,
+            },
+        };
+        let returning = sqlx::query_scalar!(
+            r#"SELECT EXISTS (SELECT FROM subscriptions WHERE user_id = $1 AND (status <> 'incomplete' AND status <> 'incomplete_expired')) AS "any!""#,
+            user_id,
+        )
+        .fetch_one(transaction.connection())
+        .await?;
+        let (next, change) = transition::change(&told, &now, plan, returning);
+        let own_id = row.as_ref().map_or_else(Uuid::now_v7, |row| row.id);
+        let notice_due = now.status == "trialing"
+            && now.trial_end.is_some_and(|end| end - clock::now() <= TRIAL_NOTICE)
+            && !row.as_ref().is_some_and(|row| row.trial_mail_sent);
+        let grace_end = (now.status == "past_due").then(|| now.invoiced.unwrap_or(now.period_start) + self.grace);
+        let shown = sqlx::query_as!(
+            subscription::Row,
+            "INSERT INTO subscriptions (id, user_id, stripe_id, plan, pending_plan, status, current_period_start,
+                 current_period_end, cancel_at_period_end, trial_end, grace_end, running, mrr_minor, currency,
+                 trial_mail_sent, created_at)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
+             ON CONFLICT (stripe_id) DO UPDATE SET plan = excluded.plan, pending_plan = excluded.pending_plan,
+                 status = excluded.status, current_period_start = excluded.current_period_start,
+                 current_period_end = excluded.current_period_end,
+                 cancel_at_period_end = excluded.cancel_at_period_end, trial_end = excluded.trial_end,
+                 grace_end = excluded.grace_end, running = excluded.running, mrr_minor = excluded.mrr_minor,
+                 currency = excluded.currency,
+                 trial_mail_sent = subscriptions.trial_mail_sent OR excluded.trial_mail_sent, updated_at = now()
+             RETURNING id, plan, pending_plan, status, current_period_start, current_period_end,
+                 cancel_at_period_end, trial_end, created_at",
+            own_id,
+            user_id,
+            id,
+            plan.as_str(),
+            pending.map(Plan::as_str),
+            now.status,
+            now.period_start,
+            now.period_end,
+            now.cancel_at_period_end,
+            now.trial_end,
+            grace_end,
+            next.running,
+            next.mrr,
+            now.currency,
+            notice_due,
+            now.created,
+        )
+        .fetch_one(transaction.connection())
+        .await?;
+        if now.trial_end.is_some() {
+            sqlx::query!(
+                "UPDATE billing_customers SET trial_used_at = coalesce(trial_used_at, now()) WHERE user_id = $1",
+                user_id,
+            )
+            .execute(transaction.connection())
+            .await?;
+        }
+        if let Some(change) = change {
+            transaction.publish(event(user_id, own_id, plan, &now, change));
+        }
+        if matches!(change, Some(Change::Ended(_))) {
+            transaction.send_mail(&Mail::new(Message::SubscriptionEnded, Recipient::User(user_id)))?;
+        }
+        if notice_due {
+            transaction.send_mail(&Mail::new(Message::TrialEnding, Recipient::User(user_id)))?;
+        }
+        entitle(transaction, user_id, clock::now()).await?;
+        Ok(Some((shown.shown()?, now)))
+    }
+
+    /// Mirrors a payment and gives it as the API shows it.
+    pub(crate) async fn mirror_payment(
+        &self,
+        transaction: &mut Transaction,
+        user_id: Uuid,
+        id: &str,
+    ) -> Result<Option<crate::billing::payment::Payment>> {
+        let expand = vec![("expand[]", "latest_charge".to_owned())];
+        let Some(value) = self.stripe.find(&path(Kind::Payment, id), &expand).await? else { return Ok(None) };
+        let now = Payment::read(&value)?;
+        let row = sqlx::query!("SELECT id, status, failed_charge, refunded FROM payments WHERE stripe_id = $1", id)
+            .fetch_optional(transaction.connection())
+            .await?;
+        let own_id = row.as_ref().map_or_else(Uuid::now_v7, |row| row.id);
+        let failed = now
+            .failure
+            .clone()
+            .filter(|(charge, _)| row.as_ref().and_then(|row| row.failed_charge.as_ref()) != Some(charge));
+        let succeeded = now.status == "succeeded" && row.as_ref().is_none_or(|row| row.status != "succeeded");
+        let refunded = now.refunded - row.as_ref().map_or(0, |row| row.refunded);
+        let decline_code = now.failure.as_ref().and_then(|(_, code)| code.clone());
+        let shown = sqlx::query_as!(
+            crate::billing::payment::Payment,
+            "INSERT INTO payments (id, user_id, stripe_id, amount, currency, status, description, decline_code,
+                 failed_charge, refunded, created_at)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+             ON CONFLICT (stripe_id) DO UPDATE SET amount = excluded.amount, status = excluded.status,
+                 decline_code = excluded.decline_code,
+                 failed_charge = coalesce(excluded.failed_charge, payments.failed_charge),
+                 refunded = greatest(payments.refunded, excluded.refunded)
+             RETURNING id, amount, currency, status, description, decline_code, created_at",
+            own_id,
+            user_id,
+            id,
+            now.amount,
+            now.currency,
+            now.status,
+            now.description,
+            decline_code,
+            now.failure.as_ref().map(|(charge, _)| charge.as_str()),
+            now.refunded,
+            now.created,
+        )
+        .fetch_one(transaction.connection())
+        .await?;
+        let subject = subject(transaction, user_id).await?;
+        let tell = |kind, amount: i64| {
+            Event::about(&subject, kind)
+                .with("paymentId", own_id.to_string())
+                .with("amountMinor", amount)
+                .with("currency", now.currency.as_str())
+        };
+        if let Some((_, code)) = failed.filter(|_| now.single) {
+            transaction.publish(tell("billing.payment_failed", now.amount).with("declineCode", code));
+        }
+        if succeeded && now.single {
+            transaction.publish(tell("billing.payment_succeeded", now.amount));
+        }
+        if refunded > 0 {
+            transaction.publish(tell("billing.payment_refunded", refunded));
+        }
+        Ok(Some(shown))
+    }
+
+    /// Mirrors an invoice, and the subscription that it is for.
+    pub(crate) async fn mirror_invoice(&self, transaction: &mut Transaction, user_id: Uuid, id: &str) -> Result<()> {
+        let Some(value) = self.stripe.find(&path(Kind::Invoice, id), &Vec::new()).await? else { return Ok(()) };
+        let now = Invoice::read(&value)?;
+        let row = sqlx::query!("SELECT id, status, failed_attempts FROM invoices WHERE stripe_id = $1", id)
+            .fetch_optional(transaction.connection())
+            .await?;
+        let own_id = row.as_ref().map_or_else(Uuid::now_v7, |row| row.id);
+        let told = row.as_ref().map_or(0, |row| row.failed_attempts);
+        let paid = now.status == "paid" && now.amount_paid > 0 && row.as_ref().is_none_or(|row| row.status != "paid");
+        sqlx::query!(
+            "INSERT INTO invoices (id, user_id, stripe_id, number, status, amount_due, amount_paid, currency,
+                 period_start, period_end, lines, hosted_url, pdf_url, failed_attempts, created_at)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
+             ON CONFLICT (stripe_id) DO UPDATE SET number = excluded.number, status = excluded.status,
+                 amount_due = excluded.amount_due, amount_paid = excluded.amount_paid,
+                 period_start = excluded.period_start, period_end = excluded.period_end, lines = excluded.lines,
+                 hosted_url = excluded.hosted_url, pdf_url = excluded.pdf_url,
+                 failed_attempts = greatest(invoices.failed_attempts, excluded.failed_attempts)",
+            own_id,
+            user_id,
+            id,
+            now.number,
+            now.status,
+            now.amount_due,
+            now.amount_paid,
+            now.currency,
+            now.period_start,
+            now.period_end,
+            now.lines,
+            now.hosted_url,
+            now.pdf_url,
+            now.failed_attempts,
+            now.created,
+        )
+        .execute(transaction.connection())
+        .await?;
+        if let Some(subscription) = &now.subscription {
+            self.mirror_subscription(transaction, user_id, subscription).await?;
+        }
+        let subject = subject(transaction, user_id).await?;
+        let tell = |kind, amount: i64| {
+            Event::about(&subject, kind)
+                .with("paymentId", own_id.to_string())
+                .with("invoiceId", own_id.to_string())
+                .with("amountMinor", amount)
+                .with("currency", now.currency.as_str())
+        };
+        for _ in told..now.failed_attempts {
+            let event = tell("billing.payment_failed", now.amount_due);
+            transaction.publish(event.with("declineCode", serde_json::Value::Null));
+        }
+        if now.failed_attempts > told && now.status == "open" {
+            transaction.send_mail(&Mail::new(Message::PaymentFailed, Recipient::User(user_id)))?;
+        }
+        if paid {
+            transaction.publish(tell("billing.payment_succeeded", now.amount_paid));
+        }
+        Ok(())
+    }
+}
+
+fn path(kind: Kind, id: &str) -> String {
+    match kind {
+        Kind::Subscription => format!("/subscriptions/{id}"),
+        Kind::Invoice => format!("/invoices/{id}"),
+        Kind::Payment => format!("/payment_intents/{id}"),
+    }
+}
+
+fn event(user_id: Uuid, id: Uuid, plan: Plan, now: &Subscription, change: Change) -> Event {
+    let subject = Subject { user_id, plan, country: None };
+    let (kind, movement, delta) = match change {
+        Change::Began(movement, delta) => ("billing.subscription_created", movement, delta),
+        Change::Moved { movement, delta, .. } => ("billing.subscription_updated", movement, delta),
+        Change::Ended(delta) => ("billing.subscription_canceled", Movement::Churn, delta),
+    };
+    let mut event = Event::about(&subject, kind)
+        .with("subscriptionId", id.to_string())
+        .with("movement", movement.as_str())
+        .with("mrrDeltaMinor", delta)
+        .with("currency", now.currency.as_str());
+    if !matches!(change, Change::Ended(_)) {
+        event = event.with("status", now.status.as_str());
+    }
+    if let Change::Moved { from, .. } = change {
+        event = event.with("fromPlan", from.as_str());
+    }
+    event
+}
+
+async fn subject(transaction: &mut Transaction, user_id: Uuid) -> Result<Subject> {
+    let plan = sqlx::query_scalar!("SELECT plan FROM users WHERE id = $1", user_id);
+    let plan = plan.fetch_one(transaction.connection()).await?;
+    Ok(Subject { user_id, plan: Plan::stored(&plan)?, country: None })
+}
+
+/// Sets the user's plan to the best that a subscription entitles to at this moment. The user's lock is held.
+pub(crate) async fn entitle(transaction: &mut Transaction, user_id: Uuid, now: OffsetDateTime) -> Result<()> {
+    let plans = sqlx::query_scalar!(
+        "SELECT plan FROM subscriptions
+         WHERE user_id = $1 AND (status IN ('trialing', 'active') OR (status = 'past_due' AND grace_end > $2))",
+        user_id,
+        now,
+    )
+    .fetch_all(transaction.connection())
+    .await?;
+    let plans = plans.iter().map(|plan| Plan::stored(plan)).collect::<Result<Vec<_>>>()?;
+    let best = plans.into_iter().max_by_key(|plan| plan.terms().amount).unwrap_or(Plan::Free);
+    let before = subject(transaction, user_id).await?.plan;
+    if best == before {
+        return Ok(());
+    }
+    sqlx::query!("UPDATE users SET plan = $2, updated_at = now() WHERE id = $1", user_id, best.as_str())
+        .execute(transaction.connection())
+        .await?;
+    let up = best.terms().amount > before.terms().amount;
+    let kind = if up { "user.plan_upgraded" } else { "user.plan_downgraded" };
+    let subject = Subject { user_id, plan: best, country: None };
+    transaction.publish(Event::about(&subject, kind).with("fromPlan", before.as_str()).with("toPlan", best.as_str()));
+    Ok(())
+}

@@ -1,0 +1,141 @@
+//! Webhooks: noted once, queued, and handled by reading the object that they are about.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::billing::object;
+use crate::billing::service::Billing;
+use crate::billing::signature;
+use crate::billing::sync::Kind;
+use crate::clock;
+use crate::config::Secret;
+use crate::error::{Code, Error, Result};
+use crate::http::request::Request;
+use crate::secrets;
+use crate::store::postgres::Database;
+use crate::telemetry::trace::TraceContext;
+
+/// A message of the queue: an object to be read anew.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Notice {
+    /// Stripe's id of the event.
+    pub event_id: String,
+    /// What kind of object changed.
+    pub kind: Kind,
+    /// Which one.
+    pub object_id: String,
+}
+
+impl Notice {
+    /// What an event is about; `None` if it is about nothing that is mirrored.
+    #[must_use]
+    pub fn of(event: &Value) -> Option<Self> {
+        let object = &event["data"]["object"];
+        let kind = event["type"].as_str()?;
+        let own = || object["id"].as_str().map(str::to_owned);
+        let (kind, object_id) = if kind.starts_with("customer.subscription.") {
+            (Kind::Subscription, own())
+        } else if kind.starts_with("invoice.") {
+            (Kind::Invoice, own())
+        } else if kind.starts_with("payment_intent.") {
+            (Kind::Payment, own())
+        } else if kind.starts_with("charge.refund") {
+            (Kind::Payment, object::id_of(&object["payment_intent"]))
+        } else if kind == "checkout.session.completed" {
+            (Kind::Subscription, object::id_of(&object["subscription"]))
+        } else {
+            return None;
+        };
+        // It becomes part of a path.
+        let plain = |id: &String| !id.is_empty() && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        Some(Self { event_id: event["id"].as_str()?.to_owned(), kind, object_id: object_id.filter(plain)? })
+    }
+}
+
+#[derive(Deserialize)]
+struct WebhookSecret {
+    secret: Secret,
+}
+
+/// The receiving side.
+pub struct Webhooks {
+    database: Database,
+    secret: Secret,
+}
+
+impl Webhooks {
+    /// Reads the signing secret from the secret named by `STRIPE_WEBHOOK_SECRET_ARN`; connects lazily.
+    ///
+    /// # Errors
+    /// When a secret is missing.
+    pub async fn init() -> Result<Self> {
+        let (database, secret) =
+            futures_util::try_join!(Database::init(), secrets::read::<WebhookSecret>("STRIPE_WEBHOOK_SECRET_ARN"))?;
+        Ok(Self { database, secret: secret.secret })
+    }
+
+    /// Checks the signature, notes the event and queues it, both or neither.
+    ///
+    /// # Errors
+    /// 400 `invalid_signature` or `invalid_json`.
+    pub async fn receive(&self, request: &Request) -> Result<()> {
+        signature::verify(request.header("stripe-signature"), &request.body, self.secret.expose(), clock::now())?;
+        let event: Value = serde_json::from_slice(&request.body)
+            .map_err(|_| Error::new(Code::InvalidJson, "The body must be JSON in UTF-8."))?;
+        let Some(notice) = Notice::of(&event) else { return Ok(()) };
+        let mut transaction = self.database.begin(&request.trace).await?;
+        let fresh = sqlx::query!(
+            "INSERT INTO stripe_events (id, kind, object_id) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
+            notice.event_id,
+            event["type"].as_str(),
+            notice.object_id,
+        )
+        .execute(transaction.connection())
+        .await?;
+        if fresh.rows_affected() > 0 {
+            transaction.send_notice(&notice)?;
+        }
+        transaction.commit().await
+    }
+}
+
+impl Billing {
+    /// Handles a notice: whatever has happened to the object since, the mirror is what it is now.
+    ///
+    /// # Errors
+    /// When the database or Stripe does not answer; the notice comes again.
+    pub async fn handle(&self, notice: &Notice) -> Result<()> {
+        self.sync(notice.kind, &notice.object_id, &TraceContext::continue_or_begin(None)).await?;
+        sqlx::query!("UPDATE stripe_events SET processed_at = now() WHERE id = $1", notice.event_id)
+            .execute(self.database.pool())
+            .await?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn finds_the_object_that_an_event_is_about() {
+        let about = |kind: &str, object: Value| {
+            Notice::of(&json!({"id": "evt_1", "type": kind, "data": {"object": object}})).map(|n| (n.kind, n.object_id))
+        };
+        let is = |kind, id: &str| Some((kind, id.to_owned()));
+        assert_eq!(about("customer.subscription.deleted", json!({"id": "sub_1"})), is(Kind::Subscription, "sub_1"));
+        assert_eq!(about("invoice.paid", json!({"id": "in_1"})), is(Kind::Invoice, "in_1"));
+        assert_eq!(about("payment_intent.succeeded", json!({"id": "pi_1"})), is(Kind::Payment, "pi_1"));
+        let refunded = json!({"id": "ch_1", "payment_intent": {"id": "pi_1"}});
+        assert_eq!(about("charge.refunded", refunded), is(Kind::Payment, "pi_1"));
+        let session = json!({"id": "cs_1", "subscription": "sub_1"});
+        assert_eq!(about("checkout.session.completed", session), is(Kind::Subscription, "sub_1"));
+        assert_eq!(about("checkout.session.completed", json!({"id": "cs_1", "subscription": null})), None);
+        assert_eq!(about("invoice.paid", json!({"id": "../x"})), None);
+        assert_eq!(about("balance.available", json!({"id": "b"})), None);
+        assert_eq!(Notice::of(&json!([])), None);
+    }
+}

@@ -1,0 +1,30 @@
+//! The local Stripe, asked directly.
+
+use serde_json::Value;
+
+use crate::support::*;
+
+pub async fn get(path: &str) -> Value {
+    let url = format!("{}{path}", variable("STRIPE_URL").trim_end_matches('/'));
+    client().get(url).bearer_auth("sk_test_local").send().await.unwrap().json().await.unwrap()
+}
+
+pub async fn control(path: &str, body: &Value) -> Value {
+    let url = format!("{}/_replica/{path}", variable("STRIPE_URL").trim_end_matches('/'));
+    let reply = client().post(url).body(body.to_string()).send().await.unwrap();
+    assert!(reply.status().is_success(), "{path} {body}: {}", reply.text().await.unwrap());
+    reply.json().await.unwrap()
+}
+
+/// Stripe's id of a person as a customer.
+pub async fn customer(person: &Person) -> String {
+    let found = get(&format!("/v1/customers?email={}", person.email.replace('@', "%40"))).await;
+    found["data"][0]["id"].as_str().unwrap_or_else(|| panic!("no customer: {found}")).to_owned()
+}
+
+/// The one subscription of a person at Stripe.
+pub async fn subscription(person: &Person) -> Value {
+    let found = get(&format!("/v1/subscriptions?status=all&customer={}", customer(person).await)).await;
+    assert_eq!(found["data"].as_array().unwrap().len(), 1, "{found}");
+    found["data"][0].clone()
+}

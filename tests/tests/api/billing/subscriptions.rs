@@ -1,0 +1,129 @@
+use serde_json::{Value, json};
+
+use super::replica;
+use crate::support::*;
+
+async fn subscribe(api: &Api, person: &Person, plan: &str) -> Value {
+    let body = json!({"plan": plan, "paymentMethodId": "pm_card_visa"});
+    let reply = api.post("/api/billing/subscriptions").bearer(&person.jwt).json(&body).send().await;
+    reply.expect_status(201).body["subscription"].clone()
+}
+
+async fn plan_of(api: &Api, person: &Person) -> String {
+    let me = api.get("/api/auth/me").bearer(&person.jwt).send().await.expect_status(200);
+    let usage = api.get("/api/billing/usage").bearer(&person.jwt).send().await.expect_status(200);
+    let plan = me.text_at("/user/plan");
+    assert_eq!(usage.body["plan"], plan.as_str());
+    let limits = json!({"free": 50_000, "pro": 2_000_000, "enterprise": 20_000_000});
+    assert_eq!(usage.body["tokens"]["limit"], limits[&plan]);
+    plan
+}
+
+async fn until(api: &Api, person: &Person, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
+    eventually(what, || async {
+        let list = api.get("/api/subscriptions").bearer(&person.jwt).send().await.expect_status(200);
+        let found = list.body["subscriptions"][0].clone();
+        holds(&found).then_some(found)
+    })
+    .await
+}
+
+through_both_doors! {
+    async fn the_life_of_a_subscription(api: Api) {
+        let person = api.sign_up().await;
+        assert_eq!(plan_of(&api, &person).await, "free");
+        let made = subscribe(&api, &person, "pro").await;
+        let id = made["id"].as_str().unwrap().to_owned();
+        assert_eq!((&made["plan"], &made["status"], &made["pendingPlan"]), (&json!("pro"), &json!("active"), &Value::Null));
+        assert_eq!(plan_of(&api, &person).await, "pro");
+        let path = format!("/api/billing/subscriptions/{id}");
+        let change = |plan: &str| api.call("PUT", &path).bearer(&person.jwt).json(&json!({"plan": plan})).send();
+
+        let again = json!({"plan": "enterprise", "paymentMethodId": "pm_card_visa"});
+        let reply = api.post("/api/subscriptions").bearer(&person.jwt).json(&again).send().await;
+        reply.expect_problem(409, "already_subscribed");
+
+        let up = change("enterprise").await.expect_status(200).body["subscription"].clone();
+        assert_eq!((&up["plan"], &up["id"]), (&json!("enterprise"), &json!(id)));
+        assert_eq!(plan_of(&api, &person).await, "enterprise");
+
+        let down = change("pro").await.expect_status(200).body["subscription"].clone();
+        assert_eq!((&down["plan"], &down["pendingPlan"]), (&json!("enterprise"), &json!("pro")));
+        assert_eq!(plan_of(&api, &person).await, "enterprise");
+        let undone = change("enterprise").await.expect_status(200).body["subscription"].clone();
+        assert_eq!((&undone["plan"], &undone["pendingPlan"]), (&json!("enterprise"), &Value::Null));
+        change("pro").await.expect_status(200);
+
+        let stripe_id = replica::subscription(&person).await["id"].as_str().unwrap().to_owned();
+        replica::control("advance", &json!({"subscription": stripe_id, "to": "renewal"})).await;
+        let renewed = until(&api, &person, "the renewal", |found| found["plan"] == "pro").await;
+        assert_eq!(renewed["pendingPlan"], Value::Null);
+        assert_eq!(plan_of(&api, &person).await, "pro");
+
+        let ends = api.delete(&path).bearer(&person.jwt).send().await.expect_status(200);
+        assert_eq!(ends.body["subscription"]["cancelAtPeriodEnd"], true);
+        let goes_on = change("pro").await.expect_status(200);
+        assert_eq!(goes_on.body["subscription"]["cancelAtPeriodEnd"], false);
+        let over = api.delete(&format!("{path}?immediately=true")).bearer(&person.jwt).send().await.expect_status(200);
+        assert_eq!(over.body["subscription"]["status"], "canceled");
+        assert_eq!(plan_of(&api, &person).await, "free");
+        change("pro").await.expect_problem(404, "not_found");
+        mail_to(&person.email, "Your subscription has ended", 1).await;
+
+        let invoices = eventually("the invoices", || async {
+            let list = api.get("/api/invoices").bearer(&person.jwt).send().await.expect_status(200);
+            (list.body["invoices"].as_array().unwrap().len() >= 3).then_some(list)
+        })
+        .await;
+        let first = &invoices.body["invoices"].as_array().unwrap().last().unwrap().clone();
+        assert_eq!((&first["status"], &first["amountPaid"], &first["currency"]), (&json!("paid"), &json!(2999), &json!("USD")));
+        assert!(first["number"].is_string() && first["hostedUrl"].is_string() && first["pdfUrl"].is_string(), "{first}");
+        assert!(!first["lines"].as_array().unwrap().is_empty());
+    }
+
+    async fn a_declined_card_subscribes_nobody(api: Api) {
+        let person = api.sign_up().await;
+        let body = json!({"plan": "pro", "paymentMethodId": "pm_card_chargeCustomerFail"});
+        let reply = api.post("/api/billing/subscriptions").bearer(&person.jwt).json(&body).send().await;
+        reply.expect_problem(402, "card_declined");
+        let list = api.get("/api/billing/subscriptions").bearer(&person.jwt).send().await.expect_status(200);
+        assert_eq!(list.body["subscriptions"], json!([]));
+        assert_eq!(plan_of(&api, &person).await, "free");
+        let bad = json!({"plan": "free"});
+        let reply = api.post("/api/billing/subscriptions").bearer(&person.jwt).json(&bad).send().await;
+        reply.expect_invalid(&["plan"]);
+    }
+
+    async fn many_at_once_make_one_subscription(api: Api) {
+        let person = api.sign_up().await;
+        let body = json!({"plan": "pro", "paymentMethodId": "pm_card_visa"});
+        let tries = (0..4).map(|_| api.post("/api/billing/subscriptions").bearer(&person.jwt).json(&body).send());
+        let mut statuses: Vec<_> = futures_util::future::join_all(tries).await.iter().map(|reply| reply.status).collect();
+        statuses.sort_unstable();
+        assert_eq!(statuses, [201, 409, 409, 409]);
+        replica::subscription(&person).await;
+    }
+
+    async fn somebody_elses_subscription_is_none(api: Api) {
+        let (owner, stranger) = (api.sign_up().await, api.sign_up().await);
+        let id = subscribe(&api, &owner, "pro").await["id"].as_str().unwrap().to_owned();
+        for id in [id.as_str(), "not-an-id"] {
+            let path = format!("/api/subscriptions/{id}");
+            let change = api.call("PUT", &path).bearer(&stranger.jwt).json(&json!({"plan": "pro"}));
+            change.send().await.expect_problem(404, "not_found");
+            api.delete(&path).bearer(&stranger.jwt).send().await.expect_problem(404, "not_found");
+        }
+        assert_eq!(plan_of(&api, &owner).await, "pro");
+    }
+
+    async fn stripes_pages_are_pointed_to(api: Api) {
+        let person = api.sign_up().await;
+        let page = api.post("/api/billing/checkout").bearer(&person.jwt).json(&json!({"plan": "pro"})).send().await;
+        assert!(page.expect_status(201).text_at("/url").contains("/checkout/"));
+        let page = api.post("/api/billing/portal").bearer(&person.jwt).send().await.expect_status(201);
+        assert!(page.text_at("/url").contains("/portal/"));
+        subscribe(&api, &person, "pro").await;
+        let page = api.post("/api/billing/checkout").bearer(&person.jwt).json(&json!({"plan": "pro"})).send().await;
+        page.expect_problem(409, "already_subscribed");
+    }
+}

@@ -1,0 +1,60 @@
+use ring::hmac;
+use serde_json::json;
+
+use crate::support::*;
+
+fn sign(secret: &str, at: u64, body: &str) -> String {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes());
+    let tag = hmac::sign(&key, format!("{at}.{body}").as_bytes());
+    tag.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn now() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
+}
+
+through_both_doors! {
+    async fn only_what_stripe_signed_is_taken(api: Api) {
+        let secret = variable("STRIPE_WEBHOOK_SECRET");
+        let body = json!({"id": "evt_none", "type": "balance.available", "data": {"object": {"id": "é"}}}).to_string();
+        let at = now();
+        let good = sign(&secret, at, &body);
+        let wrong = sign("whsec_other", at, &body);
+        let post = |header: String, body: String| {
+            api.post("/api/billing/webhook").header("stripe-signature", &header).body("application/json", body).send()
+        };
+        for header in [format!("t={at},v1={good}"), format!("t={at},v1={wrong},v1={good}"), format!("v1={good},v0=x,t={at}")] {
+            let reply = post(header.clone(), body.clone()).await.expect_status(200);
+            assert_eq!(reply.body, json!({"received": true}));
+            assert!(reply.header("ratelimit").is_none(), "{header}");
+            post(header, format!("{body} ")).await.expect_problem(400, "invalid_signature");
+        }
+        let (old, future) = (at - 400, at + 400);
+        for header in [
+            format!("t={at},v1={wrong}"),
+            format!("t={old},v1={}", sign(&secret, old, &body)),
+            format!("t={future},v1={}", sign(&secret, future, &body)),
+            format!("t={at}"),
+            format!("v1={good}"),
+            "garbage".to_owned(),
+        ] {
+            post(header, body.clone()).await.expect_problem(400, "invalid_signature");
+        }
+        let call = api.post("/api/billing/webhook").body("application/json", body);
+        call.send().await.expect_problem(400, "invalid_signature");
+    }
+
+    async fn what_is_unknown_changes_nothing(api: Api) {
+        let secret = variable("STRIPE_WEBHOOK_SECRET");
+        for (kind, id) in [("invoice.paid", "in_unknown"), ("customer.subscription.deleted", "sub_unknown"), ("new.kind", "x")] {
+            let event = format!("evt_{kind}").replace('.', "_");
+            let body = json!({"id": event, "type": kind, "data": {"object": {"id": id}}}).to_string();
+            let at = now();
+            let header = format!("t={at},v1={}", sign(&secret, at, &body));
+            for _ in 0..2 {
+                let call = api.post("/api/billing/webhook").header("stripe-signature", &header);
+                call.body("application/json", body.clone()).send().await.expect_status(200);
+            }
+        }
+    }
+}
