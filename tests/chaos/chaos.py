@@ -106,8 +106,9 @@ class World:
 
     def ask(self, method: str, path: str, token: str, body: dict | None = None) -> tuple[int, str]:
         """One request; its status is held against the contract."""
-        fault = self.fault
         status, text = request(method, path, token, body)
+        # Read afterwards: the fault may have come while the request was under way.
+        fault = self.fault
         self.seen[fault, status] += 1
         if status not in BY_CONTRACT | {401, 409, CUT}:
             self.wrong.append(f"{method} {path} answered {status} during {fault}: {text[:200]}")

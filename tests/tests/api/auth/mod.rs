@@ -6,6 +6,7 @@ mod forgot_password;
 mod health;
 mod jwks;
 mod limits;
+mod mail_safety;
 mod me;
 mod refresh;
 mod resend_verification;
