@@ -280,7 +280,13 @@ impl StdError for Error {}
 impl From<sqlx::Error> for Error {
     #[track_caller]
     fn from(error: sqlx::Error) -> Self {
+        // 28 invalid authorization: the password was rotated since it was read.
+        let refused = matches!(&error, sqlx::Error::Database(e) if e.code().is_some_and(|code| code.starts_with("28")));
+        if refused {
+            crate::store::postgres::credentials_refused();
+        }
         let unreachable = match &error {
+            _ if refused => true,
             sqlx::Error::Io(_)
             | sqlx::Error::Tls(_)
             | sqlx::Error::PoolTimedOut

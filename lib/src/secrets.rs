@@ -29,6 +29,15 @@ pub async fn read<T: DeserializeOwned>(variable: &str) -> Result<T> {
         .map_err(|_| Error::internal(format!("the secret named by {variable} has another shape")))
 }
 
+/// Reads a secret that another one names, as it is now.
+///
+/// # Errors
+/// When it cannot be read, or does not have the expected members.
+pub async fn read_by_id<T: DeserializeOwned>(id: &str) -> Result<T> {
+    let text = fetch(id.to_owned(), id).await?;
+    serde_json::from_str(text.expose()).map_err(|_| Error::internal(format!("the secret {id} has another shape")))
+}
+
 async fn fetch(id: String, variable: &str) -> Result<Secret> {
     let reply = client()?.get_secret_value().secret_id(id).send().await?;
     let text =
@@ -36,7 +45,7 @@ async fn fetch(id: String, variable: &str) -> Result<Secret> {
     Ok(Secret::new(text))
 }
 
-fn client() -> Result<&'static Client> {
+pub(crate) fn client() -> Result<&'static Client> {
     static CLIENT: OnceLock<Client> = OnceLock::new();
     let config = crate::aws::sdk_config()?;
     Ok(CLIENT.get_or_init(|| Client::new(config)))

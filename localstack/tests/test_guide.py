@@ -1,10 +1,12 @@
 """What of a deploy can be tested without an AWS account. The guide has an environment of its own."""
 
 import json
+import re
 import subprocess
 
 import pytest
 
+import cloudformation
 from settings import DEPLOY, ROOT, SAM_VENV
 
 
@@ -135,3 +137,16 @@ print("\\n".join(policies.faults(template)))
         "DatabaseSecretPolicy: ReaderRole is missing",
     ):  # fmt: skip
         assert fault in found
+
+
+def test_every_environment_variable_is_in_the_operators_table():
+    table = (ROOT / "docs" / "operations.md").read_text().split("## Environment variables")[1]
+    documented = set(re.findall(r"`([A-Z][A-Z0-9_]+)`", table))
+    source = cloudformation.template()
+    given = set(source["Globals"]["Function"]["Environment"]["Variables"])
+    for properties in cloudformation.functions(source).values():
+        given |= set(properties.get("Environment", {}).get("Variables", {}))
+    code = "".join(path.read_text() for path in (ROOT / "lib" / "src").rglob("*.rs"))
+    read = set(re.findall(r'(?:required|optional|parsed|list|secrets::read(?:::<\w+>)?)\(\s*"([A-Z][A-Z0-9_]+)"', code))
+    assert len(read) > 10, "the search for what the code reads finds nothing"
+    assert given | read <= documented, sorted((given | read) - documented)

@@ -47,6 +47,9 @@ pub struct AccessToken {
 #[derive(Deserialize)]
 struct SigningSecret {
     current: Secret,
+    /// Signs after the next rotation; known before, so that a sandbox that lives through one knows it.
+    #[serde(default = "no_secret")]
+    next: Secret,
     #[serde(default = "no_secret")]
     previous: Secret,
 }
@@ -62,7 +65,8 @@ struct Key {
     verifier: DecodingKey,
 }
 
-/// The keys that sign and verify: the current one, and the one before it until its tokens have expired.
+/// The keys that sign and verify: the current one, the one after it, and the one before it until its tokens have
+/// expired.
 pub struct Keys(Vec<Key>);
 
 impl Keys {
@@ -72,7 +76,7 @@ impl Keys {
     /// When it cannot be read.
     pub async fn init() -> Result<Self> {
         let secret: SigningSecret = secrets::read("SIGNING_SECRET_ARN").await?;
-        Self::derive(&[secret.current.expose(), secret.previous.expose()])
+        Self::derive(&[secret.current.expose(), secret.next.expose(), secret.previous.expose()])
     }
 
     /// Derives the keys from secrets, the current one first; empty ones are left out.

@@ -7,5 +7,6 @@ pub mod limits;
 pub mod one_time;
 pub mod password;
 pub mod refresh;
+pub mod rotation;
 pub mod session;
 pub mod sign_out;

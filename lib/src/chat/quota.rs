@@ -189,6 +189,36 @@ pub async fn sweep(pool: &PgPool) -> Result<Swept> {
     Ok(Swept { released })
 }
 
+/// What an audit found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Audited {
+    /// Months of users whose counters differ from the ledger or the reservations.
+    pub imbalances: i64,
+}
+
+/// Compares what is counted in this month and the one before with the ledger and the open reservations, in one
+/// look at the database.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn audit(pool: &PgPool) -> Result<Audited> {
+    let imbalances = sqlx::query_scalar!(
+        r#"WITH since AS (SELECT (date_trunc('month', now() AT TIME ZONE 'UTC') - interval '1 month')::date AS month),
+             spent AS (SELECT user_id, period, sum(input_tokens + output_tokens) AS tokens
+                       FROM usage_ledger, since WHERE period >= month GROUP BY user_id, period),
+             held AS (SELECT user_id, period, sum(tokens) AS tokens FROM quota_reservations GROUP BY user_id, period)
+           SELECT count(*) AS "imbalances!"
+           FROM (SELECT q.* FROM quota_periods q, since WHERE q.period >= month) p
+           FULL JOIN spent s USING (user_id, period)
+           LEFT JOIN held h USING (user_id, period)
+           WHERE coalesce(p.used, 0) <> coalesce(s.tokens, 0) OR coalesce(p.reserved, 0) <> coalesce(h.tokens, 0)"#
+    )
+    .fetch_one(pool)
+    .await?;
+    tracing::info!(quota_imbalances = imbalances, "the quotas were compared with the ledger");
+    Ok(Audited { imbalances })
+}
+
 #[cfg(test)]
 mod tests {
     use time::macros::date;

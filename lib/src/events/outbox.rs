@@ -210,6 +210,8 @@ pub async fn relay(dispatcher: &Dispatcher) -> Result<Relayed> {
         outbox.sent = sent,
         outbox.left = rest.left,
         outbox.oldest_s = rest.oldest,
+        // The same for a metric filter, whose names have no dots.
+        outbox_oldest_s = rest.oldest,
         "the outbox was relayed"
     );
     Ok(Relayed { sent, left: rest.left, oldest_seconds: rest.oldest })

@@ -1,13 +1,15 @@
 //! Postgres: a pool of one lazy connection, and transactions whose events and mails are committed with the
 //! state they tell of and sent right after.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use sqlx::PgPool;
-use sqlx::postgres::PgPoolOptions;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
 
+use crate::background;
 use crate::billing::webhook::Notice;
-use crate::config::Secret;
+use crate::config::{self, Secret};
 use crate::error::{Error, Result};
 use crate::events::Event;
 use crate::events::outbox::{Dispatcher, Pending};
@@ -15,9 +17,79 @@ use crate::mail::Mail;
 use crate::secrets;
 use crate::telemetry::trace::TraceContext;
 
-#[derive(serde::Deserialize)]
+/// A URL; or what RDS writes into its secrets; or the name of such a secret, with what that does not say.
+#[derive(Default, serde::Deserialize)]
 struct DatabaseSecret {
-    url: Secret,
+    url: Option<Secret>,
+    secret: Option<String>,
+    username: Option<String>,
+    password: Option<Secret>,
+    host: Option<String>,
+    port: Option<u16>,
+    dbname: Option<String>,
+}
+
+impl DatabaseSecret {
+    /// The secret of this name, with what is said here in place of what is said there.
+    fn over(self, named: Self) -> Self {
+        Self {
+            url: named.url,
+            secret: None,
+            username: named.username,
+            password: named.password,
+            host: self.host.or(named.host),
+            port: self.port.or(named.port),
+            dbname: self.dbname.or(named.dbname),
+        }
+    }
+
+    fn options(self) -> Result<PgConnectOptions> {
+        if let Some(url) = self.url {
+            return options_of(url.expose());
+        }
+        let missing = |name: &str| Error::internal(format!("the database secret has neither url nor {name}"));
+        let password = self.password.ok_or_else(|| missing("password"))?;
+        Ok(PgConnectOptions::new()
+            .host(&self.host.ok_or_else(|| missing("host"))?)
+            .port(self.port.unwrap_or(5432))
+            .username(&self.username.ok_or_else(|| missing("username"))?)
+            .password(password.expose())
+            .database(self.dbname.as_deref().unwrap_or("postgres"))
+            .ssl_mode(PgSslMode::Require))
+    }
+}
+
+fn options_of(url: &str) -> Result<PgConnectOptions> {
+    // The message may quote the URL, password included.
+    url.parse().map_err(|_| Error::internal("the database URL is malformed"))
+}
+
+/// What the secrets say now.
+async fn options() -> Result<PgConnectOptions> {
+    let id = config::required("DATABASE_SECRET_ARN")?;
+    let mut secret: DatabaseSecret = secrets::read_by_id(&id).await?;
+    if let Some(name) = secret.secret.take() {
+        let named = secrets::read_by_id(&name).await?;
+        secret = secret.over(named);
+    }
+    secret.options()
+}
+
+/// The pool of the process, whose password may be rotated while it lives.
+static POOL: OnceLock<PgPool> = OnceLock::new();
+
+/// Postgres refused the credentials: reads them anew, so that the next request finds the right ones.
+pub(crate) fn credentials_refused() {
+    let Some(pool) = POOL.get() else { return };
+    background::spawn(async move {
+        match options().await {
+            Ok(options) => {
+                pool.set_connect_options(options);
+                tracing::warn!("Postgres refused the credentials; they were read anew");
+            }
+            Err(error) => tracing::error!(error.cause = %error, "the credentials of Postgres could not be read anew"),
+        }
+    });
 }
 
 /// The business data.
@@ -33,8 +105,10 @@ impl Database {
     /// # Errors
     /// When the secret cannot be read or its URL is malformed.
     pub async fn init() -> Result<Self> {
-        let secret: DatabaseSecret = secrets::read("DATABASE_SECRET_ARN").await?;
-        Self::connect_lazy(secret.url.expose())
+        let database = Self::with_options(options().await?)?;
+        // A process has one database; a second handle on it lives through a rotation by its open connection.
+        let _ = POOL.set(database.pool.clone());
+        Ok(database)
     }
 
     /// The database at the URL. One connection, since a sandbox serves one request at a time; tested before
@@ -43,14 +117,16 @@ impl Database {
     /// # Errors
     /// When the URL is malformed.
     pub fn connect_lazy(url: &str) -> Result<Self> {
+        Self::with_options(options_of(url)?)
+    }
+
+    fn with_options(options: PgConnectOptions) -> Result<Self> {
         let pool = PgPoolOptions::new()
             .max_connections(1)
             .min_connections(0)
             .acquire_timeout(Duration::from_secs(4))
             .test_before_acquire(true)
-            .connect_lazy(url)
-            // The message may quote the URL, password included.
-            .map_err(|_| Error::internal("the database URL is malformed"))?;
+            .connect_lazy_with(options);
         Ok(Self { dispatcher: Dispatcher::from_env(pool.clone())?, pool })
     }
 
