@@ -30,6 +30,10 @@ const FLOW = {
   'chat-create-conversation-alias': { status: 201, keep: { id: 'conversation.id' } },
   'chat-delete-conversation': { status: 204 },
   'chat-delete-conversation-alias': { status: 204 },
+  'billing-create-subscription': { status: 201, keep: { id: 'subscription.id' } },
+  'billing-create-subscription-alias': { status: 409 },
+  'billing-checkout': { status: 409 },
+  'billing-webhook': { status: 400 },
   'analytics-providers-models': { status: 200, path: 'openai' },
 };
 /** These end what the others need, so they come last, in this order. */
