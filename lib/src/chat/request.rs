@@ -36,7 +36,7 @@ impl Answers {
     /// Those of the idempotency key and of [`Chat::ask`].
     pub async fn answer(&'static self, request: &Request, mut ask: Ask, protocol: Protocol) -> Result<Response> {
         let ticket = match self.idempotency.claim(request).await? {
-            Claim::Kept(kept) => return replay(kept, protocol),
+            Claim::Kept(kept) => return replay(kept, &request.id, protocol),
             Claim::Fresh(ticket) => ticket,
         };
         let streamed = ask.streamed;
@@ -80,9 +80,9 @@ fn repeat(reply: &Reply, protocol: Protocol, streamed: bool) -> Result<Response>
 }
 
 /// A kept answer, in the form that it had.
-fn replay(kept: Kept, protocol: Protocol) -> Result<Response> {
+fn replay(kept: Kept, request_id: &str, protocol: Protocol) -> Result<Response> {
     if !kept.streamed {
-        return Ok(kept.response());
+        return kept.response(request_id);
     }
     let events: Vec<StreamEvent> = serde_json::from_str(&kept.body)?;
     let encoded: Vec<_> = (1..).zip(events).map(|(id, event)| protocol.encode(id, &event)).collect();

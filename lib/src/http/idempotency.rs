@@ -145,7 +145,7 @@ impl Idempotency {
         F: Future<Output = Result<Response>>,
     {
         let ticket = match self.claim(request).await? {
-            Claim::Kept(kept) => return Ok(kept.response()),
+            Claim::Kept(kept) => return kept.response(&request.id),
             Claim::Fresh(ticket) => ticket,
         };
         let id = ticket.as_ref().map_or_else(Uuid::now_v7, Ticket::work_id);
@@ -158,15 +158,19 @@ impl Idempotency {
 }
 
 impl Kept {
-    /// The reply, again.
-    #[must_use]
-    pub fn response(self) -> Response {
+    /// The reply, again; a problem names the request that it answers now.
+    ///
+    /// # Errors
+    /// When what was kept is no JSON.
+    pub fn response(self, request_id: &str) -> Result<Response> {
         if self.status.is_success() {
-            return Response::json_text(self.status, self.body);
+            return Ok(Response::json_text(self.status, self.body));
         }
-        let mut response = Response::text(self.status, problem::MEDIA_TYPE, self.body);
+        let mut document: Value = serde_json::from_str(&self.body)?;
+        document["requestId"] = request_id.into();
+        let mut response = Response::text(self.status, problem::MEDIA_TYPE, document.to_string());
         response.headers.insert(http::header::CACHE_CONTROL, http::HeaderValue::from_static("no-store"));
-        response
+        Ok(response)
     }
 }
 
