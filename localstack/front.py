@@ -30,7 +30,7 @@ defaults
 frontend api
     bind 127.0.0.1:{port}
     acl ascii req.hdrs -m reg ^[[:print:][:space:]]*$
-    http-request return status 400 content-type application/problem+json lf-string '{malformed}' hdr x-request-id %[unique-id] if !ascii
+    http-request return status 400 {malformed} if !ascii
     http-request replace-header content-type ^application/json(.*)$ Application/json\\1
     http-request replace-header content-type ^text/(.*)$ Text/\\1
     http-request set-header content-type application/octet-stream if METH_POST !{{ req.hdr(content-type) -m found }}
@@ -47,8 +47,10 @@ PROBLEM = (
 )
 
 MALFORMED = (
+    "content-type application/problem+json hdr x-request-id %[unique-id] lf-string '"
     '{"type":"urn:problem:validation_failed","title":"The request is not valid","status":400,'
     '"detail":"A header has characters outside ASCII.","code":"validation_failed","requestId":"%[unique-id]"}'
+    "'"
 )
 
 
