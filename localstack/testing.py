@@ -23,8 +23,8 @@ OF_NODE = {
     "pages": ["node", "--test", str(ROOT / "tests" / "browser" / "pages.test.mjs")],
     "client": ["sh", str(ROOT / "tests" / "client" / "run.sh")],
 }
-# Long, and about the machine as much as about the code.
 BRIEF_LOAD = {"load, briefly": ["env", "DURATION=8", "sh", str(ROOT / "tests" / "load" / "run.sh")]}
+# Long, and about the machine as much as about the code.
 BY_HAND = {
     "load": ["sh", str(ROOT / "tests" / "load" / "run.sh")],
     "chaos": [str(VENV / "bin" / "python"), str(ROOT / "tests" / "chaos" / "chaos.py")],
