@@ -47,6 +47,7 @@ def environment(profile: Profile) -> dict[str, str]:
         "CLICKHOUSE_DATABASE": "analytics",
         "LLM_URL": profile.url("llm"),
         "STRIPE_URL": profile.url("stripe"),
+        "TRACES_URL": profile.url("traces"),
         "STRIPE_WEBHOOK_SECRET": profile.stripe_webhook_secret,
         "STACK_NAME": profile.stack_name,
         "STACK_PROFILE": profile.name,

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::SharedCredentialsProvider;
-use aws_smithy_http_client::{Builder, tls};
 use aws_smithy_types::retry::RetryConfig;
 use aws_smithy_types::timeout::TimeoutConfig;
 use aws_types::SdkConfig;
@@ -14,6 +13,9 @@ use aws_types::region::Region;
 
 use crate::config;
 use crate::error::{Error, Result};
+use crate::outbound;
+
+const CONNECT: Duration = Duration::from_secs(1);
 
 /// The configuration that all clients of this process share.
 ///
@@ -30,12 +32,7 @@ pub fn sdk_config() -> Result<&'static SdkConfig> {
 
 fn build() -> Result<SdkConfig> {
     let endpoint = config::optional("AWS_ENDPOINT_URL");
-    // An emulator speaks plain HTTP: no certificates need to be loaded for it.
-    let http_client = if endpoint.as_deref().is_some_and(|url| url.starts_with("http://")) {
-        Builder::new().build_http()
-    } else {
-        Builder::new().tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring)).build_https()
-    };
+    let http_client = outbound::smithy_client(endpoint.as_deref().unwrap_or_default(), CONNECT)?;
     let credentials = Credentials::new(
         config::required("AWS_ACCESS_KEY_ID")?,
         config::required("AWS_SECRET_ACCESS_KEY")?,
@@ -47,7 +44,6 @@ fn build() -> Result<SdkConfig> {
         .or_else(|| config::optional("AWS_DEFAULT_REGION"))
         .ok_or_else(|| Error::internal("environment variable AWS_REGION is not set"))?;
     let timeouts = TimeoutConfig::builder()
-        .connect_timeout(Duration::from_secs(1))
         .operation_attempt_timeout(Duration::from_secs(3))
         .operation_timeout(Duration::from_secs(8))
         .build();

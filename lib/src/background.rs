@@ -10,9 +10,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use lambda_extension::{Extension, LambdaEvent, NextEvent, service_fn};
 use tokio::sync::Notify;
+use tracing::Instrument;
 
 use crate::config;
 use crate::error::{Error, Result};
+use crate::telemetry::spans;
 
 /// Tasks under way and invocations seen, with the signal that something changed.
 struct Tracker {
@@ -40,15 +42,16 @@ impl Drop for Running {
     }
 }
 
-/// Starts work that the caller does not wait for.
+/// Starts work that the caller does not wait for, as a part of the caller's span.
 #[expect(clippy::disallowed_methods, reason = "the one home of spawned tasks")]
 pub fn spawn(work: impl Future<Output = ()> + Send + 'static) {
     tracker().running.fetch_add(1, Ordering::AcqRel);
     let running = Running;
-    tokio::spawn(async move {
+    let work = async move {
         let _running = running;
         work.await;
-    });
+    };
+    tokio::spawn(work.in_current_span());
 }
 
 /// Whether this platform stops the process between invocations.
@@ -126,6 +129,7 @@ async fn on_event(event: LambdaEvent) -> std::result::Result<(), lambda_extensio
             tracker.invocations.load(Ordering::Acquire) >= invocation && tracker.running.load(Ordering::Acquire) == 0
         })
         .await;
+        spans::flush().await;
     }
     Ok(())
 }

@@ -15,6 +15,7 @@ pub mod health;
 pub mod http;
 pub mod mail;
 pub mod migrate;
+mod outbound;
 mod runtime;
 pub mod secrets;
 pub mod store;

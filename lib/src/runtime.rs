@@ -8,9 +8,12 @@ use crate::telemetry;
 
 /// Runs a function until its sandbox ends; what goes wrong in init is logged and ends the process.
 pub(crate) fn block_on(function: &'static str, main: impl Future<Output = Result<()>>) -> ExitCode {
-    let result = telemetry::log::init().and_then(|()| {
+    let result = telemetry::log::init(function).and_then(|()| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::internal)?;
-        runtime.block_on(main)
+        runtime.block_on(async {
+            telemetry::spans::start();
+            main.await
+        })
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,

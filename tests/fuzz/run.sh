@@ -3,7 +3,7 @@
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
-for name in API_URL ADMIN_EMAIL ADMIN_PASSWORD; do
+for name in API_URL AWS_ENDPOINT_URL STACK_NAME; do
     eval "value=\${$name:-}"
     if [ -z "$value" ]; then
         echo "$name is not set: fuzzing needs a running stack; \`make test\` starts one and fuzzes it." >&2

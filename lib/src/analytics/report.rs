@@ -4,13 +4,14 @@ use serde::Serialize;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 use time::{Date, Duration, OffsetDateTime};
+use tracing::Instrument;
 
 use crate::clock;
 use crate::crypto;
 use crate::error::{Error, Result};
 use crate::http::validate::{Field, Fields, FromFields, Invalid, Raw};
 use crate::http::{Request, Response};
-use crate::store::clickhouse::ClickHouse;
+use crate::store::clickhouse::{ClickHouse, span};
 
 const DATE: &[BorrowedFormatItem<'_>] = format_description!("[year]-[month]-[day]");
 /// Days of a range unless told, and at most.
@@ -281,7 +282,7 @@ impl Reports {
     where
         T: clickhouse::RowOwned + clickhouse::RowRead,
     {
-        Ok(self.query(sql, query).fetch_all().await?)
+        Ok(self.query(sql, query).fetch_all().instrument(span("SELECT")).await?)
     }
 
     /// The only row of such a query.
@@ -289,7 +290,7 @@ impl Reports {
     where
         T: clickhouse::RowOwned + clickhouse::RowRead,
     {
-        Ok(self.query(sql, query).fetch_one().await?)
+        Ok(self.query(sql, query).fetch_one().instrument(span("SELECT")).await?)
     }
 
     /// The reply with the data, or 304 when the browser has the same data already.

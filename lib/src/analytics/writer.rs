@@ -8,6 +8,7 @@
 use std::collections::HashSet;
 
 use bytes::Bytes;
+use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::analytics::block;
@@ -15,7 +16,7 @@ use crate::analytics::event::Event;
 use crate::analytics::turn::{Turn, Turns};
 use crate::clock;
 use crate::error::Result;
-use crate::store::clickhouse::ClickHouse;
+use crate::store::clickhouse::{ClickHouse, span};
 use crate::store::postgres::Database;
 
 /// Seconds that a writer waits for its turn; the rest of the function's time is for the insert.
@@ -53,7 +54,7 @@ impl Writer {
         let new = self.unknown(events).await?;
         if !new.is_empty() {
             let block = write_ahead(&mut turn, &new).await?;
-            insert(&self.clickhouse, &block).await?;
+            insert(&self.clickhouse, &block).instrument(span("INSERT events")).await?;
             forget(&mut turn, &block).await?;
         }
         self.turns.end(turn).await?;
@@ -79,6 +80,7 @@ impl Writer {
             .query("SELECT id FROM events WHERE id IN {ids:Array(UInt128)}")
             .param("ids", ids)
             .fetch_all()
+            .instrument(span("SELECT events"))
             .await?;
         Ok(known.into_iter().collect())
     }

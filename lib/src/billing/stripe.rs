@@ -1,19 +1,24 @@
-//! Stripe's API over `async-stripe`: requests with idempotency keys and time-outs, replies as JSON, since its
-//! types know one version's shapes and the API has to read two.
+//! Stripe's API in the version and the requests of `async-stripe`, replies as JSON, since its types know one
+//! version's shapes and the API has to read two.
 
 use std::time::Duration;
 
+use http::{Method, header};
 use serde::Deserialize;
 use serde_json::Value;
-use stripe::StripeError;
-use stripe_client_core::{IdempotencyKey, RequestBuilder, RequestStrategy, StripeMethod};
+use stripe::{IdempotencyKey, RequestStrategy};
+use stripe_client_core::{RequestBuilder, SharedConfigBuilder, StripeMethod};
+use tracing::{Instrument, debug_span, field};
 
 use crate::config::{self, Secret};
 use crate::error::{Code, Error, Result};
+use crate::outbound;
 use crate::secrets;
 
 /// A call that has not been answered by then is given up.
 const TIMEOUT: Duration = Duration::from_secs(6);
+const CONNECT: Duration = Duration::from_secs(3);
+const USER_AGENT: &str = concat!("ai-chat-backend/", env!("CARGO_PKG_VERSION"));
 
 /// Fields of a form or a query: names as Stripe writes them, `items[0][price]`.
 pub type Form = Vec<(&'static str, String)>;
@@ -79,7 +84,10 @@ struct StripeSecret {
 
 /// A client of Stripe.
 pub struct Stripe {
-    client: stripe::Client,
+    client: reqwest::Client,
+    base: String,
+    key: Secret,
+    version: String,
 }
 
 impl Stripe {
@@ -95,15 +103,14 @@ impl Stripe {
     /// A client of the Stripe at a base URL.
     ///
     /// # Errors
-    /// When the URL or the key is malformed.
+    /// When the HTTP client cannot be built.
     pub fn new(base: &str, key: &Secret) -> Result<Self> {
-        let client = stripe::ClientBuilder::new(key.expose())
-            .url(format!("{}/", base.trim_end_matches('/')))
-            .timeout(TIMEOUT)
-            .build()
-            // The message may quote the key.
-            .map_err(|_| Error::internal("Stripe's URL or key is malformed"))?;
-        Ok(Self { client })
+        Ok(Self {
+            client: outbound::client(base, CONNECT)?,
+            base: base.trim_end_matches('/').to_owned(),
+            key: key.clone(),
+            version: SharedConfigBuilder::new(key.expose()).stripe_version.to_string(),
+        })
     }
 
     /// Reads.
@@ -156,31 +163,63 @@ impl Stripe {
     /// was done the first time.
     async fn send(&self, request: impl Fn() -> RequestBuilder, strategy: RequestStrategy) -> Result<Value, Failure> {
         let started = std::time::Instant::now();
-        let mut outcome = self.send_once(request(), strategy.clone()).await;
-        if matches!(outcome, Err(Failure::Unreachable(_))) {
-            outcome = self.send_once(request(), strategy).await;
-        }
         let built = request();
+        let span = debug_span!(
+            "stripe",
+            otel.name = format!("stripe {:?}", built.method),
+            otel.kind = "client",
+            url.path = built.path,
+            error.cause = field::Empty,
+        );
+        let mut outcome = self.send_once(request(), strategy.clone()).instrument(span.clone()).await;
+        if matches!(outcome, Err(Failure::Unreachable(_))) {
+            outcome = self.send_once(request(), strategy).instrument(span.clone()).await;
+        }
         let status = match &outcome {
             Ok(_) => "ok",
             Err(Failure::Declined(_)) => "declined",
             Err(Failure::Refused { .. }) => "refused",
             Err(Failure::Unreachable(_)) => "unreachable",
         };
+        if outcome.is_err() {
+            span.record("error.cause", status);
+        }
         let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::info!(stripe.method = ?built.method, stripe.path = built.path, stripe.status = status, duration_ms, "Stripe was asked");
         outcome
     }
 
     async fn send_once(&self, request: RequestBuilder, strategy: RequestStrategy) -> Result<Value, Failure> {
-        let reply: Result<miniserde::json::Value, StripeError> =
-            request.customize().request_strategy(strategy).send(&self.client).await;
-        match reply {
-            Ok(value) => serde_json::from_str(&miniserde::json::to_string(&value))
-                .map_err(|_| Failure::Unreachable("the reply is not JSON")),
-            Err(error) => Err(failure(error)),
+        let method = match request.method {
+            StripeMethod::Get => Method::GET,
+            StripeMethod::Post => Method::POST,
+            StripeMethod::Delete => Method::DELETE,
+        };
+        let query = request.query.map(|query| format!("?{query}")).unwrap_or_default();
+        let mut call = self
+            .client
+            .request(method, format!("{}/v1{}{query}", self.base, request.path))
+            .timeout(TIMEOUT)
+            .bearer_auth(self.key.expose())
+            .header("stripe-version", &self.version)
+            .header(header::USER_AGENT, USER_AGENT);
+        if let Some(key) = strategy.get_key() {
+            call = call.header("idempotency-key", key.as_str());
         }
+        if let Some(body) = request.body {
+            call = call.header(header::CONTENT_TYPE, "application/x-www-form-urlencoded").body(body);
+        }
+        let reply = call.send().await.map_err(|error| unreachable(&error))?;
+        let status = reply.status();
+        let body = reply.bytes().await.map_err(|error| unreachable(&error))?;
+        let body: Value =
+            serde_json::from_slice(&body).map_err(|_| Failure::Unreachable("Stripe's answer cannot be read"))?;
+        if status.is_success() { Ok(body) } else { Err(refusal(status.as_u16(), &body["error"])) }
     }
+}
+
+fn unreachable(error: &reqwest::Error) -> Failure {
+    Failure::Unreachable(if error.is_timeout() { "Stripe did not answer in time" } else { "Stripe cannot be reached" })
 }
 
 fn strategy(key: &str) -> Result<RequestStrategy, Failure> {
@@ -192,18 +231,12 @@ fn encode(form: &Form) -> String {
     form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish()
 }
 
-/// What a failure comes to. Stripe's own text stays out: it may tell of the card.
-fn failure(error: StripeError) -> Failure {
-    let (error, status) = match error {
-        StripeError::Stripe(error, status) => (error, status),
-        StripeError::Timeout => return Failure::Unreachable("Stripe did not answer in time"),
-        StripeError::ClientError(_) => return Failure::Unreachable("Stripe cannot be reached"),
-        StripeError::JSONDeserialize(_) => return Failure::Unreachable("Stripe's answer cannot be read"),
-        StripeError::ConfigError(_) => return Failure::Unreachable("the client of Stripe is misconfigured"),
-    };
-    let code = error.code.as_ref().map(ToString::to_string).unwrap_or_default();
+/// What an error comes to. Stripe's own text stays out: it may tell of the card.
+fn refusal(status: u16, error: &Value) -> Failure {
+    let text = |name: &str| error[name].as_str().map(str::to_owned);
+    let code = text("code");
     if status == 402 {
-        return Failure::Declined(error.decline_code.or((!code.is_empty()).then_some(code)));
+        return Failure::Declined(text("decline_code").or(code));
     }
-    Failure::Refused { status, code, param: error.param }
+    Failure::Refused { status, code: code.unwrap_or_default(), param: text("param") }
 }

@@ -4,13 +4,15 @@ use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
-use futures_util::{FutureExt, StreamExt};
+use futures_util::{FutureExt, Stream, StreamExt};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use serde_json::json;
+use tracing::{Instrument, Span};
 
 use crate::background;
 use crate::clock;
@@ -23,9 +25,10 @@ use crate::http::headers;
 use crate::http::problem;
 use crate::http::rate_limit::{Allowance, ClientKey, RateLimiter};
 use crate::http::request::Request;
-use crate::http::response::{Body, Response};
+use crate::http::response::{Body, Chunks, Response};
 use crate::telemetry;
 use crate::telemetry::record::Recorder;
+use crate::telemetry::spans;
 
 /// A future that the runner can hold without knowing its type.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -180,6 +183,27 @@ struct Shell {
     cold: std::sync::atomic::AtomicBool,
 }
 
+/// A streamed body whose end is the end of its request's span.
+struct Spanned {
+    chunks: Chunks,
+    span: Span,
+    status: u16,
+}
+
+impl Stream for Spanned {
+    type Item = Bytes;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        self.chunks.as_mut().poll_next(context)
+    }
+}
+
+impl Drop for Spanned {
+    fn drop(&mut self) {
+        spans::end_request(&self.span, self.status);
+    }
+}
+
 /// Checks credentials and counts requests.
 struct Guard {
     gate: Gate,
@@ -230,8 +254,10 @@ impl Shell {
         let (id, trace, method, request_headers) =
             (request.id.clone(), request.trace, request.method.clone(), request.headers.clone());
 
+        let span = spans::request(&trace, method.as_str(), &self.route, &id);
         let (mut allowance, mut user) = (None, None);
-        let outcome = AssertUnwindSafe(self.guarded(request, &mut allowance, &mut user)).catch_unwind().await;
+        let work = AssertUnwindSafe(self.guarded(request, &mut allowance, &mut user)).catch_unwind();
+        let outcome = work.instrument(span.clone()).await;
         let outcome = outcome.unwrap_or_else(|panic| {
             let message = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
             Err(Error::internal(format!("the handler panicked: {}", message.unwrap_or("without a message"))))
@@ -252,6 +278,10 @@ impl Shell {
             "durationMs": duration_ms,
             "coldStart": cold,
         })));
+        spans::end_request(&span, status);
+        if let Body::Streamed(chunks) = response.body {
+            response.body = Body::Streamed(Box::pin(Spanned { chunks, span, status }));
+        }
         background::invocation_done();
         response
     }

@@ -1,6 +1,7 @@
 //! ClickHouse over HTTP.
 
 use clickhouse::Client;
+use tracing::{Span, debug_span};
 
 use crate::config::Secret;
 use crate::error::Result;
@@ -20,6 +21,16 @@ struct ClickHouseSecret {
 /// What one figure may take: seconds, and rows read.
 const MAX_SECONDS: u32 = 10;
 const MAX_ROWS: u32 = 1_000_000_000;
+
+/// The span of a statement, named by its verb and what that is for.
+pub(crate) fn span(statement: &str) -> Span {
+    debug_span!(
+        "clickhouse",
+        otel.name = format!("clickhouse {statement}"),
+        otel.kind = "client",
+        db.system.name = "clickhouse",
+    )
+}
 
 /// The analytics store.
 #[derive(Clone)]

@@ -4,17 +4,18 @@
 //! an e-mail address, a token or a body.
 
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config;
 use crate::error::Result;
+use crate::telemetry::spans;
 
-/// Starts logging at `LOG_LEVEL` (default `info`).
+/// Starts logging at `LOG_LEVEL` (default `info`), and the recording of spans where a collector is named.
 ///
 /// # Errors
-/// When `LOG_LEVEL` is malformed.
-pub fn init() -> Result<()> {
+/// When `LOG_LEVEL` is malformed, or the way to the collector cannot be prepared.
+pub fn init(function: &str) -> Result<()> {
     let level: LevelFilter = config::parsed("LOG_LEVEL", LevelFilter::INFO)?;
     let lines = tracing_subscriber::fmt::layer()
         .json()
@@ -23,6 +24,10 @@ pub fn init() -> Result<()> {
         .with_span_list(false)
         .with_ansi(false);
     // A second start in one process (tests) keeps the first.
-    let _ = tracing_subscriber::registry().with(level).with(lines).try_init();
+    let registry = tracing_subscriber::registry().with(lines.with_filter(level));
+    let _ = match spans::layer(function)? {
+        Some(spans) => registry.with(spans).try_init(),
+        None => registry.try_init(),
+    };
     Ok(())
 }

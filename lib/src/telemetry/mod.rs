@@ -2,4 +2,5 @@
 
 pub mod log;
 pub mod record;
+pub(crate) mod spans;
 pub mod trace;

@@ -18,16 +18,41 @@ impl TraceContext {
     #[must_use]
     pub fn continue_or_begin(traceparent: Option<&str>) -> Self {
         let fresh = crypto::random().unwrap_or([1; 32]);
-        let mut span_id = [0; 8];
-        span_id.copy_from_slice(&fresh[..8]);
-        match traceparent.and_then(parse) {
-            Some((trace_id, parent_id, sampled)) => Self { trace_id, parent_id: Some(parent_id), span_id, sampled },
+        let span_id = span_id_of(&fresh);
+        match traceparent.and_then(Self::parse) {
+            Some(parent) => Self { parent_id: Some(parent.span_id), span_id, ..parent },
             None => {
                 let mut trace_id = [0; 16];
                 trace_id.copy_from_slice(&fresh[16..]);
                 Self { trace_id, parent_id: None, span_id, sampled: true }
             }
         }
+    }
+
+    /// A span within this one.
+    #[must_use]
+    pub fn child(&self) -> Self {
+        let span_id = span_id_of(&crypto::random().unwrap_or([1; 32]));
+        Self { parent_id: Some(self.span_id), span_id, ..*self }
+    }
+
+    /// The span that a `traceparent` header names; `None` when it is malformed.
+    #[must_use]
+    pub fn parse(traceparent: &str) -> Option<Self> {
+        let (trace_id, span_id, sampled) = parse(traceparent)?;
+        Some(Self { trace_id, parent_id: None, span_id, sampled })
+    }
+
+    /// Whether the trace is to be recorded.
+    #[must_use]
+    pub fn is_sampled(&self) -> bool {
+        self.sampled
+    }
+
+    /// The id of the span around this one in hexadecimal; `None` for the root of a trace.
+    #[must_use]
+    pub fn parent_id(&self) -> Option<String> {
+        self.parent_id.map(|id| crypto::hex(&id))
     }
 
     /// The trace's id in hexadecimal.
@@ -48,6 +73,12 @@ impl fmt::Display for TraceContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "00-{}-{}-{}", self.trace_id(), self.span_id(), if self.sampled { "01" } else { "00" })
     }
+}
+
+fn span_id_of(random: &[u8; 32]) -> [u8; 8] {
+    let mut span_id = [0; 8];
+    span_id.copy_from_slice(&random[..8]);
+    span_id
 }
 
 fn parse(header: &str) -> Option<([u8; 16], [u8; 8], bool)> {

@@ -10,10 +10,12 @@ use futures_util::FutureExt;
 use lambda_runtime::LambdaEvent;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use tracing::{Instrument, field};
 
 use crate::background;
 use crate::error::{Error, Result};
 use crate::http::runner::BoxFuture;
+use crate::telemetry::spans;
 
 /// A handler of one message.
 pub type HandleMessage<C> = fn(&'static C, Message) -> BoxFuture<'static, Result<()>>;
@@ -34,7 +36,9 @@ where
                     let mut failed = Vec::new();
                     for message in messages {
                         let id = message.id().to_owned();
-                        if let Err(error) = handle(context, message).await {
+                        let span = spans::message(function, message.body());
+                        if let Err(error) = handle(context, message).instrument(span.clone()).await {
+                            span.record("error.cause", field::display(&error));
                             tracing::error!(message.id = id, error.cause = %error, "a message could not be handled");
                             failed.push(id);
                         }
@@ -56,7 +60,20 @@ where
     let init: BatchInit = Box::new(move || {
         Box::pin(async move {
             let context: &'static C = Box::leak(Box::new(init().await?));
-            Ok(Box::new(move |messages| handle(context, messages)) as BatchHandler)
+            Ok(Box::new(move |messages: Vec<Message>| -> BoxFuture<'static, Result<Vec<String>>> {
+                Box::pin(async move {
+                    // Each message is a part of its own trace for as long as the batch takes.
+                    let spans: Vec<_> =
+                        messages.iter().map(|message| spans::message(function, message.body())).collect();
+                    let outcome = handle(context, messages).await;
+                    if let Err(error) = &outcome {
+                        for span in &spans {
+                            span.record("error.cause", field::display(error));
+                        }
+                    }
+                    outcome
+                })
+            }) as BatchHandler)
         })
     });
     run_queue(function, init)
@@ -159,13 +176,18 @@ where
             let handler = handler.clone();
             async move {
                 let started = Instant::now();
-                let outcome = AssertUnwindSafe(handler(event.payload)).catch_unwind().await;
+                let span = spans::invocation(function);
+                let outcome = AssertUnwindSafe(handler(event.payload)).catch_unwind().instrument(span.clone()).await;
                 let outcome = outcome.unwrap_or_else(|_| Err(Error::internal("the handler panicked")));
                 let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
                 match &outcome {
                     Ok(_) => tracing::info!(function, duration_ms, "the invocation was done"),
-                    Err(error) => tracing::error!(function, duration_ms, error.cause = %error, "the invocation failed"),
+                    Err(error) => {
+                        span.record("error.cause", field::display(error));
+                        tracing::error!(function, duration_ms, error.cause = %error, "the invocation failed");
+                    }
                 }
+                drop(span);
                 background::invocation_done();
                 outcome.map_err(|error| Box::new(error) as lambda_runtime::Error)
             }

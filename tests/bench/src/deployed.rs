@@ -67,11 +67,13 @@ impl Deployed {
         self.binaries.join(name)
     }
 
-    /// A function's environment, with room for as many requests as a benchmark makes.
+    /// A function's environment, with room for as many requests as a benchmark makes, and without a collector of
+    /// spans, which a deployment has only where it is given one.
     #[must_use]
     pub fn environment(&self, name: &str) -> Environment {
         let mut environment = self.environments.get(name).cloned().unwrap_or_default();
         environment.insert("RATE_LIMIT_PER_MINUTE".to_owned(), "1000000000".to_owned());
+        environment.remove("OTEL_EXPORTER_OTLP_ENDPOINT");
         environment
     }
 

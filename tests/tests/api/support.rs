@@ -341,11 +341,18 @@ pub async fn aws(service: &str, target: &str, body: &Value) -> Value {
     if text.is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap() }
 }
 
+/// What the stack has deployed.
+pub fn deployed() -> &'static Deployed {
+    static DEPLOYED: OnceLock<Deployed> = OnceLock::new();
+    DEPLOYED.get_or_init(|| {
+        let functions = PathBuf::from(variable("LOCAL_STACK_DIR")).join("functions");
+        Deployed::read(&variable("STACK_PROFILE"), functions).unwrap()
+    })
+}
+
 /// A variable of a deployed function's environment.
 pub fn function_variable(function: &str, name: &str) -> String {
-    static DEPLOYED: OnceLock<Deployed> = OnceLock::new();
-    let deployed = DEPLOYED.get_or_init(|| Deployed::read(&variable("STACK_PROFILE"), PathBuf::new()).unwrap());
-    deployed.environment(function)[name].clone()
+    deployed().environment(function)[name].clone()
 }
 
 /// What a deployed function answers to an event.

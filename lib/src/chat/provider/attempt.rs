@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use tokio::time::Instant;
+use tracing::{debug_span, field};
 
 use crate::chat::catalogue::{Catalogue, Choice, ProviderId};
 use crate::chat::provider::{Call, Cause, Failure, Piece, Pieces, Provider, from_env};
@@ -202,8 +203,24 @@ impl Providers {
         let patience =
             if call.choice.model.reasoning { self.patience.first_token_reasoning } else { self.patience.first_token };
         let until = deadline.min(Instant::now() + patience);
+        let span = debug_span!(
+            "chat",
+            otel.name = format!("chat {}", call.choice.model.id),
+            otel.kind = "client",
+            gen_ai.operation.name = "chat",
+            gen_ai.provider.name = call.choice.model.provider.as_str(),
+            gen_ai.request.model = call.choice.model.id,
+            error.cause = field::Empty,
+        );
         let begin = async {
-            let mut rest = provider.start(call).await?;
+            // The span lasts as long as somebody holds the stream.
+            let held = span.clone();
+            let stream = provider.start(call).await?;
+            let mut rest: Pieces = Box::pin(stream.inspect(move |piece| {
+                if let Err(failure) = piece {
+                    held.record("error.cause", field::display(failure));
+                }
+            }));
             let mut first = Vec::new();
             while let Some(piece) = rest.next().await {
                 let piece = piece?;
@@ -215,10 +232,14 @@ impl Providers {
             }
             Err(Failure::new(Cause::Broken, "the stream was empty"))
         };
-        match tokio::time::timeout_at(until, begin).await {
+        let outcome = match tokio::time::timeout_at(until, begin).await {
             Ok(outcome) => outcome,
             Err(_) => Err(Failure::new(Cause::TimedOut, "no first token in time")),
+        };
+        if let Err(failure) = &outcome {
+            span.record("error.cause", field::display(failure));
         }
+        outcome
     }
 }
 

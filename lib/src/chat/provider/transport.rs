@@ -13,7 +13,8 @@ use crate::chat::catalogue::ProviderId;
 use crate::chat::provider::sse::{Parser, SseEvent};
 use crate::chat::provider::{Cause, Failure, Piece, Pieces, Provider, anthropic, google, openai};
 use crate::config::{self, Secret};
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::outbound;
 use crate::secrets;
 
 /// A connection that is not made by then is not made.
@@ -35,7 +36,7 @@ impl Settings {
     /// # Errors
     /// When the HTTP client cannot be built.
     pub fn new(base: &str, key: Secret) -> Result<Self> {
-        Ok(Self { base: base.trim_end_matches('/').to_owned(), key, client: client(base)? })
+        Ok(Self { base: base.trim_end_matches('/').to_owned(), key, client: outbound::client(base, CONNECT)? })
     }
 
     /// The URL of a path such as `/v1/messages`.
@@ -89,26 +90,6 @@ pub async fn configured() -> Result<Vec<ProviderId>> {
     let all =
         [(ProviderId::Openai, keys.openai), (ProviderId::Anthropic, keys.anthropic), (ProviderId::Google, keys.google)];
     Ok(all.into_iter().filter(|(_, key)| !key.expose().is_empty()).map(|(id, _)| id).collect())
-}
-
-/// A client; for plain hosts one without certificates, which spares loading them.
-fn client(base: &str) -> Result<reqwest::Client> {
-    let roots = if base.starts_with("http://") { Vec::new() } else { webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-    let tls = rustls::ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
-        .with_safe_default_protocol_versions()
-        .map_err(Error::internal)?
-        .with_root_certificates(rustls::RootCertStore { roots })
-        .with_no_client_auth();
-    reqwest::Client::builder()
-        .tls_backend_preconfigured(tls)
-        .connect_timeout(CONNECT)
-        .redirect(reqwest::redirect::Policy::none())
-        .no_proxy()
-        .tcp_nodelay(true)
-        // A thawed sandbox finds idle connections dead: those of a while ago are not tried.
-        .pool_idle_timeout(Duration::from_secs(20))
-        .build()
-        .map_err(Error::internal)
 }
 
 /// How one provider's events become pieces.

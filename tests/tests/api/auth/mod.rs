@@ -15,4 +15,5 @@ mod sessions;
 mod signin;
 mod signout;
 mod signup;
+mod stages;
 mod verify_email;

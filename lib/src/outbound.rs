@@ -1,0 +1,99 @@
+//! HTTP clients for what is outside.
+//!
+//! They speak HTTP/1.1, which every service behind them does, since HTTP/2 would be a tenth of each binary; and
+//! they trust Mozilla's roots, compiled in, so that no init reads certificates from files.
+
+use std::time::Duration;
+
+use aws_smithy_runtime_api::client::http::{
+    HttpClient, HttpConnector as SmithyConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpClient,
+    SharedHttpConnector,
+};
+use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
+use aws_smithy_runtime_api::client::result::ConnectorError;
+use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
+use aws_smithy_types::body::SdkBody;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::{Client, Error as HyperError};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rustls::{ClientConfig, RootCertStore};
+
+use crate::error::{Error, Result};
+
+/// A thawed sandbox finds idle connections dead: those of a while ago are not tried.
+const IDLE: Duration = Duration::from_secs(20);
+
+/// TLS for a base URL; a plain one needs no certificates, which spares loading them.
+fn tls(base: &str) -> Result<ClientConfig> {
+    let roots = if base.starts_with("http://") { Vec::new() } else { webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    Ok(ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+        .with_safe_default_protocol_versions()
+        .map_err(Error::internal)?
+        .with_root_certificates(RootCertStore { roots })
+        .with_no_client_auth())
+}
+
+/// A client for an API at a base URL, which follows no redirects.
+///
+/// # Errors
+/// When the client cannot be built.
+pub(crate) fn client(base: &str, connect_timeout: Duration) -> Result<reqwest::Client> {
+    reqwest::Client::builder()
+        .tls_backend_preconfigured(tls(base)?)
+        .connect_timeout(connect_timeout)
+        .redirect(reqwest::redirect::Policy::none())
+        .no_proxy()
+        .tcp_nodelay(true)
+        .pool_idle_timeout(IDLE)
+        .build()
+        .map_err(Error::internal)
+}
+
+/// The same for the AWS SDK and what else is built on Smithy. Time-outs of a whole call are the SDK's own.
+///
+/// # Errors
+/// When the client cannot be built.
+pub(crate) fn smithy_client(base: &str, connect_timeout: Duration) -> Result<SharedHttpClient> {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(connect_timeout));
+    let tls = HttpsConnectorBuilder::new().with_tls_config(tls(base)?).https_or_http().enable_http1();
+    let client = Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(IDLE)
+        .build(tls.wrap_connector(tcp));
+    Ok(SharedHttpClient::new(Smithy { client }))
+}
+
+#[derive(Debug, Clone)]
+struct Smithy {
+    client: Client<HttpsConnector<HttpConnector>, SdkBody>,
+}
+
+impl HttpClient for Smithy {
+    fn http_connector(&self, _: &HttpConnectorSettings, _: &RuntimeComponents) -> SharedHttpConnector {
+        SharedHttpConnector::new(self.clone())
+    }
+}
+
+impl SmithyConnector for Smithy {
+    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        let client = self.client.clone();
+        HttpConnectorFuture::new(async move {
+            let request = request.try_into_http1x().map_err(|error| ConnectorError::user(error.into()))?;
+            let reply = client.request(request).await.map_err(failure)?;
+            HttpResponse::try_from(reply.map(SdkBody::from_body_1_x))
+                .map_err(|error| ConnectorError::other(error.into(), None))
+        })
+    }
+}
+
+/// What the SDK has to know to decide whether it tries again.
+fn failure(error: HyperError) -> ConnectorError {
+    let timed_out = std::iter::successors(std::error::Error::source(&error), |cause| cause.source())
+        .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
+        .any(|cause| cause.kind() == std::io::ErrorKind::TimedOut);
+    if timed_out { ConnectorError::timeout(error.into()) } else { ConnectorError::io(error.into()) }
+}

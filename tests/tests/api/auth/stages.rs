@@ -1,0 +1,86 @@
+//! The rules of accounts that are off at the local stage, by the deployed functions with those rules switched on.
+
+use sandbox::Sandbox;
+use sandbox::deployed::{Deployed, random_address};
+use serde_json::{Value, json};
+
+use crate::support::*;
+
+const TAKEN: &str = "You already have an account";
+
+/// A deployed function with other rules.
+struct Function {
+    name: &'static str,
+    sandbox: Sandbox,
+}
+
+impl Function {
+    fn with(name: &'static str, rules: &[(&str, &str)]) -> Self {
+        let mut environment = deployed().environment(name);
+        environment.extend(rules.iter().map(|(rule, value)| ((*rule).to_owned(), (*value).to_owned())));
+        Self { name, sandbox: Sandbox::start(&deployed().binary(name), &environment).unwrap() }
+    }
+
+    /// Status, body and whether a session was given.
+    fn post(&mut self, body: &Value) -> (u64, Value, bool) {
+        let event = Deployed::event(self.name, &random_address(), Some(body), None).unwrap();
+        let reply = self.sandbox.invoke(&event).unwrap().payload;
+        let body = serde_json::from_str(reply["body"].as_str().unwrap()).unwrap();
+        let headers = reply["multiValueHeaders"].as_object().into_iter().chain(reply["headers"].as_object());
+        let cookie = headers.flatten().any(|(name, _)| name.eq_ignore_ascii_case("set-cookie"));
+        (reply["statusCode"].as_u64().unwrap(), body, cookie)
+    }
+}
+
+#[tokio::test]
+async fn where_addresses_must_be_proved_nobody_is_signed_in_before() {
+    let rules = [("REQUIRE_EMAIL_VERIFICATION", "true")];
+    let (mut sign_up, mut sign_in) = (Function::with("auth-signup", &rules), Function::with("auth-signin", &rules));
+    let email = new_email();
+    let account = json!({"email": email, "password": PASSWORD, "transport": "bearer"});
+
+    let first = sign_up.post(&account);
+    assert_eq!(first, (202, json!({"status": "verification_required"}), false));
+    let mail = mail_to(&email, VERIFY, 1).await;
+    // Whoever signs up a known address learns nothing; its owner is told.
+    assert_eq!(sign_up.post(&json!({"email": email, "password": "another password"})), first);
+    mail_to(&email, TAKEN, 1).await;
+
+    let (status, problem, cookie) = sign_in.post(&account);
+    assert_eq!((status, &problem["code"], cookie), (403, &json!("email_not_verified"), false));
+    let (status, problem, _) = sign_in.post(&json!({"email": email, "password": "another password"}));
+    assert_eq!((status, &problem["code"]), (401, &json!("invalid_credentials")));
+
+    let token = mail.token("verify-email");
+    let api = Api::of_router();
+    api.post("/api/auth/verify-email").json(&json!({"token": token})).send().await.expect_status(200);
+    let (status, reply, _) = sign_in.post(&account);
+    assert_eq!((status, &reply["user"]["emailVerified"]), (200, &json!(true)));
+}
+
+#[tokio::test]
+async fn where_the_blocklist_is_enforced_passwords_that_are_guessed_first_are_refused() {
+    let mut sign_up = Function::with("auth-signup", &[("PASSWORD_BLOCKLIST", "enforce")]);
+    let email = new_email();
+    for password in ["Password1", "12345678", email.split('@').next().unwrap()] {
+        let (status, problem, cookie) = sign_up.post(&json!({"email": email, "password": password}));
+        assert_eq!((status, cookie), (400, false), "{password}: {problem}");
+        assert_eq!(problem["errors"][0]["field"], "password", "{problem}");
+        assert_eq!(problem["errors"][0]["code"], "too_common", "{problem}");
+    }
+    assert_eq!(sign_up.post(&json!({"email": email, "password": PASSWORD})).0, 201);
+}
+
+#[tokio::test]
+async fn a_listed_address_is_an_administrators_once_it_is_proved() {
+    let api = Api::of_router();
+    let person = api.sign_up().await;
+    let mut verify = Function::with("auth-verify-email", &[("ADMIN_EMAILS", &person.email.to_uppercase())]);
+    let token = mail_to(&person.email, VERIFY, 1).await.token("verify-email");
+    let metrics = |jwt: String| async move { Api::of_router().get("/metrics").bearer(&jwt).send().await.status };
+    assert_eq!(metrics(person.jwt.clone()).await, 403);
+    let (status, reply, _) = verify.post(&json!({"token": token}));
+    assert_eq!((status, &reply["user"]["role"]), (200, &json!("admin")));
+    let reply = api.sign_in(&person.email, PASSWORD).await.expect_status(200);
+    assert_eq!(metrics(Person::of(&person.email, &reply).jwt).await, 200);
+}

@@ -1,0 +1,95 @@
+//! The trace of one chat message, as a collector receives it by OTLP.
+
+use std::collections::{HashMap, HashSet};
+
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::support::*;
+
+/// What a trace of a chat message consists of, each by an attribute of its span.
+const PARTS: [(&str, &str); 7] = [
+    ("http.route", "/api/chat"),
+    ("db.system.name", "postgresql"),
+    ("rpc.service", "DynamoDB"),
+    ("gen_ai.operation.name", "chat"),
+    ("rpc.service", "SQS"),
+    ("messaging.system", "aws_sqs"),
+    ("service.name", "workers-ingest"),
+];
+
+async fn spans_of(trace_id: &str) -> Vec<Value> {
+    let url = format!("{}/api/sessions/{trace_id}/spans", variable("TRACES_URL"));
+    // The collector knows nothing of a trace before its first span.
+    client().get(url).send().await.unwrap().json().await.unwrap_or_default()
+}
+
+fn has_all_parts(spans: &[Value]) -> bool {
+    PARTS.iter().all(|(name, value)| spans.iter().any(|span| span["metadata"][*name] == *value))
+}
+
+/// Every span hangs, over its parents, on the span of the client that sent the request.
+fn assert_one_tree(spans: &[Value], root: &str) {
+    let parents: HashMap<&str, &str> = spans
+        .iter()
+        .map(|span| (span["id"].as_str().unwrap(), span["parent_span_id"].as_str().unwrap_or_default()))
+        .collect();
+    for span in spans {
+        let mut seen = HashSet::new();
+        let mut at = span["id"].as_str().unwrap();
+        while at != root {
+            assert!(seen.insert(at), "a span is its own ancestor: {span}");
+            at = parents.get(at).unwrap_or_else(|| panic!("the parent {at} of {span} is missing in {spans:#?}"));
+        }
+    }
+}
+
+through_both_doors! {
+    async fn a_chat_message_is_one_tree_from_the_request_to_the_analytics(api: Api) {
+        let person = api.sign_up().await;
+        for stream in [false, true] {
+            let (trace_id, client) = (Uuid::now_v7().simple().to_string(), "00f067aa0ba902b7");
+            api.post("/api/chat")
+                .bearer(&person.jwt)
+                .header("traceparent", &format!("00-{trace_id}-{client}-01"))
+                .json(&json!({"message": "hello", "stream": stream}))
+                .open()
+                .await
+                .bytes()
+                .await
+                .unwrap();
+            let spans = eventually("the whole trace", || async {
+                let spans = spans_of(&trace_id).await;
+                has_all_parts(&spans).then_some(spans)
+            })
+            .await;
+            assert_one_tree(&spans, client);
+            let request = spans.iter().find(|span| span["parent_span_id"] == client && span["metadata"]["http.route"] == "/api/chat");
+            let request = request.unwrap_or_else(|| panic!("no span of the request in {spans:#?}"));
+            assert_eq!(request["metadata"]["http.response.status_code"], 200);
+            let statements = spans.iter().filter_map(|span| span["metadata"]["db.query.text"].as_str());
+            assert!(statements.clone().count() > 0);
+            for statement in statements {
+                assert!(!statement.contains(&person.id), "a value in the text of a statement: {statement}");
+            }
+        }
+    }
+
+    async fn a_trace_that_its_client_does_not_sample_is_not_recorded(api: Api) {
+        let person = api.sign_up().await;
+        let trace_ids = ["00", "01"].map(|flags| (flags, Uuid::now_v7().simple().to_string()));
+        for (flags, trace_id) in &trace_ids {
+            let reply = api
+                .get("/api/auth/me")
+                .bearer(&person.jwt)
+                .header("traceparent", &format!("00-{trace_id}-00f067aa0ba902b7-{flags}"))
+                .send()
+                .await
+                .expect_status(200);
+            assert!(reply.header("traceparent").unwrap().starts_with(&format!("00-{trace_id}")));
+        }
+        // Sent after the other, so that it tells when that one would have arrived.
+        eventually("the sampled trace", || async { (!spans_of(&trace_ids[1].1).await.is_empty()).then_some(()) }).await;
+        assert!(spans_of(&trace_ids[0].1).await.is_empty());
+    }
+}
