@@ -16,7 +16,6 @@ from __future__ import annotations
 import base64
 import email
 import email.policy
-import json
 import os
 import re
 import shutil
@@ -88,21 +87,21 @@ class Engine:
         self._database = ""
         self._spool = spool
 
-    def run(self, statement: Statement) -> tuple[bytes, int]:
-        """The reply's bytes in the wanted format, and how many rows were read for it."""
+    def run(self, statement: Statement) -> bytes:
+        """The reply's bytes in the wanted format."""
         with self._lock:
             self._use(statement.database)
             insert = INSERT.match(statement.sql) if statement.data is not None else None
             if insert:
                 self._insert(insert, statement)
-                return b"", 0
+                return b""
             sql, wanted = statement.sql, statement.format
             trailing = TRAILING_FORMAT.search(sql)
             if trailing and not INSERT_TARGET.match(sql):
                 sql, wanted = sql[: trailing.start()], trailing[1]
             sql = with_settings(sql, statement.settings)
             result = self._session.query(sql, wanted, params=statement.parameters or None)
-            return (result.bytes(), result.storage_rows_read()) if result is not None else (b"", 0)
+            return result.bytes() if result is not None else b""
 
     def _use(self, database: str) -> None:
         """The database is state of the session, so it is set under the lock."""
@@ -198,8 +197,7 @@ class Handler(BaseHTTPRequestHandler):
             statement = self._statement(fields, body)
             if account == "reader" and not READS.match(statement.sql):
                 raise Refused(READONLY, "reader: Cannot execute query in readonly mode. (READONLY)")
-            reply, rows = self.engine.run(statement)
-            self._send(200, reply, {"X-ClickHouse-Summary": json.dumps({"read_rows": str(rows)})})
+            self._send(200, self.engine.run(statement))
         except Exception as error:  # the engine reports everything as RuntimeError
             self._refuse(str(error))
 
