@@ -240,6 +240,8 @@ impl Fields {
             ("sdk_invocation_id", _) => {}
             (name, value) => {
                 self.failed |= name == "error.cause" || (name.ends_with("status_code") && value.as_u64() >= Some(500));
+                // A key comes once: what is said last holds.
+                self.attributes.retain(|known| known["key"] != name);
                 self.attributes.push(attribute(name, value));
             }
         }
@@ -460,6 +462,7 @@ mod tests {
                 tracing::debug!(target: STATEMENT, summary = "SELECT 1", db.statement = "", elapsed_secs = 0.5);
                 tracing::info!("a line of the log is no span");
             });
+            end_request(&request, 200);
             end_request(&request, 503);
         });
         assert_eq!(spans.len(), 3, "{spans:?}");
@@ -468,6 +471,10 @@ mod tests {
         assert_eq!(root["spanId"], trace.span_id());
         assert_eq!(root["parentSpanId"], "00f067aa0ba902b7");
         assert_eq!((&root["kind"], &root["status"]["code"]), (&json!(2), &json!(2)));
+        let attributes = root["attributes"].as_array().unwrap();
+        let statuses: Vec<_> = attributes.iter().filter(|a| a["key"] == "http.response.status_code").collect();
+        assert_eq!(statuses.len(), 1, "{root}");
+        assert_eq!(statuses[0]["value"]["intValue"], "503");
         for child in [call, statement] {
             assert_eq!(child["traceId"], "4bf92f3577b34da6a3ce929d0e0e4736");
             assert_eq!(child["parentSpanId"], trace.span_id());
