@@ -39,9 +39,11 @@ def test_a_period_ends_and_the_next_one_is_paid(stripe: Replica):
     assert (draft["status"], draft["billing_reason"], draft["created"]) == ("draft", "subscription_cycle", end)
     assert moved(stripe, subscription, seconds=3_700) == [
         "invoice.finalized",
+        "payment_intent.created",
         "charge.succeeded",
         "invoice.payment_succeeded",
         "invoice.paid",
+        "payment_intent.succeeded",
     ]
     renewed = read(stripe, subscription)
     assert (renewed["status"], period(renewed)[0]) == ("active", end)
@@ -82,7 +84,7 @@ def test_a_trial_is_announced_and_ends_in_a_payment(stripe: Replica):
     assert moved(stripe, subscription, seconds=11 * DAY + 60) == ["customer.subscription.trial_will_end"]
     happened = moved(stripe, subscription, to="renewal")
     assert happened[:2] == ["invoice.created", "customer.subscription.updated"]
-    assert happened[-1] == "invoice.paid"
+    assert happened[-2:] == ["invoice.paid", "payment_intent.succeeded"]
     assert read(stripe, subscription)["status"] == "active"
 
 
@@ -111,13 +113,19 @@ def test_a_failed_renewal_recovers_by_a_new_card(stripe: Replica):
     subscription = stripe.subscribe(customer, stripe.price())
     fail_from_now_on(stripe, customer)
     happened = moved(stripe, subscription, to="renewal")
-    assert happened[-3:] == ["charge.failed", "invoice.payment_failed", "customer.subscription.updated"]
+    assert happened[-4:] == [
+        "charge.failed",
+        "invoice.payment_failed",
+        "payment_intent.payment_failed",
+        "customer.subscription.updated",
+    ]
     assert read(stripe, subscription)["status"] == "past_due"
     invoice = invoices(stripe, subscription)[0]
     assert (invoice["status"], invoice["attempt_count"]) == ("open", 1)
     assert moved(stripe, subscription, to=invoice["next_payment_attempt"]) == [
         "charge.failed",
         "invoice.payment_failed",
+        "payment_intent.payment_failed",
     ]
     assert invoices(stripe, subscription)[0]["attempt_count"] == 2
     method = stripe.post("/v1/payment_methods/pm_card_visa/attach", customer=customer)["id"]

@@ -15,6 +15,8 @@ def fill(value: Any, url: str = "") -> None:
     elif isinstance(value, dict):
         if value.get("object") == "product":
             value.setdefault("type", "service")
+        elif "radar_options" in value and value["radar_options"] is None:
+            value["radar_options"] = {}
         elif value.get("object") == "subscription_item" and isinstance(value.get("price"), dict):
             value.setdefault("plan", plan_of(value["price"]))
         elif value.get("object") == "invoice" and url:
@@ -23,19 +25,6 @@ def fill(value: Any, url: str = "") -> None:
                     value[name] = value[name].replace(HOSTED, f"{url}/").rstrip("/")
         for item in value.values():
             fill(item, url)
-
-
-def add_confirmation_secrets(value: Any) -> None:
-    """What a client completes an open invoice's payment with; sent to whoever asks for it to be expanded."""
-    if isinstance(value, list):
-        for item in value:
-            add_confirmation_secrets(item)
-    elif isinstance(value, dict):
-        if value.get("object") == "invoice" and value.get("status") == "open":
-            intent = value["id"].replace("in_", "pi_", 1)
-            value["confirmation_secret"] = {"client_secret": f"{intent}_secret_local", "type": "payment_intent"}
-        for item in value.values():
-            add_confirmation_secrets(item)
 
 
 def plan_of(price: dict) -> dict:

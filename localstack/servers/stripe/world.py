@@ -23,7 +23,7 @@ from seahaven.ids import Ids
 from seahaven_stripe_world import startup, world
 from seahaven_stripe_world.http_api.handler import handle
 
-from servers.stripe import cards, gaps, own
+from servers.stripe import cards, gaps, intents, own
 
 # What the replica itself does not keep: how far a customer's time is moved on, what became
 # of each event, and the objects that the modules beside this one add.
@@ -111,7 +111,7 @@ class StripeWorld:
             path.parent.mkdir(parents=True, exist_ok=True)
             build_blank(path, world.schema, clock=self.clock, seed=seed).close()
         db: Db = open_instance(path, self.clock, seed)
-        db.execute(OWN_TABLES)
+        db.execute(OWN_TABLES + intents.TABLE)
         info = InstanceInfo(id="local", fixture=None, seed=seed)
         self._ctx = Ctx(db=db, clock=self.clock, ids=Ids(seed), state={}, instance=info, worlds=unbound())
         self.recorders: list[Callable[[Ctx], None]] = []
@@ -187,8 +187,7 @@ class StripeWorld:
         body = json.loads(answer.body_bytes)
         cards.explain_refusal(ctx, request, answer.status, body)
         gaps.fill(body, self.url)
-        if b"confirmation_secret" in request.body or "confirmation_secret" in request.query:
-            gaps.add_confirmation_secrets(body)
+        intents.complete(ctx, body, f"{request.query}&{request.body.decode('utf-8', 'replace')}")
         return Reply(answer.status, answer.headers, body)
 
     @contextlib.contextmanager
