@@ -1,8 +1,8 @@
 """`make chaos`: people use the product while each of its dependencies is killed and held up; then nothing may be wrong.
 
 Checked in the end, over everybody who took part: what was acknowledged is stored, each event is in ClickHouse once,
-and the quota's ledger is balanced. Checked on the way: no status but those of the contract, recovery, and that
-sessions are as people left them.
+the quota's ledger is balanced, no question is without its answer, and sessions are as people left them. Checked on
+the way: no status but those of the contract, and recovery.
 """
 
 from __future__ import annotations
@@ -34,9 +34,11 @@ PROFILE = PROFILES[os.environ["STACK_PROFILE"]]
 SUPERVISOR = Supervisor(PROFILE)
 API = PROFILE.url("router")
 PASSWORD = "correct horse battery"
-PEOPLE = 6
-KILLED = ["postgres", "clickhouse", "aws", "llm", "stripe", "fn-chat-send-1", "fn-auth-me-1"]
-HELD_UP = ["postgres", "clickhouse", "aws", "llm", "stripe", "fn-chat-send-1"]
+PEOPLE = 16
+# Seconds between two requests of one person, so that the rate limit leaves them at work.
+PAUSE = 0.65
+KILLED = ["postgres", "clickhouse", "aws", "llm", "stripe", "traces", "fn-chat-send-1", "fn-auth-me-1"]
+HELD_UP = ["postgres", "clickhouse", "aws", "llm", "stripe", "traces", "fn-chat-send-1"]
 HELD_UP_SECONDS = 4
 # A dependency that was killed is back, and what uses it works again.
 PATIENCE = 90
@@ -48,11 +50,16 @@ CUT = 0
 
 
 class Person(threading.Thread):
-    """Signs up, then chats and looks at its account until told to stop, and remembers what was acknowledged."""
+    """Signs up, then chats, looks at its account, and signs in and out elsewhere until told to stop.
 
-    def __init__(self, world: World) -> None:
+    Remembers what was acknowledged.
+    """
+
+    def __init__(self, world: World, number: int) -> None:
         super().__init__(daemon=True)
         self.world = world
+        self.address = f"10.1.0.{number}"
+        self.ended: list[str] = []
         self.email = f"chaos-{uuid.uuid4()}@example.com"
         self.token = ""
         self.user = ""
@@ -62,8 +69,11 @@ class Person(threading.Thread):
         turn = 0
         while not self.world.over.is_set():
             turn += 1
+            self.world.over.wait(PAUSE)
             if not self.user:
                 self.sign_up()
+            elif turn % 10 == 9:
+                self.sign_in_and_out()
             elif turn % 3 == 0:
                 status, _ = self.world.ask("GET", "/api/auth/me", self.token)
                 if status == 401:
@@ -73,7 +83,11 @@ class Person(threading.Thread):
 
     def sign_up(self) -> None:
         status, text = self.world.ask(
-            "POST", "/api/auth/signup", "", {"email": self.email, "password": PASSWORD, "transport": "bearer"}
+            "POST",
+            "/api/auth/signup",
+            "",
+            {"email": self.email, "password": PASSWORD, "transport": "bearer"},
+            self.address,
         )
         if status == 201:
             # Faults last longer than the JWT's holders would notice, the session token never runs out meanwhile.
@@ -81,6 +95,16 @@ class Person(threading.Thread):
         elif status == 409:
             # Stored, but the acknowledgement was lost.
             self.email = f"chaos-{uuid.uuid4()}@example.com"
+
+    def sign_in_and_out(self) -> None:
+        """On another device; a sign-out that was acknowledged holds."""
+        body = {"email": self.email, "password": PASSWORD, "transport": "bearer"}
+        status, text = self.world.ask("POST", "/api/auth/signin", "", body, self.address)
+        if status != 200:
+            return
+        token = json.loads(text)["sessionToken"]
+        if self.world.ask("POST", "/api/auth/signout", token)[0] == 204:
+            self.ended.append(token)
 
     def chat(self, stream: bool) -> None:
         status, text = self.world.ask("POST", "/api/chat", self.token, {"message": "Hello", "stream": stream})
@@ -104,9 +128,9 @@ class World:
         self.seen: collections.Counter[tuple[str, int]] = collections.Counter()
         self.wrong: list[str] = []
 
-    def ask(self, method: str, path: str, token: str, body: dict | None = None) -> tuple[int, str]:
+    def ask(self, method: str, path: str, token: str, body: dict | None = None, address: str = "") -> tuple[int, str]:
         """One request; its status is held against the contract."""
-        status, text = request(method, path, token, body)
+        status, text = request(method, path, token, body, address)
         # Read afterwards: the fault may have come while the request was under way.
         fault = self.fault
         self.seen[fault, status] += 1
@@ -121,9 +145,11 @@ class World:
         return status, text
 
 
-def request(method: str, path: str, token: str = "", body: dict | None = None) -> tuple[int, str]:
+def request(method: str, path: str, token: str = "", body: dict | None = None, address: str = "") -> tuple[int, str]:
     """A status and a body; 0 when the connection was cut or nothing came."""
     headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {token}"} if token else {})
+    if address:
+        headers["x-forwarded-for"] = address
     data = None if body is None else json.dumps(body).encode()
     asked = urllib.request.Request(API + path, data, headers, method=method)
     try:
@@ -188,8 +214,9 @@ def _family(pid: int) -> list[int]:
 def sessions_stand(world: World, signed_in: list[str], signed_out: list[str]) -> None:
     """Asked of each token when nothing is broken."""
     for tokens, wanted in ((signed_in, 200), (signed_out, 401)):
-        for token in tokens:
-            status, _ = request("GET", "/api/auth/me", token)
+        for number, token in enumerate(tokens):
+            # Without a session it is the address whose requests are counted.
+            status, _ = request("GET", "/api/auth/me", token, address=f"10.2.{number // 250}.{number % 250}")
             if status != wanted:
                 world.wrong.append(f"a session answered {status} instead of {wanted} after {world.fault}")
 
@@ -206,17 +233,18 @@ def main() -> int:
     for token in signed_out:
         assert request("POST", "/api/auth/signout", token)[0] == 204
 
-    people = [Person(world) for _ in range(PEOPLE)]
+    started = time.monotonic()
+    people = [Person(world, number) for number in range(PEOPLE)]
     for person in people:
         person.start()
     faults = [("kill", name) for name in KILLED] + [("hold up", name) for name in HELD_UP]
     for kind, name in faults:
         time.sleep(2)
         world.fault = f"{kind} {name}"
-        started = time.monotonic()
+        began = time.monotonic()
         SUPERVISOR.kill(name) if kind == "kill" else hold_up(name)
         until(f"the product works after {world.fault}", works)
-        print(f"{world.fault:24} works again after {time.monotonic() - started:5.1f} s", flush=True)
+        print(f"{world.fault:24} works again after {time.monotonic() - began:5.1f} s", flush=True)
         sessions_stand(world, signed_in, signed_out)
     world.fault = "none"
     world.over.set()
@@ -225,7 +253,12 @@ def main() -> int:
 
     for (fault, status), count in sorted(world.seen.items()):
         print(f"{fault:24} {status or 'cut':>4} {count:6}")
-    reckon(world, [person for person in people if person.user])
+    people = [person for person in people if person.user]
+    ended = signed_out + [token for person in people for token in person.ended]
+    sessions_stand(world, signed_in + [person.token for person in people], ended)
+    print(f"\n{len(faults)} faults in {time.monotonic() - started:.0f} s, {sum(world.seen.values())} requests")
+    print(f"{len(people) + len(signed_in)} sessions stand, {len(ended)} that were signed out are ended")
+    reckon(world, people)
     for line in world.wrong:
         print(f"WRONG: {line}")
     print(f"\n{'An invariant was broken.' if world.wrong else 'All invariants held.'}")
@@ -266,8 +299,17 @@ def reckon(world: World, people: list[Person]) -> None:
     ledger = sql(f"SELECT coalesce(sum(input_tokens + output_tokens), 0) FROM usage_ledger WHERE user_id IN ({users})")
     if used != ledger:
         world.wrong.append(f"{used[0]} tokens are counted as used, the ledger has {ledger[0]}")
-    answers = f"{len(told)} answers given, {len(stored)} stored, {len(events)} events"
-    print(f"\n{len(people)} people, {answers}, {used[0]} tokens used")
+    alone = sql(
+        "SELECT count(*) FROM (SELECT 1 FROM messages m JOIN conversations c ON c.id = m.conversation_id"
+        f" WHERE c.user_id IN ({users}) GROUP BY c.id"
+        " HAVING count(*) FILTER (WHERE m.role = 'user') <> count(*) FILTER (WHERE m.role = 'assistant')) AS uneven"
+    )
+    if alone != ["0"]:
+        world.wrong.append(f"{alone[0]} conversations have questions without answers, or the other way round")
+    print(f"{len(told)} answers were given, {len(stored)} are stored, {len(events)} events tell of them")
+    print(f"{len(people)} people signed up, {len(signups)} events tell of it; the outbox is empty")
+    print(f"{used[0]} tokens are counted as used, the ledger has {ledger[0]}; {left[0]} reservations are left")
+    print(f"{alone[0]} conversations with questions that have no answer")
 
 
 if __name__ == "__main__":
