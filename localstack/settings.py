@@ -34,9 +34,9 @@ PORTS = {
     "clickhouse": 8124,
 }
 
-# Processes that serve port 4000, where one would make callers wait: a stream
-# occupies its process until the last token.
-PROCESSES = {"chat-send": 2, "auth-me": 2}
+# Processes that serve port 4000, where one would make callers wait. Lambda gives
+# each request that runs at the same time a sandbox of its own.
+PROCESSES = {"chat-send": 4, "auth-me": 2}
 
 
 class Failure(Exception):

@@ -13,6 +13,7 @@ pub mod rate_limit;
 pub mod request;
 pub mod response;
 pub mod runner;
+mod streaming;
 pub mod validate;
 
 pub use request::Request;

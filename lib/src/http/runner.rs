@@ -8,9 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
-use futures_util::{FutureExt, Stream, StreamExt};
-use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full, StreamBody};
+use futures_util::{FutureExt, Stream};
 use serde_json::json;
 use tracing::{Instrument, Span};
 
@@ -20,12 +18,13 @@ use crate::config;
 use crate::error::{Code, Error, Result};
 use crate::events::Event;
 use crate::http::cors::Origins;
-use crate::http::credentials::{Credential, Gate};
+use crate::http::credentials::{Credential, Gate, Known};
 use crate::http::headers;
 use crate::http::problem;
 use crate::http::rate_limit::{Allowance, ClientKey, RateLimiter};
 use crate::http::request::Request;
 use crate::http::response::{Body, Chunks, Response};
+use crate::http::streaming;
 use crate::telemetry;
 use crate::telemetry::record::Recorder;
 use crate::telemetry::spans;
@@ -118,23 +117,22 @@ enum Mode {
 fn run(function: &'static str, policy: Policy, mode: Mode, init: Init) -> ExitCode {
     crate::runtime::block_on(function, async move {
         let shell = Arc::new(Shell::start(function, policy, init).await?);
-        let result = match mode {
+        match mode {
             Mode::Whole => {
                 let service = lambda_http::service_fn(move |event| {
                     let shell = shell.clone();
                     async move { Ok::<_, lambda_http::Error>(whole(shell.invoke(event).await)) }
                 });
-                lambda_http::run(service).await
+                lambda_http::run(service).await.map_err(Error::internal)
             }
             Mode::Streamed => {
-                let service = lambda_http::service_fn(move |event| {
+                streaming::run(move |event| {
                     let shell = shell.clone();
-                    async move { Ok::<_, lambda_http::Error>(streamed(shell.invoke(event).await)) }
-                });
-                lambda_http::run_with_streaming_response(service).await
+                    async move { shell.invoke(event).await }
+                })
+                .await
             }
-        };
-        result.map_err(Error::internal)
+        }
     })
 }
 
@@ -148,24 +146,10 @@ fn whole(response: Response) -> http::Response<lambda_http::Body> {
         },
         Body::Streamed(_) => lambda_http::Body::Empty,
     };
-    assemble(response.status, response.headers, body)
-}
-
-type StreamedBody = UnsyncBoxBody<Bytes, lambda_http::Error>;
-
-fn streamed(response: Response) -> http::Response<StreamedBody> {
-    let body = match response.body {
-        Body::Whole(bytes) => Full::new(bytes).map_err(|never| match never {}).boxed_unsync(),
-        Body::Streamed(chunks) => StreamBody::new(chunks.map(|chunk| Ok(http_body::Frame::data(chunk)))).boxed_unsync(),
-    };
-    assemble(response.status, response.headers, body)
-}
-
-fn assemble<B>(status: http::StatusCode, headers: http::HeaderMap, body: B) -> http::Response<B> {
-    let mut response = http::Response::new(body);
-    *response.status_mut() = status;
-    *response.headers_mut() = headers;
-    response
+    let mut reply = http::Response::new(body);
+    *reply.status_mut() = response.status;
+    *reply.headers_mut() = response.headers;
+    reply
 }
 
 /// Everything around the handler.
@@ -382,16 +366,16 @@ impl Guard {
         let now = clock::now();
         let address = ClientKey::Address(request.ip);
         let credential = Credential::of(&request.headers);
-        let known = credential.as_ref().and_then(|credential| self.gate.known_owner(credential));
+        let known = credential.as_ref().map(|credential| self.gate.recognize(credential)).unwrap_or_default();
         let Some(limiter) = &self.limiter else {
-            request.caller = self.caller(credential).await?;
+            request.caller = self.caller(credential, &known).await?;
             return Ok(());
         };
-        match (credential, known) {
+        match (credential, known.owner) {
             (None, _) => *allowance = limiter.count(address, now).await?,
             (Some(credential), Some(owner)) => {
                 let (caller, count) = futures_util::future::join(
-                    self.caller(Some(credential)),
+                    self.caller(Some(credential), &known),
                     limiter.count(ClientKey::User(owner), now),
                 )
                 .await;
@@ -399,7 +383,7 @@ impl Guard {
                 *allowance = count?;
             }
             (Some(credential), None) => {
-                request.caller = self.caller(Some(credential)).await?;
+                request.caller = self.caller(Some(credential), &known).await?;
                 let client = request.user_if_any().map_or(address, |caller| ClientKey::User(caller.user_id()));
                 *allowance = limiter.count(client, now).await?;
             }
@@ -408,9 +392,13 @@ impl Guard {
     }
 
     /// The caller, or the 401 that a handler that needs one will answer with; other errors end the request.
-    async fn caller(&self, credential: Option<Credential>) -> Result<Result<Option<super::credentials::Caller>>> {
+    async fn caller(
+        &self,
+        credential: Option<Credential>,
+        known: &Known,
+    ) -> Result<Result<Option<super::credentials::Caller>>> {
         let Some(credential) = credential else { return Ok(Ok(None)) };
-        match self.gate.authenticate(credential).await {
+        match self.gate.authenticate(credential, known).await {
             Ok(caller) => Ok(Ok(Some(caller))),
             Err(error) if error.code().status() == http::StatusCode::UNAUTHORIZED => Ok(Err(error)),
             Err(error) => Err(error),
