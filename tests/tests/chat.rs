@@ -295,7 +295,7 @@ async fn tokens_of_dead_functions_come_back() {
     let (user, pool) = (new_user(0).await, database().pool().clone());
     let abandon = async || {
         let mut connection = pool.acquire().await.unwrap();
-        quota::reserve(&mut connection, user, Plan::Free, 40_000, 40_000).await.unwrap();
+        quota::reserve(&mut connection, user, 40_000, 40_000).await.unwrap();
         sqlx::query("UPDATE quota_reservations SET progress_at = now() - interval '61 seconds' WHERE user_id = $1")
             .bind(user)
             .execute(&mut *connection)
@@ -309,7 +309,7 @@ async fn tokens_of_dead_functions_come_back() {
     // The user's next request does not wait for the sweep.
     abandon().await;
     let mut connection = pool.acquire().await.unwrap();
-    let reservation = quota::reserve(&mut connection, user, Plan::Free, 40_000, 40_000).await.unwrap();
+    let reservation = quota::reserve(&mut connection, user, 40_000, 40_000).await.unwrap();
     drop(connection);
     assert_eq!(month(user).await, (0, 40_000));
     // A settlement after the release still counts what was spent, once.

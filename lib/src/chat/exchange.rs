@@ -194,12 +194,17 @@ impl Chat {
         record::answered(&mut connection, user_id, request_id).await
     }
 
-    /// Everything before the provider is called: one connection, three statements.
+    /// Everything before the provider is called: one connection, and one statement for a new conversation.
     async fn prepare(&self, ask: Ask, visit: &Visit) -> Result<(Exchange, Call)> {
         let asked_at = clock::now();
         let mut connection = self.database.pool().acquire().await?;
-        let setting = record::setting(&mut connection, ask.user_id, &ask.conversation).await?;
-        let ongoing = setting.conversation;
+        let (ongoing, left) = match ask.conversation {
+            Named::New => (None, 0),
+            ref named => {
+                let setting = record::setting(&mut connection, ask.user_id, named).await?;
+                (setting.conversation, setting.left)
+            }
+        };
         // A provider that is named alone is asked for its default, whatever the conversation's model.
         let usual = ongoing.as_ref().filter(|_| ask.provider.is_none()).and_then(|ongoing| ongoing.model.as_deref());
         let model = ask.model.as_deref().or(usual);
@@ -218,7 +223,7 @@ impl Chat {
         let longest = prompt::longest_answer(chosen.model, ask.max_tokens);
         let history = match &ongoing {
             Some(ongoing) => {
-                let room = prompt::history_room(chosen.model, bound, longest, setting.left);
+                let room = prompt::history_room(chosen.model, bound, longest, left);
                 record::history(&mut connection, ongoing.id, before, room).await?
             }
             None => Vec::new(),
@@ -228,12 +233,11 @@ impl Chat {
             + prompt::PER_MESSAGE
             + system.as_deref().map_or(0, prompt::bound);
         let shortest = longest.min(prompt::SHORTEST_ANSWER);
-        let reservation =
-            quota::reserve(&mut connection, ask.user_id, setting.plan, input + longest, input + shortest).await?;
+        let reservation = quota::reserve(&mut connection, ask.user_id, input + longest, input + shortest).await?;
         drop(connection);
         let max_tokens = (reservation.tokens - input).clamp(1, longest);
         let exchange = Exchange {
-            subject: visit.subject(ask.user_id, setting.plan),
+            subject: visit.subject(ask.user_id, reservation.plan()),
             conversation_id: ongoing.as_ref().map_or_else(Uuid::now_v7, |ongoing| ongoing.id),
             is_new: ongoing.is_none(),
             client_id: match ask.conversation {

@@ -78,29 +78,29 @@ pub struct Reservation {
     pub tokens: i64,
 }
 
-/// Sets aside `wanted` tokens, or what is left if that is at least `minimum`.
+/// Sets aside `wanted` tokens of the user's plan, or what is left if that is at least `minimum`.
 ///
 /// # Errors
 /// 429 `quota_exceeded`; 503 when the database does not answer: then nobody spends anything.
-pub async fn reserve(
-    connection: &mut PgConnection,
-    user_id: Uuid,
-    plan: Plan,
-    wanted: i64,
-    minimum: i64,
-) -> Result<Reservation> {
+pub async fn reserve(connection: &mut PgConnection, user_id: Uuid, wanted: i64, minimum: i64) -> Result<Reservation> {
     let id = Uuid::now_v7();
+    let (plans, limits): (Vec<_>, Vec<_>) =
+        Plan::ALL.map(|plan| (plan.as_str().to_owned(), plan.terms().tokens_per_month)).into_iter().unzip();
     let row = sqlx::query!(
-        r#"SELECT period AS "period!", used AS "used!", reserved AS "reserved!", granted AS "granted!"
-           FROM quota_reserve($1, $2, $3, $4, $5)"#,
+        r#"SELECT u.plan, q.period AS "period!", q.used AS "used!", q.reserved AS "reserved!", q.granted AS "granted!"
+           FROM users u, quota_reserve($1, u.id, $3, $4, ($6::bigint[])[array_position($5::text[], u.plan)]) q
+           WHERE u.id = $2"#,
         id,
         user_id,
         wanted,
         minimum,
-        plan.terms().tokens_per_month,
+        &plans,
+        &limits,
     )
-    .fetch_one(connection)
-    .await?;
+    .fetch_optional(connection)
+    .await?
+    .ok_or_else(Error::unauthenticated)?;
+    let plan = Plan::stored(&row.plan)?;
     if row.granted == 0 {
         return Err(Quota::new(plan, row.used, row.reserved).exceeded());
     }
@@ -118,6 +118,12 @@ impl Reservation {
     #[must_use]
     pub fn month(&self) -> Date {
         self.month
+    }
+
+    /// Names the reservation in a statement that settles it.
+    #[must_use]
+    pub fn id(&self) -> Uuid {
+        self.id
     }
 
     /// Turns the reservation into what was spent, within the transaction that notes what it was spent on.

@@ -45,15 +45,13 @@ pub struct Ongoing {
 /// What is known before an exchange.
 #[derive(Debug)]
 pub struct Setting {
-    /// The user's plan.
-    pub plan: Plan,
     /// Tokens of the month that nobody has spent or reserved, abandoned reservations counted as taken.
     pub left: i64,
     /// The conversation, if there is one.
     pub conversation: Option<Ongoing>,
 }
 
-/// Reads plan, quota and conversation at once.
+/// Reads quota and conversation at once.
 ///
 /// # Errors
 /// 404 when the conversation is not the user's.
@@ -84,8 +82,8 @@ pub async fn setting(connection: &mut PgConnection, user_id: Uuid, named: &Named
     if matches!(named, Named::Id(_)) && conversation.is_none() {
         return Err(Error::not_found("conversation"));
     }
-    let plan = Plan::stored(&row.plan)?;
-    Ok(Setting { plan, left: plan.terms().tokens_per_month - row.taken, conversation })
+    let left = Plan::stored(&row.plan)?.terms().tokens_per_month - row.taken;
+    Ok(Setting { left, conversation })
 }
 
 /// The newest messages of a conversation that fit in so many bytes, oldest first.
@@ -261,6 +259,15 @@ pub struct Outcome {
     pub fallback_from: Option<ProviderId>,
 }
 
+/// Where the messages of an exchange go.
+struct Place {
+    conversation: Uuid,
+    /// How many the conversation has with them.
+    messages: i32,
+    /// Whether the conversation was made for them.
+    is_made: bool,
+}
+
 /// What was stored.
 #[derive(Debug, Clone)]
 pub struct Stored {
@@ -281,18 +288,17 @@ impl Exchange {
     pub async fn store(&self, mut transaction: Transaction, outcome: &Outcome) -> Result<Stored> {
         let cost = outcome.model.model.cost(&outcome.usage);
         let connection = transaction.connection();
-        let noted = self.note(connection, outcome, cost).await?;
-        let spent = if noted { outcome.usage.total() } else { 0 };
-        let quota = self.reservation.settle(connection, spent).await?;
+        let (noted, quota) = self.note(connection, outcome, cost).await?;
         if !noted {
+            transaction.commit().await?;
             return Ok(Stored { quota, conversation_id: self.conversation_id, cost_micro_usd: cost });
         }
-        let (conversation_id, made) = self.conversation(connection).await?;
-        if let Some(id) = conversation_id {
-            self.messages(connection, id, outcome, cost).await?;
+        let place = if self.is_new { Some(self.begin(connection).await?) } else { self.go_on(connection).await? };
+        if let Some(place) = &place {
+            self.messages(connection, place, outcome, cost).await?;
         }
-        let conversation_id = conversation_id.unwrap_or(self.conversation_id);
-        if made {
+        let conversation_id = place.as_ref().map_or(self.conversation_id, |place| place.conversation);
+        if place.is_some_and(|place| place.is_made) {
             let event = Event::about(&self.subject, "chat.conversation_created");
             transaction.publish(event.with("conversationId", conversation_id.to_string()));
         }
@@ -301,14 +307,19 @@ impl Exchange {
         Ok(Stored { quota, conversation_id, cost_micro_usd: cost })
     }
 
-    /// Writes the ledger; tells whether this was the first time.
-    async fn note(&self, connection: &mut PgConnection, outcome: &Outcome, cost: Option<i64>) -> Result<bool> {
+    /// Writes the ledger and settles the reservation; tells whether this was the first time.
+    async fn note(&self, connection: &mut PgConnection, outcome: &Outcome, cost: Option<i64>) -> Result<(bool, Quota)> {
         let usage = &outcome.usage;
-        let written = sqlx::query!(
-            "INSERT INTO usage_ledger (id, user_id, period, conversation_id, provider, model, input_tokens,
-                 cached_input_tokens, output_tokens, reasoning_tokens, cost_micro_usd, price_version, estimated,
-                 request_id)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) ON CONFLICT DO NOTHING",
+        let row = sqlx::query!(
+            r#"WITH noted AS (
+                   INSERT INTO usage_ledger (id, user_id, period, conversation_id, provider, model, input_tokens,
+                       cached_input_tokens, output_tokens, reasoning_tokens, cost_micro_usd, price_version, estimated,
+                       request_id)
+                   VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) ON CONFLICT DO NOTHING
+                   RETURNING input_tokens + output_tokens AS spent
+               )
+               SELECT q.used AS "used!", q.reserved AS "reserved!", EXISTS (SELECT FROM noted) AS "noted!"
+               FROM quota_settle($15, $2, $3, coalesce((SELECT spent FROM noted), 0)) q"#,
             self.answer_id,
             self.subject.user_id,
             self.reservation.month(),
@@ -323,29 +334,27 @@ impl Exchange {
             cost.map(|_| Catalogue::get().map(Catalogue::price_version)).transpose()?,
             usage.estimated,
             self.request_id,
+            self.reservation.id(),
         )
-        .execute(connection)
+        .fetch_one(connection)
         .await?;
-        Ok(written.rows_affected() == 1)
+        Ok((row.noted, Quota::new(self.reservation.plan(), row.used, row.reserved)))
     }
 
-    /// Makes the conversation or finds it; `None` if it was deleted meanwhile.
-    async fn conversation(&self, connection: &mut PgConnection) -> Result<(Option<Uuid>, bool)> {
-        if !self.is_new {
-            let found = sqlx::query_scalar!(
-                "SELECT id FROM conversations WHERE id = $1 AND user_id = $2 FOR UPDATE",
-                self.conversation_id,
-                self.subject.user_id,
-            );
-            return Ok((found.fetch_optional(connection).await?, false));
-        }
+    /// Makes the conversation, with room for two messages.
+    async fn begin(&self, connection: &mut PgConnection) -> Result<Place> {
         let title = title_of(&self.question);
         // Two first messages at once under one client id end up in one conversation.
         let row = sqlx::query!(
-            r#"INSERT INTO conversations (id, user_id, client_id, title, provider, model, system_prompt, terms, created_at)
-               VALUES ($1, $2, $3, $4, $5, $6, $7, array_to_tsvector($8::text[]), $9)
-               ON CONFLICT (user_id, client_id) WHERE client_id IS NOT NULL DO UPDATE SET updated_at = now()
-               RETURNING id, (id = $1) AS "made!""#,
+            r#"INSERT INTO conversations (id, user_id, client_id, title, provider, model, system_prompt, terms,
+                   created_at, message_count, last_message_at, updated_at)
+               VALUES ($1, $2, $3, $4, $5, $6, $7, array_to_tsvector($8::text[]), $9, 2,
+                   date_trunc('milliseconds', clock_timestamp()), date_trunc('milliseconds', clock_timestamp()))
+               ON CONFLICT (user_id, client_id) WHERE client_id IS NOT NULL DO UPDATE
+                   SET message_count = conversations.message_count + 2, provider = excluded.provider,
+                       model = excluded.model, last_message_at = excluded.last_message_at,
+                       updated_at = excluded.updated_at
+               RETURNING id, message_count, (id = $1) AS "made!""#,
             self.conversation_id,
             self.subject.user_id,
             self.client_id,
@@ -358,58 +367,63 @@ impl Exchange {
         )
         .fetch_one(connection)
         .await?;
-        Ok((Some(row.id), row.made))
+        Ok(Place { conversation: row.id, messages: row.message_count, is_made: row.made })
+    }
+
+    /// Makes room in the conversation; `None` if it was deleted meanwhile.
+    async fn go_on(&self, connection: &mut PgConnection) -> Result<Option<Place>> {
+        let added: i32 = if self.regenerates { 0 } else { 2 };
+        let row = sqlx::query!(
+            "UPDATE conversations SET message_count = message_count + $3, provider = $4, model = $5,
+                 last_message_at = date_trunc('milliseconds', clock_timestamp()),
+                 updated_at = date_trunc('milliseconds', clock_timestamp())
+             WHERE id = $1 AND user_id = $2 RETURNING message_count",
+            self.conversation_id,
+            self.subject.user_id,
+            added,
+            self.chosen.model.provider.as_str(),
+            self.chosen.model.id,
+        )
+        .fetch_optional(connection)
+        .await?;
+        Ok(row.map(|row| Place { conversation: self.conversation_id, messages: row.message_count, is_made: false }))
     }
 
     /// Adds question and answer, or puts the answer in the place of the last one.
     async fn messages(
         &self,
         connection: &mut PgConnection,
-        conversation: Uuid,
+        place: &Place,
         outcome: &Outcome,
         cost: Option<i64>,
     ) -> Result<()> {
         let owner = self.subject.user_id;
-        let added: i32 = if self.regenerates { 0 } else { 2 };
-        let count = sqlx::query_scalar!(
-            "UPDATE conversations SET message_count = message_count + $2, provider = $3, model = $4,
-                 last_message_at = date_trunc('milliseconds', clock_timestamp()),
-                 updated_at = date_trunc('milliseconds', clock_timestamp())
-             WHERE id = $1 RETURNING message_count",
-            conversation,
-            added,
-            self.chosen.model.provider.as_str(),
-            self.chosen.model.id,
-        )
-        .fetch_one(&mut *connection)
-        .await?;
         if self.regenerates {
-            sqlx::query!("DELETE FROM messages WHERE conversation_id = $1 AND position = $2", conversation, count - 1)
+            let last = place.messages - 1;
+            sqlx::query!("DELETE FROM messages WHERE conversation_id = $1 AND position = $2", place.conversation, last)
                 .execute(&mut *connection)
                 .await?;
-        } else {
-            sqlx::query!(
-                "INSERT INTO messages (conversation_id, position, id, role, content, terms, created_at)
-                 VALUES ($1, $2, $3, 'user', $4, array_to_tsvector($5::text[]), $6)",
-                conversation,
-                count - 2,
-                self.question_id,
-                self.question,
-                &search::terms(owner, &self.question),
-                self.asked_at,
-            )
-            .execute(&mut *connection)
-            .await?;
         }
         let usage = &outcome.usage;
         sqlx::query!(
             "INSERT INTO messages (conversation_id, position, id, role, content, provider, model, finish_reason,
                  input_tokens, cached_input_tokens, output_tokens, reasoning_tokens, cost_micro_usd, estimated, terms,
                  created_at)
-             VALUES ($1, $2, $3, 'assistant', $4, $5, $6, $7, $8, $9, $10, $11, $12, $13,
-                 array_to_tsvector($14::text[]), date_trunc('milliseconds', clock_timestamp()))",
-            conversation,
-            count - 1,
+             SELECT $1::uuid, $2::integer - 2, $3::uuid, 'user', $4::text, NULL, NULL, NULL,
+                 NULL::bigint, NULL::bigint, NULL::bigint, NULL::bigint, NULL::bigint, false,
+                 array_to_tsvector($5::text[]), $6::timestamptz
+             WHERE NOT $7::boolean
+             UNION ALL
+             SELECT $1, $2 - 1, $8::uuid, 'assistant', $9::text, $10::text, $11::text, $12::text,
+                 $13::bigint, $14::bigint, $15::bigint, $16::bigint, $17::bigint, $18::boolean,
+                 array_to_tsvector($19::text[]), date_trunc('milliseconds', clock_timestamp())",
+            place.conversation,
+            place.messages,
+            self.question_id,
+            self.question,
+            &search::terms(owner, &self.question),
+            self.asked_at,
+            self.regenerates,
             self.answer_id,
             outcome.text,
             outcome.model.model.provider.as_str(),
