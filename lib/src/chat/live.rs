@@ -23,6 +23,8 @@ use crate::store::dynamo::{Item, Table, epoch_seconds, get_id, get_number, get_t
 
 /// Events are gathered so long before they are written.
 const LINGER: Duration = Duration::from_millis(250);
+/// The first ones are written sooner, since they make the stream known.
+const FIRST_LINGER: Duration = Duration::from_millis(50);
 /// How often the state is looked at while nothing happens.
 const LOOK: Duration = Duration::from_secs(1);
 /// How often a reader looks for more.
@@ -118,21 +120,24 @@ impl Streams {
         mut receiver: UnboundedReceiver<Recorded>,
         wishes: watch::Sender<Wish>,
     ) {
-        if let Err(error) = self.open(&subject).await {
-            tracing::warn!(error.cause = %error, "a stream cannot be resumed because its record was not begun");
-        }
         let mut batch: Vec<Recorded> = Vec::new();
-        let mut over = false;
+        let (mut begun, mut over) = (false, false);
         while !over {
             match timeout(LOOK, receiver.recv()).await {
-                Ok(Some(first)) => over = gather(first, &mut batch, &mut receiver).await,
+                Ok(Some(first)) => {
+                    let linger = if begun { LINGER } else { FIRST_LINGER };
+                    over = gather(first, &mut batch, &mut receiver, linger).await;
+                }
                 Ok(None) => over = true,
                 Err(_) => {}
             }
-            match self.append(subject.stream_id, &batch).await {
-                Ok(state) => {
+            let written =
+                if begun { self.append(subject.stream_id, &batch).await } else { self.open(&subject, &batch).await };
+            match written {
+                Ok(wish) => {
+                    begun = true;
                     batch.clear();
-                    let _ = wishes.send(state.wish);
+                    let _ = wishes.send(wish);
                 }
                 // The events stay in the batch, for the next time.
                 Err(error) => tracing::warn!(error.cause = %error, "events of a stream were not written down"),
@@ -140,18 +145,21 @@ impl Streams {
         }
     }
 
-    /// Writes the state, and the names that lead to it.
-    async fn open(&self, subject: &Subject) -> Result<()> {
+    /// Writes the state, the names that lead to it, and the first events: all there is of a short stream.
+    async fn open(&self, subject: &Subject, batch: &[Recorded]) -> Result<Wish> {
         let now = clock::now();
         let expires = epoch_seconds(now + LONGEST);
+        let progress = Progress::of(batch);
         let state = PutRequest::builder()
             .item("stream_id", text(subject.stream_id))
             .item("seq", number(0))
             .item("user_id", text(subject.user_id))
             .item("beat_at", number(clock::millis(now)))
             .item("read_at", number(0))
-            .item("last_id", number(0))
-            .item("expires", expires.clone());
+            .item("last_id", number(progress.last))
+            .item("is_done", AttributeValue::Bool(progress.done))
+            .item("is_delivered", AttributeValue::Bool(progress.delivered))
+            .item("expires", progress.expires());
         let names = subject.names.iter().map(|name| {
             PutRequest::builder()
                 .item("stream_id", text(name_key(subject.user_id, name)))
@@ -159,33 +167,43 @@ impl Streams {
                 .item("leads_to", text(subject.stream_id))
                 .item("expires", expires.clone())
         });
-        let writes = std::iter::once(state)
-            .chain(names)
+        let mut puts: Vec<_> = std::iter::once(state).chain(names).collect();
+        if let Some(first) = batch.first() {
+            puts.push(
+                PutRequest::builder()
+                    .item("stream_id", text(subject.stream_id))
+                    .item("seq", number(first.id))
+                    .item("events", text(events_json(batch)?))
+                    .item("expires", epoch_seconds(now + LONGEST + KEPT)),
+            );
+        }
+        let writes = puts
+            .into_iter()
             .map(|put| Ok(WriteRequest::builder().put_request(put.build().map_err(Error::internal)?).build()))
             .collect::<Result<Vec<_>>>()?;
-        self.table.client.batch_write_item().request_items(&self.table.name, writes).send().await?;
-        Ok(())
+        let reply = self.table.client.batch_write_item().request_items(&self.table.name, writes).send().await?;
+        if reply.unprocessed_items().is_some_and(|left| !left.is_empty()) {
+            return Err(Error::internal("the table did not take all of a stream's first items"));
+        }
+        Ok(Wish::default())
     }
 
     /// Writes a batch, moves the state on, and reads what others have written into it.
-    async fn append(&self, stream_id: Uuid, batch: &[Recorded]) -> Result<State> {
+    async fn append(&self, stream_id: Uuid, batch: &[Recorded]) -> Result<Wish> {
         let now = clock::now();
         if let Some(first) = batch.first() {
-            let events: Vec<&StreamEvent> = batch.iter().map(|recorded| &recorded.event).collect();
             self.table
                 .client
                 .put_item()
                 .table_name(&self.table.name)
                 .item("stream_id", text(stream_id))
                 .item("seq", number(first.id))
-                .item("events", text(serde_json::to_string(&events)?))
+                .item("events", text(events_json(batch)?))
                 .item("expires", epoch_seconds(now + LONGEST + KEPT))
                 .send()
                 .await?;
         }
-        let last = batch.last();
-        let done = last.is_some_and(|recorded| recorded.event.is_last());
-        let expires = if done { now + KEPT } else { now + LONGEST };
+        let progress = Progress::of(batch);
         let mut update = self
             .table
             .client
@@ -195,18 +213,18 @@ impl Streams {
             .key("seq", number(0))
             .condition_expression("attribute_exists(stream_id)")
             .expression_attribute_values(":beat", number(clock::millis(now)))
-            .expression_attribute_values(":expires", epoch_seconds(expires))
+            .expression_attribute_values(":expires", progress.expires())
             .return_values(ReturnValue::AllNew);
         let mut change = "SET beat_at = :beat, expires = :expires".to_owned();
-        if let Some(last) = last {
+        if progress.last > 0 {
             change.push_str(", last_id = :last, is_done = :done, is_delivered = :delivered");
             update = update
-                .expression_attribute_values(":last", number(last.id))
-                .expression_attribute_values(":done", AttributeValue::Bool(done))
-                .expression_attribute_values(":delivered", AttributeValue::Bool(done && last.delivered));
+                .expression_attribute_values(":last", number(progress.last))
+                .expression_attribute_values(":done", AttributeValue::Bool(progress.done))
+                .expression_attribute_values(":delivered", AttributeValue::Bool(progress.delivered));
         }
         let reply = update.update_expression(change).send().await?;
-        State::of(&reply.attributes.unwrap_or_default())
+        Ok(State::of(&reply.attributes.unwrap_or_default())?.wish)
     }
 
     /// Asks a stream to end. One that has ended is not asked.
@@ -310,12 +328,16 @@ impl Streams {
         protocol: Protocol,
         time_left: Duration,
     ) -> Result<Option<Chunks>> {
-        let Some(stream_id) = self.latest(user_id, name).await? else { return Ok(None) };
-        let Ok(state) = self.state(user_id, stream_id).await else { return Ok(None) };
-        if state.delivered || is_dead(&state) {
-            return Ok(None);
+        // A stream that began a moment ago may not have been written yet.
+        for wait in [Duration::ZERO, FIRST_LINGER * 2] {
+            sleep(wait).await;
+            let Some(stream_id) = self.latest(user_id, name).await? else { continue };
+            let Ok(state) = self.state(user_id, stream_id).await else { continue };
+            if !state.delivered && !is_dead(&state) {
+                return Ok(Some(self.follow(stream_id, 0, protocol, time_left)));
+            }
         }
-        Ok(Some(self.follow(stream_id, 0, protocol, time_left)))
+        Ok(None)
     }
 
     fn follow(&self, stream_id: Uuid, after: u64, protocol: Protocol, time_left: Duration) -> Chunks {
@@ -362,6 +384,32 @@ struct Recorded {
     delivered: bool,
 }
 
+/// How far a batch brings its stream.
+struct Progress {
+    /// The last event; 0 of an empty batch.
+    last: u64,
+    done: bool,
+    delivered: bool,
+}
+
+impl Progress {
+    fn of(batch: &[Recorded]) -> Self {
+        let last = batch.last();
+        let done = last.is_some_and(|recorded| recorded.event.is_last());
+        let delivered = done && last.is_some_and(|recorded| recorded.delivered);
+        Self { last: last.map_or(0, |recorded| recorded.id), done, delivered }
+    }
+
+    fn expires(&self) -> AttributeValue {
+        epoch_seconds(clock::now() + if self.done { KEPT } else { LONGEST })
+    }
+}
+
+fn events_json(batch: &[Recorded]) -> Result<String> {
+    let events: Vec<&StreamEvent> = batch.iter().map(|recorded| &recorded.event).collect();
+    Ok(serde_json::to_string(&events)?)
+}
+
 /// Takes events to be written down, and tells what others want.
 pub struct Recorder {
     events: UnboundedSender<Recorded>,
@@ -390,8 +438,13 @@ impl Recorder {
 }
 
 /// Gathers what comes within a moment; tells whether the last event was among it.
-async fn gather(first: Recorded, batch: &mut Vec<Recorded>, receiver: &mut UnboundedReceiver<Recorded>) -> bool {
-    let until = Instant::now() + LINGER;
+async fn gather(
+    first: Recorded,
+    batch: &mut Vec<Recorded>,
+    receiver: &mut UnboundedReceiver<Recorded>,
+    linger: Duration,
+) -> bool {
+    let until = Instant::now() + linger;
     let mut next = Some(first);
     while let Some(recorded) = next {
         let last = recorded.event.is_last();
