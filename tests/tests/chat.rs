@@ -10,14 +10,18 @@ use futures_util::future::join_all;
 use lib::auth::account::Visit;
 use lib::billing::plan::Plan;
 use lib::chat::catalogue::ProviderId;
+use lib::chat::conversation::{Conversations, Effort, Filter};
 use lib::chat::exchange::{Ask, Chat};
 use lib::chat::provider::attempt::{Patience, Providers};
 use lib::chat::provider::{Call, Cause, Failure, FinishReason, Piece, Pieces, Provider, Usage};
 use lib::chat::quota;
 use lib::chat::record::Named;
+use lib::chat::search;
 use lib::chat::stream::Protocol;
 use lib::error::Code;
+use lib::http::page::{Cursor, Limit};
 use lib::http::runner::BoxFuture;
+use lib::http::validate::{Field, Raw};
 use lib::store::postgres::Database;
 use lib::telemetry::trace::TraceContext;
 use sandbox::plans::{Question, Talker};
@@ -328,8 +332,10 @@ async fn pages_and_searches_are_read_from_indexes() {
     let talker = Talker::new(&mut transaction, 20_000, 2_000).await.unwrap();
     for (question, index) in [
         (Question::List, "conversations_by_activity"),
-        (Question::Search("seldom"), "messages_terms"),
-        (Question::Search("seldom"), "conversations_terms"),
+        (Question::Walk("words"), "conversations_by_activity"),
+        (Question::Walk("words"), "messages_pkey"),
+        (Question::LookUp("seldom"), "messages_terms"),
+        (Question::LookUp("seldom"), "conversations_terms"),
         (Question::Messages, "messages_pkey"),
     ] {
         let plan = talker.plan(&mut transaction, question).await.unwrap().join("\n");
@@ -338,4 +344,117 @@ async fn pages_and_searches_are_read_from_indexes() {
         assert!(question != Question::List || !plan.contains("Sort"), "{question:?} sorts:\n{plan}");
     }
     transaction.rollback().await.unwrap();
+}
+
+/// A generator of numbers that are the same in every run.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % limit
+    }
+
+    /// Some words, of which the later ones of the list are rarer.
+    fn text(&mut self) -> String {
+        const WORDS: [&str; 8] = ["the", "then", "cat", "catalogue", "dog", "dogma", "zebra", "zen"];
+        let count = 1 + self.below(4);
+        let words: Vec<_> = (0..count)
+            .map(|_| {
+                let width = 1 + self.below(8);
+                WORDS[usize::try_from(self.below(width)).unwrap()]
+            })
+            .collect();
+        words.join(" ")
+    }
+}
+
+/// A conversation as the plain search sees it.
+struct Talk {
+    id: Uuid,
+    archived: bool,
+    minute: u64,
+    texts: Vec<String>,
+}
+
+async fn talk(user: Uuid, dice: &mut Dice) -> Talk {
+    let pool = database().pool().clone();
+    let texts: Vec<String> = (0..1 + dice.below(6)).map(|_| dice.text()).collect();
+    // Many have their last message in the same minute.
+    let talk = Talk { id: Uuid::now_v7(), archived: dice.below(4) == 0, minute: dice.below(20), texts };
+    sqlx::query(
+        "INSERT INTO conversations (id, user_id, title, archived, message_count, terms, last_message_at)
+         VALUES ($1, $2, $3, $4, $5, array_to_tsvector($6::text[]), '2026-01-01'::timestamptz + $7 * interval '1 minute')",
+    )
+    .bind(talk.id)
+    .bind(user)
+    .bind(&talk.texts[0])
+    .bind(talk.archived)
+    .bind(i32::try_from(talk.texts.len() - 1).unwrap())
+    .bind(search::terms(user, &talk.texts[0]))
+    .bind(i32::try_from(talk.minute).unwrap())
+    .execute(&pool)
+    .await
+    .unwrap();
+    for (position, text) in (0..).zip(&talk.texts[1..]) {
+        sqlx::query(
+            "INSERT INTO messages (conversation_id, position, id, role, content, terms, created_at)
+             VALUES ($1, $2, gen_random_uuid(), 'user', $3, array_to_tsvector($4::text[]), now())",
+        )
+        .bind(talk.id)
+        .bind::<i32>(position)
+        .bind(text)
+        .bind(search::terms(user, text))
+        .execute(&pool)
+        .await
+        .unwrap();
+    }
+    talk
+}
+
+/// Whichever way a search takes, it finds what reading everything finds, page by page.
+#[tokio::test]
+async fn a_search_finds_what_a_full_read_finds() {
+    let (user, other) = (new_user(0).await, new_user(0).await);
+    let mut dice = Dice(20_261_124);
+    let mut talks = Vec::new();
+    for _ in 0..80 {
+        talks.push(talk(user, &mut dice).await);
+        // Another's words are in the same indexes.
+        talk(other, &mut dice).await;
+    }
+    talks.sort_by_key(|talk| std::cmp::Reverse((talk.minute, talk.id)));
+    let efforts = [
+        Effort::default(),
+        Effort { first_walk: 1, few: 0, hits: 0, second_walk: 7 },
+        Effort { first_walk: 0, few: 2, hits: 5, second_walk: 0 },
+        Effort { first_walk: 9, few: 60, hits: 3, second_walk: 30 },
+        Effort { first_walk: 0, few: 0, hits: 400, second_walk: 0 },
+        Effort { first_walk: 0, few: 400, hits: 400, second_walk: 0 },
+    ];
+    for effort in efforts {
+        let conversations = Conversations::new(database()).with_effort(effort);
+        for (q, archived) in ["the", "th", "cat the", "dog", "dogma", "zebra", "zen z", "absent"]
+            .into_iter()
+            .flat_map(|q| [(q, false), (q, true)])
+        {
+            let has = |text: &String| q.split(' ').all(|word| text.split(' ').any(|found| found.starts_with(word)));
+            let expected: Vec<Uuid> = talks
+                .iter()
+                .filter(|talk| talk.archived == archived && talk.texts.iter().any(has))
+                .map(|talk| talk.id)
+                .collect();
+            let filter = Filter { q: Some(q.to_owned()), archived };
+            let (mut found, mut after) = (Vec::new(), None);
+            loop {
+                let (page, next) = conversations.list(user, &filter, Limit(7), after).await.unwrap();
+                found.extend(page.iter().map(|conversation| conversation.id));
+                match next {
+                    Some(next) => after = Some(Cursor::parse(Raw::Text(&next)).unwrap()),
+                    None => break,
+                }
+            }
+            assert_eq!(found, expected, "{q} {archived} {effort:?}");
+        }
+    }
 }

@@ -85,6 +85,34 @@ pub struct Filter {
     pub archived: bool,
 }
 
+/// How much is spent on either way to search before the other one is taken.
+#[derive(Debug, Clone, Copy)]
+pub struct Effort {
+    /// Conversations that are looked through at first.
+    pub first_walk: i64,
+    /// Hits that are looked up one by one.
+    pub few: i64,
+    /// Hits of the index that are looked at.
+    pub hits: i64,
+    /// Conversations that are looked through when there are more hits.
+    pub second_walk: i64,
+}
+
+impl Default for Effort {
+    fn default() -> Self {
+        Self { first_walk: 100, few: 300, hits: 3_000, second_walk: 5_000 }
+    }
+}
+
+/// A part of somebody's conversations, newest activity first.
+struct Shelf {
+    user_id: Uuid,
+    archived: bool,
+    at: OffsetDateTime,
+    id: Uuid,
+    limit: i64,
+}
+
 /// Where a page of messages begins: after the message of this position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place(i32);
@@ -106,6 +134,7 @@ impl Field for Place {
 /// The conversations, for reading and changing.
 pub struct Conversations {
     database: Database,
+    effort: Effort,
 }
 
 impl Conversations {
@@ -120,7 +149,13 @@ impl Conversations {
     /// The conversations of a database.
     #[must_use]
     pub fn new(database: Database) -> Self {
-        Self { database }
+        Self { database, effort: Effort::default() }
+    }
+
+    /// The same with another effort at searching, which must not change what is found.
+    #[must_use]
+    pub fn with_effort(self, effort: Effort) -> Self {
+        Self { effort, ..self }
     }
 
     /// Makes an empty conversation.
@@ -201,30 +236,123 @@ impl Conversations {
                 .await?
             }
             Some(words) => {
-                sqlx::query_as!(
-                    Conversation,
-                    "SELECT id, title, provider, model, system_prompt, pinned, archived, message_count, created_at,
-                         updated_at, last_message_at
-                     FROM conversations
-                     WHERE user_id = $1 AND archived = $2
-                         AND (active_at, id) < ($3, $4)
-                         AND id IN (SELECT id FROM conversations WHERE terms @@ $6::text::tsquery
-                                    UNION ALL
-                                    SELECT conversation_id FROM messages WHERE terms @@ $6::text::tsquery)
-                     ORDER BY active_at DESC, id DESC LIMIT $5",
-                    user_id,
-                    filter.archived,
-                    at,
-                    id,
-                    limit.0 + 1,
-                    words,
-                )
-                .fetch_all(self.database.pool())
-                .await?
+                let shelf = Shelf { user_id, archived: filter.archived, at, id, limit: limit.0 + 1 };
+                self.search(&words, &shelf).await?
             }
         };
         let cursor = |row: &Conversation| Cursor { at: row.last_message_at.unwrap_or(row.created_at), id: row.id };
         Ok(page::split(rows, limit, cursor))
+    }
+
+    /// The next conversations in which something has all of the words.
+    ///
+    /// Two ways lead to the same page. Walking along the shelf is quick for words that many conversations have,
+    /// asking the index for all that have them is quick for rare ones; so both are tried with little effort
+    /// before more is spent, and the last way always comes to an end.
+    async fn search(&self, words: &str, shelf: &Shelf) -> Result<Vec<Conversation>> {
+        let full = usize::try_from(shelf.limit).unwrap_or(usize::MAX);
+        let found = self.walk(words, shelf, self.effort.first_walk).await?;
+        if found.len() >= full {
+            return Ok(found);
+        }
+        if let Some(found) = self.look_up(words, shelf, self.effort.hits).await? {
+            return Ok(found);
+        }
+        let found = self.walk(words, shelf, self.effort.second_walk).await?;
+        if found.len() >= full {
+            return Ok(found);
+        }
+        Ok(self.look_up(words, shelf, i64::from(i32::MAX)).await?.unwrap_or_default())
+    }
+
+    /// Looks through so many of the next conversations, and through a few times as many messages at most. A full
+    /// page is the right one; another says nothing.
+    async fn walk(&self, words: &str, shelf: &Shelf, conversations: i64) -> Result<Vec<Conversation>> {
+        // What stands behind OFFSET 0 and CASE is meant to be read one by one, not by the index of words.
+        let rows = sqlx::query_as!(
+            Conversation,
+            "SELECT id, title, provider, model, system_prompt, pinned, archived, message_count, created_at,
+                 updated_at, last_message_at
+             FROM (SELECT *, sum(message_count) OVER (ORDER BY active_at DESC, id DESC ROWS UNBOUNDED PRECEDING) AS read
+                   FROM conversations
+                   WHERE user_id = $1 AND archived = $2 AND (active_at, id) < ($3, $4)
+                   ORDER BY active_at DESC, id DESC LIMIT $7) next
+             WHERE read <= $7 * 10
+                 AND (terms @@ $6::text::tsquery
+                      OR EXISTS (SELECT FROM messages m
+                                 WHERE m.conversation_id = next.id
+                                     AND CASE WHEN m.terms @@ $6::text::tsquery THEN true END OFFSET 0))
+             ORDER BY active_at DESC, id DESC LIMIT $5",
+            shelf.user_id,
+            shelf.archived,
+            shelf.at,
+            shelf.id,
+            shelf.limit,
+            words,
+            conversations,
+        );
+        Ok(rows.fetch_all(self.database.pool()).await?)
+    }
+
+    /// Asks the index for what has the words; `None` if that is more than so many.
+    async fn look_up(&self, words: &str, shelf: &Shelf, hits: i64) -> Result<Option<Vec<Conversation>>> {
+        // OFFSET 0 and CASE keep to these two ways whatever the planner expects: a few hits are looked up one by
+        // one, more are what the index of the shelf is compared with, from its newest end to the full page.
+        let rows = sqlx::query!(
+            r#"WITH hits AS MATERIALIZED (
+                   SELECT id FROM conversations WHERE terms @@ $6::text::tsquery
+                   UNION ALL
+                   SELECT conversation_id FROM messages WHERE terms @@ $6::text::tsquery
+                   LIMIT $7::bigint + 1
+               ), number AS MATERIALIZED (
+                   SELECT count(*) AS of_hits FROM hits
+               ), page AS MATERIALIZED (
+                   (SELECT c.id
+                    FROM (SELECT DISTINCT id FROM hits WHERE (SELECT of_hits FROM number) <= least($7, $8)) few
+                    CROSS JOIN LATERAL (SELECT * FROM conversations WHERE conversations.id = few.id OFFSET 0) c
+                    WHERE c.user_id = $1 AND c.archived = $2 AND (c.active_at, c.id) < ($3, $4)
+                    ORDER BY c.active_at DESC, c.id DESC LIMIT $5)
+                   UNION ALL
+                   (SELECT id FROM conversations
+                    WHERE user_id = $1 AND archived = $2 AND (active_at, id) < ($3, $4)
+                        AND (SELECT of_hits FROM number) BETWEEN $8 + 1 AND $7
+                        AND CASE WHEN id IN (SELECT id FROM hits) THEN true END
+                    ORDER BY active_at DESC, id DESC LIMIT $5)
+               )
+               SELECT of_hits AS "hits!", c.id AS "id?", title AS "title?", provider, model, system_prompt,
+                   pinned AS "pinned?", archived AS "archived?", message_count AS "message_count?",
+                   created_at AS "created_at?", updated_at AS "updated_at?", last_message_at
+               FROM number LEFT JOIN (page JOIN conversations c ON c.id = page.id) ON true
+               ORDER BY active_at DESC, c.id DESC"#,
+            shelf.user_id,
+            shelf.archived,
+            shelf.at,
+            shelf.id,
+            shelf.limit,
+            words,
+            hits,
+            self.effort.few,
+        );
+        let rows = rows.fetch_all(self.database.pool()).await?;
+        if rows.first().is_some_and(|row| row.hits > hits) {
+            return Ok(None);
+        }
+        let found = rows.into_iter().filter_map(|row| {
+            Some(Conversation {
+                id: row.id?,
+                title: row.title?,
+                provider: row.provider,
+                model: row.model,
+                system_prompt: row.system_prompt,
+                pinned: row.pinned?,
+                archived: row.archived?,
+                message_count: row.message_count?,
+                created_at: row.created_at?,
+                updated_at: row.updated_at?,
+                last_message_at: row.last_message_at,
+            })
+        });
+        Ok(Some(found.collect()))
     }
 
     /// A conversation.

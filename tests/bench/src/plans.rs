@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use lib::chat::conversation::Effort;
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Executor};
 use uuid::Uuid;
@@ -14,8 +15,10 @@ use crate::deployed::root;
 pub enum Question {
     /// The first page of the conversations.
     List,
-    /// The first page of those with a word.
-    Search(&'static str),
+    /// The first page of those with a word, if the newest ones fill it.
+    Walk(&'static str),
+    /// The same by the index of words, if it has few with that word.
+    LookUp(&'static str),
     /// The first page of a conversation's messages.
     Messages,
 }
@@ -99,9 +102,14 @@ impl Talker {
                 let list = statement(&["FROM conversations", "ORDER BY active_at DESC"], "tsquery")?;
                 (list, page)
             }
-            Question::Search(word) => {
-                let search = statement(&["ORDER BY active_at DESC", "tsquery"], "UPDATE")?;
-                (search, format!("{page}, '''{}{word}'':*'", mark(self.user)))
+            Question::Walk(word) => {
+                let walk = statement(&["ROWS UNBOUNDED PRECEDING", "tsquery"], "UPDATE")?;
+                (walk, format!("{page}, '''{}{word}'':*', {}", mark(self.user), Effort::default().first_walk))
+            }
+            Question::LookUp(word) => {
+                let look_up = statement(&["WITH hits AS", "tsquery"], "UPDATE")?;
+                let Effort { few, hits, .. } = Effort::default();
+                (look_up, format!("{page}, '''{}{word}'':*', {hits}, {few}", mark(self.user)))
             }
             Question::Messages => {
                 let messages = statement(&["FROM messages WHERE conversation_id = $1 AND position > $2"], "UPDATE")?;
