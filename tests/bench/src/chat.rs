@@ -4,6 +4,9 @@
 use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
+use lib::chat::conversation::{Conversations, Filter};
+use lib::http::page::Limit;
+use lib::store::postgres::Database;
 use sandbox::deployed::{Deployed, random_address};
 use sandbox::plans::{Question, Talker};
 use serde_json::{Value, json};
@@ -14,10 +17,16 @@ use uuid::Uuid;
 use crate::figures::{median, millis, print, quantile};
 
 const WARM_UP: usize = 5;
-const SAMPLES: usize = 60;
+/// Streams of a moment, and streams of a third of a second.
+const SAMPLES: [usize; 2] = [60, 25];
 const AT_ONCE: usize = 8;
+/// Readings of one page.
+const READS: usize = 25;
 const CONVERSATIONS: i32 = 100_000;
 const MESSAGES: i32 = 2_000;
+/// The emulator reads account and region here, and checks nothing.
+const SIGNED: &str =
+    "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/dynamodb/aws4_request, SignedHeaders=host, Signature=0";
 /// Requests over which processor time is taken; the kernel counts it in hundredths of a second.
 const CPU_REQUESTS: u32 = 200;
 
@@ -32,6 +41,7 @@ pub(crate) fn measure(deployed: &Deployed) -> Result<(), String> {
 async fn run(deployed: &Deployed) -> Result<(), Failure> {
     let stack = Stack::of(deployed)?;
     streams(&stack).await?;
+    emulator(&stack).await?;
     processor_time(&stack).await?;
     conversations(&stack).await
 }
@@ -43,6 +53,7 @@ struct Stack {
     model: String,
     database: String,
     runtime: String,
+    aws: String,
 }
 
 /// Times of one stream, since its request.
@@ -63,6 +74,7 @@ impl Stack {
             model: address("LLM_URL")?,
             database: address("DATABASE_URL")?,
             runtime: address("RUNTIME_URL")?,
+            aws: address("AWS_ENDPOINT_URL")?,
         })
     }
 
@@ -119,7 +131,8 @@ async fn streams(stack: &Stack) -> Result<(), Failure> {
     ] {
         let people = try_join_all((0..at_once).map(|_| stack.sign_up())).await?;
         let (mut through, mut direct) = (Vec::new(), Vec::new());
-        for round in 0..WARM_UP + SAMPLES / if at_once > 1 { 4 } else { 1 } {
+        let samples = SAMPLES[usize::from(message != "Hello")] / if at_once > 1 { 4 } else { 1 };
+        for round in 0..WARM_UP + samples {
             let api = try_join_all(people.iter().map(|bearer| stack.ask(bearer, message))).await?;
             let bare = try_join_all(people.iter().map(|_| stack.ask_model(message))).await?;
             if round >= WARM_UP {
@@ -143,6 +156,37 @@ async fn streams(stack: &Stack) -> Result<(), Failure> {
     }
     println!("\nPOST /api/chat streamed on port 4000, next to the provider's stand-in itself");
     println!("(targets: first delta 5 ms more at 1 and at {AT_ONCE} at once, 32 pieces 10 ms more)\n");
+    print(&rows);
+    Ok(())
+}
+
+/// What the emulated DynamoDB takes of the time before the provider is called: a session and a counter, side by
+/// side, as any client of it would ask for them. In AWS it is DynamoDB itself.
+async fn emulator(stack: &Stack) -> Result<(), Failure> {
+    let get = json!({ "TableName": "none", "Key": { "pk": { "S": "bench" } } }).to_string();
+    let call = || {
+        let call = stack.client.post(&stack.aws).header("x-amz-target", "DynamoDB_20120810.GetItem");
+        let call = call.header("content-type", "application/x-amz-json-1.0").header("authorization", SIGNED);
+        let body = get.clone();
+        async move { call.body(body).send().await?.bytes().await }
+    };
+    let mut rows = vec![["at once", "both ms", "p95 ms"].map(str::to_owned).to_vec()];
+    for at_once in [1, AT_ONCE] {
+        let mut times = Vec::new();
+        for round in 0..WARM_UP + SAMPLES[0] {
+            let each = (0..at_once).map(|_| async {
+                let started = Instant::now();
+                futures_util::try_join!(call(), call())?;
+                Ok::<_, Failure>(started.elapsed())
+            });
+            let found = try_join_all(each).await?;
+            if round >= WARM_UP {
+                times.extend(found);
+            }
+        }
+        rows.push(vec![at_once.to_string(), millis(median(&times)), millis(quantile(&times, 0.95))]);
+    }
+    println!("\nOf that, two bare calls of the emulated DynamoDB that come before the provider\n");
     print(&rows);
     Ok(())
 }
@@ -205,13 +249,36 @@ async fn conversations(stack: &Stack) -> Result<(), Failure> {
     let talker = Talker::new(&mut database, CONVERSATIONS, MESSAGES).await?;
     database.execute("VACUUM ANALYZE conversations").await?;
     database.execute("VACUUM ANALYZE messages").await?;
-    println!("\nPostgres with {CONVERSATIONS} conversations of one user (target: 10 ms)");
+    println!(
+        "\nA page of {CONVERSATIONS} conversations of one user, as chat-list-conversations reads it (target: 10 ms)\n"
+    );
+    let conversations = Conversations::new(Database::connect_lazy(&stack.database)?);
+    let words = [
+        ("a word of one conversation in a thousand", "seldom"),
+        ("a word of one in a hundred", "often"),
+        ("a word of all", "words"),
+        ("a word of none", "absent"),
+    ];
+    let mut rows = vec![["", "median ms", "p95 ms"].map(str::to_owned).to_vec()];
+    for (name, q) in std::iter::once(("no word", None)).chain(words.map(|(name, word)| (name, Some(word.to_owned())))) {
+        let filter = Filter { q, archived: false };
+        let mut times = Vec::new();
+        for _ in 0..READS {
+            let started = Instant::now();
+            conversations.list(talker.user, &filter, Limit(20), None).await?;
+            times.push(started.elapsed());
+        }
+        rows.push(vec![name.to_owned(), millis(median(&times)), millis(quantile(&times, 0.95))]);
+    }
+    print(&rows);
+    println!("\nThe plans of Postgres");
     for (name, question) in [
-        ("GET /api/chat/conversations", Question::List),
-        ("?q= a word of one conversation in a thousand", Question::Search("seldom")),
-        ("?q= a word of one in a hundred", Question::Search("often")),
-        ("?q= a word of all", Question::Search("words")),
-        ("first page of 2,000 messages", Question::Messages),
+        ("the list", Question::List),
+        ("a word of all: the newest conversations have it", Question::Walk("words")),
+        ("a word of one in a hundred: the newest conversations do not fill the page", Question::Walk("often")),
+        ("  and the index has few", Question::LookUp("often")),
+        ("a word of one in a thousand", Question::LookUp("seldom")),
+        ("the first page of 2,000 messages", Question::Messages),
     ] {
         let mut plan = Vec::new();
         for _ in 0..3 {
