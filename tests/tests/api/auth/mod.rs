@@ -5,6 +5,7 @@ mod csrf;
 mod forgot_password;
 mod health;
 mod jwks;
+mod key_rotation;
 mod limits;
 mod mail_safety;
 mod me;
