@@ -9,8 +9,8 @@ use futures_util::StreamExt;
 use futures_util::future::join_all;
 use lib::auth::account::Visit;
 use lib::billing::plan::Plan;
-use lib::chat::catalogue::ProviderId;
-use lib::chat::conversation::{Conversations, Effort, Filter};
+use lib::chat::catalogue::{Catalogue, ProviderId};
+use lib::chat::conversation::{Change, Conversations, Effort, Filter};
 use lib::chat::exchange::{Ask, Chat};
 use lib::chat::provider::attempt::{Patience, Providers};
 use lib::chat::provider::{Call, Cause, Failure, FinishReason, Piece, Pieces, Provider, Usage};
@@ -25,6 +25,7 @@ use lib::http::validate::{Field, Raw};
 use lib::store::postgres::Database;
 use lib::telemetry::trace::TraceContext;
 use sandbox::plans::{Question, Talker};
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 #[expect(clippy::disallowed_methods, reason = "this file's one home of environment access")]
@@ -457,4 +458,107 @@ async fn a_search_finds_what_a_full_read_finds() {
             assert_eq!(found, expected, "{q} {archived} {effort:?}");
         }
     }
+}
+
+/// Answers, and writes titles when it is let.
+struct Entitler {
+    title: Result<&'static str, Cause>,
+    may_write: Arc<Notify>,
+}
+
+impl Provider for Entitler {
+    fn start<'a>(&'a self, call: &'a Call) -> BoxFuture<'a, Result<Pieces, Failure>> {
+        let is_title = call.system.as_deref().is_some_and(|system| system.starts_with("Write a title"));
+        Box::pin(async move {
+            let (text, output_tokens) = if is_title {
+                assert!(call.turns[0].content.contains("What is the weather") && call.max_tokens < 100);
+                self.may_write.notified().await;
+                (self.title.map_err(|cause| Failure::new(cause, "played"))?, 7)
+            } else {
+                ("Sunny.", 5)
+            };
+            let usage = Usage { input_tokens: 40, output_tokens, ..Usage::default() };
+            let pieces = [Piece::Text(text.to_owned()), Piece::Finish(FinishReason::Stop), Piece::Usage(usage)].map(Ok);
+            Ok(Box::pin(futures_util::stream::iter(pieces)) as Pieces)
+        })
+    }
+}
+
+/// Asks a first question; gives the conversation, and what lets its title be written.
+async fn untitled(user: Uuid, title: Result<&'static str, Cause>) -> (Uuid, Arc<Notify>) {
+    let may_write = Arc::new(Notify::new());
+    let entitler = Entitler { title, may_write: may_write.clone() };
+    let providers = Providers::new(vec![(ProviderId::Openai, Box::new(entitler))], Patience::default());
+    let model = Catalogue::get().unwrap().find("gpt-4o-mini").unwrap();
+    let chat: &'static Chat = Box::leak(Box::new(Chat::new(database(), providers, None).with_title_model(model)));
+    let answer = chat.ask(ask(user, "What is the weather in Bern?"), &visit(), TIME).await.unwrap();
+    (answer.complete().await.unwrap().conversation_id, may_write)
+}
+
+async fn title(conversation: Uuid) -> String {
+    let title = sqlx::query_scalar("SELECT title FROM conversations WHERE id = $1").bind(conversation);
+    title.fetch_one(database().pool()).await.unwrap()
+}
+
+/// Tokens of the titles of a conversation that are kept, and whether they have a price.
+async fn titles_cost(conversation: Uuid) -> Vec<(i64, i64, bool)> {
+    let rows = sqlx::query_as(
+        "SELECT input_tokens, output_tokens, cost_micro_usd > 0 FROM title_ledger WHERE conversation_id = $1",
+    );
+    rows.bind(conversation).fetch_all(database().pool()).await.unwrap()
+}
+
+async fn until<T: PartialEq + std::fmt::Debug>(expected: T, look: impl AsyncFn() -> T) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let found = look().await;
+        if found == expected {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{found:?} instead of {expected:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_title_is_there_at_once_and_better_a_moment_later() {
+    let user = new_user(0).await;
+    let (conversation, may_write) = untitled(user, Ok("\"Weather in Bern.\"")).await;
+    assert_eq!(title(conversation).await, "What is the weather in Bern?");
+    may_write.notify_one();
+    until("Weather in Bern".to_owned(), async || title(conversation).await).await;
+    // What the house asks for is kept, and is not the user's.
+    assert_eq!(titles_cost(conversation).await, [(40, 7, true)]);
+    assert_eq!((month(user).await, count(user, "ledger tokens").await), ((45, 0), 45));
+    // The new title is found, the old one no more.
+    let conversations = Conversations::new(database());
+    for (q, hits) in [("Bern weather", 1), ("absent", 0)] {
+        let filter = Filter { q: Some(q.to_owned()), archived: false };
+        assert_eq!(conversations.list(user, &filter, Limit(7), None).await.unwrap().0.len(), hits, "{q}");
+    }
+}
+
+#[tokio::test]
+async fn a_title_that_the_user_sets_meanwhile_stays() {
+    let user = new_user(0).await;
+    let (conversation, may_write) = untitled(user, Ok("Weather")).await;
+    let change = Change { title: Some("My own".to_owned()), pinned: None, archived: None };
+    Conversations::new(database()).change(user, conversation, change).await.unwrap();
+    may_write.notify_one();
+    until(1, async || titles_cost(conversation).await.len()).await;
+    assert_eq!(title(conversation).await, "My own");
+}
+
+#[tokio::test]
+async fn without_a_written_title_the_first_one_stays() {
+    let (empty, broken) = (new_user(0).await, new_user(0).await);
+    let (conversation, may_write) = untitled(empty, Ok(" \"\" ")).await;
+    may_write.notify_one();
+    until(1, async || titles_cost(conversation).await.len()).await;
+    assert_eq!(title(conversation).await, "What is the weather in Bern?");
+    let (conversation, may_write) = untitled(broken, Err(Cause::RateLimited)).await;
+    may_write.notify_one();
+    lib::background::drained().await;
+    assert_eq!(title(conversation).await, "What is the weather in Bern?");
+    assert_eq!((titles_cost(conversation).await, month(broken).await), (Vec::new(), (45, 0)));
 }

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::auth::account::Visit;
 use crate::background;
-use crate::chat::catalogue::ProviderId;
+use crate::chat::catalogue::{Choice, ProviderId};
 use crate::chat::conversation::{Message, usage_json};
 use crate::chat::live::{self, Recorder, Streams};
 use crate::chat::prompt;
@@ -22,6 +22,7 @@ use crate::chat::provider::{Call, Cause, Failure, FinishReason, Piece, Pieces, U
 use crate::chat::quota::{self, Quota};
 use crate::chat::record::{self, Exchange, Named, Outcome, Stored};
 use crate::chat::stream::{Broken, Done, PING, Protocol, Start, StreamEvent};
+use crate::chat::title::{self, Untitled};
 use crate::clock;
 use crate::error::{Code, Error, Result};
 use crate::http::idempotency::Ticket;
@@ -52,6 +53,7 @@ pub struct Chat {
     pub database: Database,
     providers: Providers,
     streams: Option<Streams>,
+    title_model: Option<Choice>,
 }
 
 /// A question as the client asks it.
@@ -150,13 +152,20 @@ impl Chat {
     /// When a variable or a secret is missing.
     pub async fn init() -> Result<Self> {
         let (database, providers) = futures_util::try_join!(Database::init(), Providers::init())?;
-        Ok(Self::new(database, providers, Some(Streams::from_env()?)))
+        let title_model = title::model_from_env(&providers)?;
+        Ok(Self { title_model, ..Self::new(database, providers, Some(Streams::from_env()?)) })
     }
 
     /// Chat over this database and these providers; without a table, streams cannot be resumed.
     #[must_use]
     pub fn new(database: Database, providers: Providers, streams: Option<Streams>) -> Self {
-        Self { database, providers, streams }
+        Self { database, providers, streams, title_model: None }
+    }
+
+    /// The same with a model that writes titles.
+    #[must_use]
+    pub fn with_title_model(self, model: Choice) -> Self {
+        Self { title_model: Some(model), ..self }
     }
 
     /// Asks, and waits until an answer begins.
@@ -284,6 +293,18 @@ impl Chat {
     }
 }
 
+/// Has a title written for a conversation that an answer has made.
+fn entitle(chat: &'static Chat, exchange: &Exchange, stored: &Stored, answer: &str) {
+    let Some(model) = chat.title_model.clone().filter(|_| stored.is_new) else { return };
+    let untitled = Untitled {
+        id: stored.conversation_id,
+        user_id: exchange.subject.user_id,
+        question: exchange.question.clone(),
+        answer: answer.to_owned(),
+    };
+    title::improve(&chat.providers, &chat.database, model, untitled);
+}
+
 /// What generation takes from the provider.
 struct Produced {
     text: String,
@@ -318,6 +339,7 @@ impl Answer {
         let failure = produced.failure.clone();
         let outcome = self.outcome(produced);
         let stored = self.chat.store(&self.exchange, &outcome, &self.trace).await?;
+        entitle(self.chat, &self.exchange, &stored, &outcome.text);
         match failure {
             None => Ok(self.reply(outcome, &stored)),
             Some(failure) => Err(Error::from(failure)
@@ -349,6 +371,9 @@ impl Answer {
             let outcome = self.outcome(produced);
             let stored = self.chat.store(&self.exchange, &outcome, &self.trace).await;
             let is_stored = stored.is_ok();
+            if let Ok(stored) = &stored {
+                entitle(self.chat, &self.exchange, stored, &outcome.text);
+            }
             let last = self.last_event(&outcome, failure, stored);
             reader.send(last.clone());
             match ticket {

@@ -13,4 +13,5 @@ pub mod record;
 pub mod request;
 pub mod search;
 pub mod stream;
+mod title;
 pub mod usage;

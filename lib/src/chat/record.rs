@@ -275,6 +275,8 @@ pub struct Stored {
     pub quota: Quota,
     /// The conversation that the messages are in.
     pub conversation_id: Uuid,
+    /// Whether it was made for them.
+    pub is_new: bool,
     /// The cost.
     pub cost_micro_usd: Option<i64>,
 }
@@ -291,20 +293,21 @@ impl Exchange {
         let (noted, quota) = self.note(connection, outcome, cost).await?;
         if !noted {
             transaction.commit().await?;
-            return Ok(Stored { quota, conversation_id: self.conversation_id, cost_micro_usd: cost });
+            return Ok(Stored { quota, conversation_id: self.conversation_id, is_new: false, cost_micro_usd: cost });
         }
         let place = if self.is_new { Some(self.begin(connection).await?) } else { self.go_on(connection).await? };
         if let Some(place) = &place {
             self.messages(connection, place, outcome, cost).await?;
         }
         let conversation_id = place.as_ref().map_or(self.conversation_id, |place| place.conversation);
-        if place.is_some_and(|place| place.is_made) {
+        let is_new = place.is_some_and(|place| place.is_made);
+        if is_new {
             let event = Event::about(&self.subject, "chat.conversation_created");
             transaction.publish(event.with("conversationId", conversation_id.to_string()));
         }
         transaction.publish(self.event(outcome, cost, conversation_id)?);
         transaction.commit().await?;
-        Ok(Stored { quota, conversation_id, cost_micro_usd: cost })
+        Ok(Stored { quota, conversation_id, is_new, cost_micro_usd: cost })
     }
 
     /// Writes the ledger and settles the reservation; tells whether this was the first time.

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use tracing::{debug_span, field};
 
 use crate::chat::catalogue::{Catalogue, Choice, ProviderId};
-use crate::chat::provider::{Call, Cause, Failure, Piece, Pieces, Provider, from_env};
+use crate::chat::provider::{Call, Cause, Failure, Piece, Pieces, Provider, Usage, from_env};
 use crate::crypto;
 use crate::error::{Code, Error, Result};
 
@@ -153,6 +153,35 @@ impl Providers {
         }
         let failure = first_failure.unwrap_or_else(|| Failure::new(Cause::UnknownModel, "no provider"));
         Err(Refused { failure, attempts })
+    }
+
+    /// The whole answer of the call's own model, at the first try, within some time.
+    ///
+    /// # Errors
+    /// The provider's failure.
+    pub async fn ask_once(&self, call: &Call, within: Duration) -> Result<(String, Option<Usage>), Failure> {
+        let provider = self.get(call.choice.model.provider);
+        let provider = provider.ok_or_else(|| Failure::new(Cause::UnknownModel, "no provider"))?;
+        let deadline = Instant::now() + within;
+        let (first, mut rest) = self.attempt(provider, call, deadline).await?;
+        let (mut text, mut usage) = (String::new(), None);
+        let mut take = |piece| match piece {
+            Piece::Text(more) => text.push_str(&more),
+            Piece::Usage(found) => usage = Some(found),
+            Piece::Finish(_) => {}
+        };
+        first.into_iter().for_each(&mut take);
+        let read = async {
+            while let Some(piece) = rest.next().await {
+                take(piece?);
+            }
+            Ok(())
+        };
+        match tokio::time::timeout_at(deadline, read).await {
+            Ok(outcome) => outcome?,
+            Err(_) => return Err(Failure::new(Cause::TimedOut, "the answer took too long")),
+        }
+        Ok((text, usage))
     }
 
     /// The wanted model, then the default models of the other providers.
