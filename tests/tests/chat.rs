@@ -25,6 +25,7 @@ use lib::http::validate::{Field, Raw};
 use lib::store::postgres::Database;
 use lib::telemetry::trace::TraceContext;
 use sandbox::plans::{Question, Talker};
+use sqlx::AssertSqlSafe;
 use tokio::sync::Notify;
 use uuid::Uuid;
 
@@ -322,6 +323,28 @@ async fn tokens_of_dead_functions_come_back() {
     reservation.settle(&mut connection, 100).await.unwrap();
     let quota = reservation.settle(&mut connection, 0).await.unwrap();
     assert_eq!((quota.used, quota.reserved), (100, 0));
+}
+
+/// The provider is asked while the reservation is committed; without it nobody gets an answer.
+#[tokio::test]
+async fn a_reservation_that_is_not_committed_lets_nobody_in() {
+    let (user, pool) = (new_user(0).await, database().pool().clone());
+    let name = format!("refuse_{}", user.simple());
+    let run = async |statement: String| sqlx::raw_sql(AssertSqlSafe(statement)).execute(&pool).await.unwrap();
+    // Refuses at the commit what it let pass before.
+    run(format!(
+        "CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused'; END $$;
+         CREATE CONSTRAINT TRIGGER {name} AFTER INSERT ON quota_reservations DEFERRABLE INITIALLY DEFERRED
+         FOR EACH ROW WHEN (NEW.user_id = '{user}') EXECUTE FUNCTION {name}()"
+    ))
+    .await;
+    let journal = Arc::new(Journal::default());
+    let chat = chat(&journal, &[Part::Answer(10, 5)]);
+    let outcome = chat.ask(ask(user, "Hi"), &visit(), TIME).await;
+    run(format!("DROP TRIGGER {name} ON quota_reservations; DROP FUNCTION {name}()")).await;
+    assert!(outcome.is_err());
+    assert_eq!((month(user).await, count(user, "answers").await), ((0, 0), 0));
+    assert!(chat.ask(ask(user, "Hi"), &visit(), TIME).await.is_ok());
 }
 
 /// However many conversations somebody has, a page of them is read from an index, in order; words are looked up.

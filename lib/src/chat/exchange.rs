@@ -174,13 +174,17 @@ impl Chat {
     /// 404 for another's conversation, 400 `model_not_available`, 429 `quota_exceeded`, and the provider's
     /// failure by its cause; then nothing is stored and nothing spent.
     pub async fn ask(&'static self, ask: Ask, visit: &Visit, time_left: Duration) -> Result<Answer> {
-        let (exchange, call) = self.prepare(ask, visit).await?;
+        let (exchange, call, reserved) = self.prepare(ask, visit).await?;
         let prompt_tokens = call.turns.iter().map(|turn| turn.content.as_str()).chain(call.system.as_deref());
         let prompt_tokens = prompt_tokens.map(prompt::estimate).sum();
         let started = Instant::now();
         let longest = TOTAL.min(time_left.saturating_sub(RESERVE));
         let begin = self.providers.begin(call, longest);
-        let begun = exchange.reservation.keep_alive(self.database.pool(), begin).await;
+        // The tokens are reserved and their row is locked: what is left is the database's disk, which the provider
+        // need not wait for. Nothing of an answer goes out before both are there.
+        let reserved = async { reserved.commit().await.map_err(Error::from) };
+        let begin = async { Ok(exchange.reservation.keep_alive(self.database.pool(), begin).await) };
+        let ((), begun) = futures_util::try_join!(reserved, begin)?;
         let begun = match begun {
             Ok(begun) => begun,
             Err(refused) => {
@@ -203,10 +207,11 @@ impl Chat {
         record::answered(&mut connection, user_id, request_id).await
     }
 
-    /// Everything before the provider is called: one connection, and one statement for a new conversation.
-    async fn prepare(&self, ask: Ask, visit: &Visit) -> Result<(Exchange, Call)> {
+    /// Everything before the provider is called: one statement for a new conversation, in a transaction that is
+    /// still to be committed.
+    async fn prepare(&self, ask: Ask, visit: &Visit) -> Result<(Exchange, Call, Reserving)> {
         let asked_at = clock::now();
-        let mut connection = self.database.pool().acquire().await?;
+        let mut connection = self.database.pool().begin().await?;
         let (ongoing, left) = match ask.conversation {
             Named::New => (None, 0),
             ref named => {
@@ -243,7 +248,6 @@ impl Chat {
             + system.as_deref().map_or(0, prompt::bound);
         let shortest = longest.min(prompt::SHORTEST_ANSWER);
         let reservation = quota::reserve(&mut connection, ask.user_id, input + longest, input + shortest).await?;
-        drop(connection);
         let max_tokens = (reservation.tokens - input).clamp(1, longest);
         let exchange = Exchange {
             subject: visit.subject(ask.user_id, reservation.plan()),
@@ -265,7 +269,8 @@ impl Chat {
             request_id: ask.request_id,
             reservation,
         };
-        Ok((exchange, Call { choice: chosen, system, turns, max_tokens, temperature: ask.temperature }))
+        let call = Call { choice: chosen, system, turns, max_tokens, temperature: ask.temperature };
+        Ok((exchange, call, connection))
     }
 
     /// Releases what was reserved. If that fails the sweep does it, and the client still learns what happened.
@@ -565,6 +570,9 @@ impl Reader {
         }
     }
 }
+
+/// A transaction that reserves tokens.
+type Reserving = sqlx::Transaction<'static, sqlx::Postgres>;
 
 /// Milliseconds since then.
 fn millis(since: Instant) -> i64 {
