@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use http::{Method, header};
+use http::{Method, StatusCode, header};
 use serde::Deserialize;
 use serde_json::Value;
 use stripe::{IdempotencyKey, RequestStrategy};
@@ -37,7 +37,7 @@ pub enum Failure {
         /// The parameter.
         param: Option<String>,
     },
-    /// Nobody knows whether it was done.
+    /// Stripe is of no use now, and nobody knows whether it was done.
     Unreachable(&'static str),
 }
 
@@ -66,11 +66,8 @@ impl From<Failure> for Error {
                 Self::invalid_field("paymentMethodId", "unknown", "There is no such payment method that can be used.")
             }
             // What the API itself has made up and Stripe refuses is a fault of ours.
-            Failure::Refused { status: status @ 400..=404, code, param } if !matches!(status, 401 | 403) => {
+            Failure::Refused { status, code, param } => {
                 Self::internal(format!("Stripe refused a request: {status} {code} {}", param.unwrap_or_default()))
-            }
-            Failure::Refused { status, code, .. } => {
-                Self::caused(Code::StripeUnavailable, format!("Stripe answered {status} {code}"))
             }
             Failure::Unreachable(why) => Self::caused(Code::StripeUnavailable, why),
         }
@@ -171,9 +168,9 @@ impl Stripe {
             url.path = built.path,
             error.cause = field::Empty,
         );
-        let mut outcome = self.send_once(request(), strategy.clone()).instrument(span.clone()).await;
-        if matches!(outcome, Err(Failure::Unreachable(_))) {
-            outcome = self.send_once(request(), strategy).instrument(span.clone()).await;
+        let (mut outcome, again) = self.send_once(request(), strategy.clone()).instrument(span.clone()).await;
+        if again {
+            (outcome, _) = self.send_once(request(), strategy).instrument(span.clone()).await;
         }
         let status = match &outcome {
             Ok(_) => "ok",
@@ -189,7 +186,24 @@ impl Stripe {
         outcome
     }
 
-    async fn send_once(&self, request: RequestBuilder, strategy: RequestStrategy) -> Result<Value, Failure> {
+    /// The outcome, and whether to ask again: when Stripe did not answer or failed, unless it says not to.
+    async fn send_once(&self, request: RequestBuilder, strategy: RequestStrategy) -> (Result<Value, Failure>, bool) {
+        match self.call(request, strategy).await {
+            Ok((status, _, body)) if status.is_success() => (Ok(body), false),
+            Ok((status, again, body)) => {
+                let failure = refusal(status.as_u16(), &body["error"]);
+                let again = again && matches!(failure, Failure::Unreachable(_));
+                (Err(failure), again)
+            }
+            Err(failure) => (Err(failure), true),
+        }
+    }
+
+    async fn call(
+        &self,
+        request: RequestBuilder,
+        strategy: RequestStrategy,
+    ) -> Result<(StatusCode, bool, Value), Failure> {
         let method = match request.method {
             StripeMethod::Get => Method::GET,
             StripeMethod::Post => Method::POST,
@@ -211,10 +225,14 @@ impl Stripe {
         }
         let reply = call.send().await.map_err(|error| unreachable(&error))?;
         let status = reply.status();
+        let again = reply.headers().get("stripe-should-retry").is_none_or(|value| value != "false");
         let body = reply.bytes().await.map_err(|error| unreachable(&error))?;
-        let body: Value =
-            serde_json::from_slice(&body).map_err(|_| Failure::Unreachable("Stripe's answer cannot be read"))?;
-        if status.is_success() { Ok(body) } else { Err(refusal(status.as_u16(), &body["error"])) }
+        match serde_json::from_slice(&body) {
+            Ok(body) => Ok((status, again, body)),
+            // What stands before Stripe does not fail in JSON.
+            Err(_) if status.is_server_error() => Ok((status, again, Value::Null)),
+            Err(_) => Err(Failure::Unreachable("Stripe's answer cannot be read")),
+        }
     }
 }
 
@@ -235,8 +253,34 @@ fn encode(form: &Form) -> String {
 fn refusal(status: u16, error: &Value) -> Failure {
     let text = |name: &str| error[name].as_str().map(str::to_owned);
     let code = text("code");
-    if status == 402 {
-        return Failure::Declined(text("decline_code").or(code));
+    match status {
+        402 => Failure::Declined(text("decline_code").or(code)),
+        401 | 403 => Failure::Unreachable("Stripe does not take the key"),
+        409 | 429 => Failure::Unreachable("Stripe is busy"),
+        500.. => Failure::Unreachable("Stripe failed"),
+        _ => Failure::Refused { status, code: code.unwrap_or_default(), param: text("param") },
     }
-    Failure::Refused { status, code: code.unwrap_or_default(), param: text("param") }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_a_clear_no_of_stripe_is_one() {
+        let coded = |status: u16| refusal(status, &json!({"code": "some_code", "param": "amount"}));
+        for status in [400, 404] {
+            assert!(matches!(coded(status), Failure::Refused { .. }), "{status}");
+        }
+        for status in [401, 403, 409, 429, 500, 502, 503] {
+            assert!(matches!(coded(status), Failure::Unreachable(_)), "{status}");
+            assert_eq!(Error::from(coded(status)).code(), Code::StripeUnavailable, "{status}");
+        }
+        let declined = refusal(402, &json!({"code": "card_declined", "decline_code": "lost_card"}));
+        assert!(matches!(declined, Failure::Declined(Some(code)) if code == "lost_card"));
+        let expired = refusal(402, &json!({"code": "expired_card", "decline_code": null}));
+        assert!(matches!(expired, Failure::Declined(Some(code)) if code == "expired_card"));
+    }
 }

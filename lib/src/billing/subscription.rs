@@ -1,6 +1,7 @@
 //! Subscriptions: made, changed and ended at Stripe, shown from the mirror.
 
 use serde::Serialize;
+use serde_json::Value;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -8,6 +9,7 @@ use crate::billing::object;
 use crate::billing::payment::PaymentMethod;
 use crate::billing::plan::Plan;
 use crate::billing::service::Billing;
+use crate::billing::stripe::Failure;
 use crate::error::{Code, Error, Result};
 use crate::http::page::{self, Cursor, Limit};
 use crate::http::validate::{Field, Invalid, Raw};
@@ -112,6 +114,13 @@ pub async fn list(
 }
 
 impl Billing {
+    /// All that a customer ever subscribed to, at Stripe.
+    pub(crate) async fn subscriptions_of(&self, customer: &str) -> Result<Vec<object::Subscription>> {
+        let query = vec![("customer", customer.to_owned()), ("status", "all".to_owned()), ("limit", "100".to_owned())];
+        let all = self.stripe.get("/subscriptions", &query).await?;
+        all["data"].as_array().into_iter().flatten().map(object::Subscription::read).collect()
+    }
+
     /// Refuses a user who has a subscription at Stripe, whatever the mirror knows; gives up what never began. The
     /// user's lock is held.
     pub(crate) async fn refuse_second(
@@ -121,11 +130,8 @@ impl Billing {
         customer: &str,
         made_by: Option<&str>,
     ) -> Result<Option<String>> {
-        let query = vec![("customer", customer.to_owned()), ("status", "all".to_owned()), ("limit", "100".to_owned())];
-        let all = self.stripe.get("/subscriptions", &query).await?;
         let mut taken = false;
-        for value in all["data"].as_array().into_iter().flatten() {
-            let found = object::Subscription::read(value)?;
+        for found in self.subscriptions_of(customer).await? {
             if made_by.is_some() && found.made_by.as_deref() == made_by {
                 return Ok(Some(found.id));
             }
@@ -207,14 +213,15 @@ impl Billing {
             form.push(("trial_period_days", self.trial_days.to_string()));
             form.push(("trial_settings[end_behavior][missing_payment_method]", "cancel".to_owned()));
         }
-        let made = match self.stripe.post("/subscriptions", &form, &format!("subscribe-{work}")).await {
-            Err(failure) if failure.is_missing() && method.is_none() => {
-                let message = "Is required: there is no card on file.";
-                return Err(Error::invalid_field("paymentMethodId", "required", message));
+        match self.stripe.post("/subscriptions", &form, &format!("subscribe-{work}")).await {
+            // Whether it was made, Stripe knows.
+            Err(failure @ Failure::Unreachable(_)) => {
+                let all = self.subscriptions_of(customer).await?;
+                let made = all.into_iter().find(|found| found.made_by.as_deref() == Some(work));
+                Ok(made.ok_or(failure)?.id)
             }
-            outcome => outcome?,
-        };
-        object::id_of(&made).ok_or_else(|| Error::internal("Stripe made a subscription without an id"))
+            made => object::id_of(&made?).ok_or_else(|| Error::internal("Stripe made a subscription without an id")),
+        }
     }
 
     /// What the client completes the first payment with.
@@ -267,8 +274,13 @@ impl Billing {
             form.push(("metadata[paid_plan]", paid));
             form.push(("metadata[paid_until]", until));
         }
-        self.stripe.post(&format!("/subscriptions/{}", now.id), &form, &format!("change-{}", Uuid::now_v7())).await?;
-        self.finish(transaction, user_id, &now.id).await
+        let path = format!("/subscriptions/{}", now.id);
+        let outcome = self.stripe.post(&path, &form, &format!("change-{}", Uuid::now_v7())).await;
+        let is_done = |now: &object::Subscription| {
+            let next = now.plans().map(|(plan, pending)| pending.unwrap_or(plan));
+            next == Some(to) && !now.cancel_at_period_end
+        };
+        self.finish(transaction, user_id, &now.id, outcome, is_done).await
     }
 
     /// Ends a subscription, with its period or at once.
@@ -284,25 +296,44 @@ impl Billing {
     ) -> Result<Subscription> {
         let mut transaction = self.begin_for(user_id, trace).await?;
         let now = self.ongoing(&mut transaction, user_id, id).await?;
-        if !now.is_over() {
-            let path = format!("/subscriptions/{}", now.id);
-            if immediately || !now.runs() {
-                match self.stripe.delete(&path).await {
-                    // The first of two tries did it.
-                    Err(failure) if failure.is_missing() => {}
-                    outcome => drop(outcome?),
-                }
-            } else {
-                let form = vec![("cancel_at_period_end", "true".to_owned())];
-                self.stripe.post(&path, &form, &format!("cancel-{}", Uuid::now_v7())).await?;
-            }
+        if now.is_over() {
+            return self.finish(transaction, user_id, &now.id, Ok(Value::Null), |_| true).await;
         }
-        self.finish(transaction, user_id, &now.id).await
+        let path = format!("/subscriptions/{}", now.id);
+        if immediately || !now.runs() {
+            let outcome = match self.stripe.delete(&path).await {
+                // The first of two tries did it.
+                Err(failure) if failure.is_missing() => Ok(Value::Null),
+                outcome => outcome,
+            };
+            self.finish(transaction, user_id, &now.id, outcome, object::Subscription::is_over).await
+        } else {
+            let form = vec![("cancel_at_period_end", "true".to_owned())];
+            let outcome = self.stripe.post(&path, &form, &format!("cancel-{}", Uuid::now_v7())).await;
+            self.finish(transaction, user_id, &now.id, outcome, |now| now.cancel_at_period_end || now.is_over()).await
+        }
     }
 
-    async fn finish(&self, mut transaction: Transaction, user_id: Uuid, id: &str) -> Result<Subscription> {
+    /// Mirrors what has become of a change. Where Stripe's answer got lost, its object tells whether it was done.
+    async fn finish(
+        &self,
+        mut transaction: Transaction,
+        user_id: Uuid,
+        id: &str,
+        outcome: Result<Value, Failure>,
+        is_done: impl Fn(&object::Subscription) -> bool,
+    ) -> Result<Subscription> {
+        let lost = match outcome {
+            Err(failure @ Failure::Unreachable(_)) => Some(failure),
+            outcome => outcome.map(|_| None)?,
+        };
         let mirrored = self.mirror_subscription(&mut transaction, user_id, id).await?;
-        let (shown, _) = mirrored.ok_or_else(|| Error::not_found("subscription"))?;
+        let (shown, now) = mirrored.ok_or_else(|| Error::not_found("subscription"))?;
+        if let Some(failure) = lost
+            && !is_done(&now)
+        {
+            return Err(failure.into());
+        }
         transaction.commit().await?;
         Ok(shown)
     }
