@@ -4,6 +4,7 @@
 //! transaction; routes and webhooks go through it alike, so that neither order nor number of the calls matters.
 
 pub mod checkout;
+pub mod duplicate;
 pub mod invoice;
 pub mod object;
 pub mod payment;

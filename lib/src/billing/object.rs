@@ -35,8 +35,6 @@ pub struct Subscription {
     pub trial_end: Option<OffsetDateTime>,
     /// When it was made.
     pub created: OffsetDateTime,
-    /// When its newest invoice was made.
-    pub invoiced: Option<OffsetDateTime>,
     /// What was paid for until the moment beside it: a cheaper plan begins then.
     pub paid: Option<(Plan, OffsetDateTime)>,
     /// The try of ours that made it.
@@ -72,7 +70,6 @@ impl Subscription {
             cancel_at_period_end: value["cancel_at_period_end"].as_bool().unwrap_or(false),
             trial_end: moment(&value["trial_end"]),
             created: moment(&value["created"]).ok_or_else(|| lacks("created"))?,
-            invoiced: moment(&invoice["created"]),
             paid,
             made_by: metadata["made_by"].as_str().map(str::to_owned),
             client_secret: invoice["confirmation_secret"]["client_secret"]
@@ -198,8 +195,12 @@ pub struct Invoice {
     pub hosted_url: Option<String>,
     /// The document.
     pub pdf_url: Option<String>,
-    /// Attempts to collect it that failed.
+    /// Attempts to collect it.
+    pub attempts: i64,
+    /// Those that Stripe itself made and that failed.
     pub failed_attempts: i64,
+    /// Stripe's ids of the payment intents that collect it, where they were asked for.
+    pub intents: Vec<String>,
     /// When it was made.
     pub created: OffsetDateTime,
 }
@@ -222,6 +223,8 @@ impl Invoice {
             subscription,
             number: value["number"].as_str().map(str::to_owned),
             // The attempt that succeeded is the last one.
+            attempts,
+            intents: intents_of(value),
             failed_attempts: if status == "paid" { (attempts - 1).max(0) } else { attempts },
             status,
             amount_due: value["amount_due"].as_i64().unwrap_or(0),
@@ -246,6 +249,22 @@ fn line(value: &Value) -> Value {
         "periodStart": bound("start"),
         "periodEnd": bound("end"),
     })
+}
+
+/// Stripe's ids of the payment intents that collect an invoice, with `payments` expanded or of the older shape.
+#[must_use]
+pub fn intents_of(invoice: &Value) -> Vec<String> {
+    let payments = invoice["payments"]["data"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let found = payments.iter().filter_map(|payment| id_of(&payment["payment"]["payment_intent"]));
+    found.chain(id_of(&invoice["payment_intent"])).collect()
+}
+
+/// Why a charge failed, if it did: the bank's reason where there is one.
+#[must_use]
+pub fn decline_code(charge: &Value) -> Option<String> {
+    let code = charge["failure_code"].as_str();
+    let reason = charge["outcome"]["reason"].as_str().filter(|_| code == Some("card_declined"));
+    reason.or(code).map(str::to_owned)
 }
 
 /// An id, of an object that may be expanded.
@@ -313,6 +332,23 @@ mod tests {
         new["parent"] = json!({"subscription_details": {"subscription": {"id": "sub_1"}}});
         assert_eq!(Invoice::read(&old).unwrap(), Invoice::read(&new).unwrap());
         assert_eq!(Invoice::read(&new).unwrap().subscription.as_deref(), Some("sub_1"));
+    }
+
+    #[test]
+    fn reads_an_invoices_payments_in_both_places() {
+        let payment = json!({"payment": {"type": "payment_intent", "payment_intent": "pi_1"}});
+        assert_eq!(intents_of(&json!({"payments": {"data": [payment]}})), ["pi_1"]);
+        assert_eq!(intents_of(&json!({"payment_intent": {"id": "pi_1"}})), ["pi_1"]);
+        assert!(intents_of(&json!({"payments": {"data": []}, "payment_intent": null})).is_empty());
+    }
+
+    #[test]
+    fn a_decline_has_the_banks_reason_or_else_the_code() {
+        let charge =
+            |code: &str, reason: &str| decline_code(&json!({"failure_code": code, "outcome": {"reason": reason}}));
+        assert_eq!(charge("card_declined", "insufficient_funds").as_deref(), Some("insufficient_funds"));
+        assert_eq!(charge("expired_card", "generic_decline").as_deref(), Some("expired_card"));
+        assert_eq!(decline_code(&json!({"failure_code": null, "outcome": {"reason": null}})), None);
     }
 
     #[test]

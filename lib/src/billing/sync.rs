@@ -84,6 +84,35 @@ impl Billing {
         Ok(known.fetch_optional(transaction.connection()).await?)
     }
 
+    /// A subscription as Stripe has it.
+    pub(crate) async fn read_subscription(&self, id: &str) -> Result<Option<Subscription>> {
+        let value = self.stripe.find(&path(Kind::Subscription, id), &Vec::new()).await?;
+        value.as_ref().map(Subscription::read).transpose()
+    }
+
+    /// When the oldest of a subscription's unpaid invoices was made: later ones do not prolong the grace.
+    async fn unpaid_since(&self, subscription: &Subscription) -> Result<OffsetDateTime> {
+        let query =
+            vec![("subscription", subscription.id.clone()), ("status", "open".to_owned()), ("limit", "100".to_owned())];
+        let open = self.stripe.get("/invoices", &query).await?;
+        let open = open["data"].as_array().into_iter().flatten().map(Invoice::read).collect::<Result<Vec<_>>>()?;
+        Ok(open.iter().map(|invoice| invoice.created).min().unwrap_or(subscription.period_start))
+    }
+
+    /// Why the attempts to collect an invoice failed, first to last.
+    async fn failures(&self, invoice: &Invoice) -> Result<Vec<Option<String>>> {
+        let mut failed = Vec::new();
+        for intent in invoice.intents.iter().filter(|_| invoice.attempts > 0) {
+            let query = vec![("payment_intent", intent.clone()), ("limit", "100".to_owned())];
+            let charges = self.stripe.get("/charges", &query).await?;
+            let charges = charges["data"].as_array().into_iter().flatten();
+            failed.extend(charges.filter(|charge| charge["status"] == "failed").map(object::decline_code));
+        }
+        // Stripe lists the newest first.
+        failed.reverse();
+        Ok(failed)
+    }
+
     /// Mirrors a subscription and gives it as the API shows it, with Stripe's object.
     pub(crate) async fn mirror_subscription(
         &self,
@@ -91,9 +120,8 @@ impl Billing {
         user_id: Uuid,
         id: &str,
     ) -> Result<Option<(subscription::Subscription, Subscription)>> {
-        let expand = vec![("expand[]", "latest_invoice".to_owned())];
-        let Some(value) = self.stripe.find(&path(Kind::Subscription, id), &expand).await? else { return Ok(None) };
-        let now = Subscription::read(&value)?;
+        let Some(now) = self.read_subscription(id).await? else { return Ok(None) };
+        let now = self.keep_first(transaction, user_id, now).await?;
         let Some((plan, pending)) = now.plans() else { return Ok(None) };
         let row = sqlx::query!(
             "SELECT id, plan, pending_plan, status, cancel_at_period_end, running, mrr_minor, trial_mail_sent
@@ -124,7 +152,10 @@ impl Billing {
         let notice_due = now.status == "trialing"
             && now.trial_end.is_some_and(|end| end - clock::now() <= TRIAL_NOTICE)
             && !row.as_ref().is_some_and(|row| row.trial_mail_sent);
-        let grace_end = (now.status == "past_due").then(|| now.invoiced.unwrap_or(now.period_start) + self.grace);
+        let grace_end = match now.status.as_str() {
+            "past_due" => Some(self.unpaid_since(&now).await? + self.grace),
+            _ => None,
+        };
         let shown = sqlx::query_as!(
             subscription::Row,
             "INSERT INTO subscriptions (id, user_id, stripe_id, plan, pending_plan, status, current_period_start,
@@ -194,10 +225,10 @@ impl Billing {
             .fetch_optional(transaction.connection())
             .await?;
         let own_id = row.as_ref().map_or_else(Uuid::now_v7, |row| row.id);
-        let failed = now
-            .failure
-            .clone()
-            .filter(|(charge, _)| row.as_ref().and_then(|row| row.failed_charge.as_ref()) != Some(charge));
+        // The failures of an invoice's payments are told of by their invoice.
+        let failure = now.failure.as_ref().filter(|_| now.single);
+        let failed =
+            failure.filter(|(charge, _)| row.as_ref().and_then(|row| row.failed_charge.as_ref()) != Some(charge));
         let succeeded = now.status == "succeeded" && row.as_ref().is_none_or(|row| row.status != "succeeded");
         let refunded = now.refunded - row.as_ref().map_or(0, |row| row.refunded);
         let decline_code = now.failure.as_ref().and_then(|(_, code)| code.clone());
@@ -219,7 +250,7 @@ impl Billing {
             now.status,
             now.description,
             decline_code,
-            now.failure.as_ref().map(|(charge, _)| charge.as_str()),
+            failure.map(|(charge, _)| charge.as_str()),
             now.refunded,
             now.created,
         )
@@ -232,8 +263,8 @@ impl Billing {
                 .with("amountMinor", amount)
                 .with("currency", now.currency.as_str())
         };
-        if let Some((_, code)) = failed.filter(|_| now.single) {
-            transaction.publish(tell("billing.payment_failed", now.amount).with("declineCode", code));
+        if let Some((_, code)) = failed {
+            transaction.publish(tell("billing.payment_failed", now.amount).with("declineCode", code.as_deref()));
         }
         if succeeded && now.single {
             transaction.publish(tell("billing.payment_succeeded", now.amount));
@@ -246,8 +277,12 @@ impl Billing {
 
     /// Mirrors an invoice, and the subscription that it is for.
     pub(crate) async fn mirror_invoice(&self, transaction: &mut Transaction, user_id: Uuid, id: &str) -> Result<()> {
-        let Some(value) = self.stripe.find(&path(Kind::Invoice, id), &Vec::new()).await? else { return Ok(()) };
+        let expand = vec![("expand[]", "payments".to_owned())];
+        let Some(value) = self.stripe.find(&path(Kind::Invoice, id), &expand).await? else { return Ok(()) };
         let now = Invoice::read(&value)?;
+        let failures = self.failures(&now).await?;
+        // A person's own tries are charges that Stripe does not count; a try without a card is none.
+        let failed = now.failed_attempts.max(i64::try_from(failures.len()).unwrap_or(i64::MAX));
         let row = sqlx::query!("SELECT id, status, failed_attempts FROM invoices WHERE stripe_id = $1", id)
             .fetch_optional(transaction.connection())
             .await?;
@@ -276,7 +311,7 @@ impl Billing {
             now.lines,
             now.hosted_url,
             now.pdf_url,
-            now.failed_attempts,
+            failed,
             now.created,
         )
         .execute(transaction.connection())
@@ -292,11 +327,11 @@ impl Billing {
                 .with("amountMinor", amount)
                 .with("currency", now.currency.as_str())
         };
-        for _ in told..now.failed_attempts {
-            let event = tell("billing.payment_failed", now.amount_due);
-            transaction.publish(event.with("declineCode", serde_json::Value::Null));
+        for attempt in told..failed {
+            let code = usize::try_from(attempt).ok().and_then(|attempt| failures.get(attempt)).cloned().flatten();
+            transaction.publish(tell("billing.payment_failed", now.amount_due).with("declineCode", code));
         }
-        if now.failed_attempts > told && now.status == "open" {
+        if failed > told && now.status == "open" {
             transaction.send_mail(&Mail::new(Message::PaymentFailed, Recipient::User(user_id)))?;
         }
         if paid {
