@@ -30,18 +30,19 @@ pub struct Reconciled {
 }
 
 impl Billing {
-    /// Handles every event since the last run that was not, then takes the plans whose grace has ended.
+    /// Takes the plans whose grace has ended, then handles every event since the last run that was not; with
+    /// `at_once` also the youngest, which may still be on their way.
     ///
     /// # Errors
     /// When the database or Stripe does not answer; the next run begins where this one did.
-    pub async fn reconcile(&self) -> Result<Reconciled> {
+    pub async fn reconcile(&self, at_once: bool) -> Result<Reconciled> {
         let mut done = Reconciled { graces_ended: self.end_graces().await?, ..Reconciled::default() };
         let now = clock::now();
         let since = sqlx::query_scalar!("SELECT until FROM stripe_watermark")
             .fetch_optional(self.database.pool())
             .await?
             .unwrap_or(now - KEPT);
-        let until = now - ON_THEIR_WAY;
+        let until = if at_once { now } else { now - ON_THEIR_WAY };
         let mut missed = Vec::new();
         let mut after: Option<String> = None;
         loop {
@@ -69,6 +70,7 @@ impl Billing {
                 break;
             }
         }
+        let mut failed = 0;
         // Stripe lists the newest first.
         for (kind, notice) in missed.iter().rev() {
             sqlx::query!(
@@ -79,8 +81,17 @@ impl Billing {
             )
             .execute(self.database.pool())
             .await?;
-            self.handle(notice).await?;
-            done.made_good += 1;
+            // One that cannot be handled keeps neither the others nor the next run from their work.
+            match self.handle(notice).await {
+                Ok(()) => done.made_good += 1,
+                Err(error) => {
+                    failed += 1;
+                    tracing::error!(error.cause = %error, stripe.event = notice.event_id, "an event could not be handled");
+                }
+            }
+        }
+        if failed > 0 {
+            return Err(Error::internal(format!("{failed} of Stripe's events could not be handled")));
         }
         self.advance(until).await?;
         tracing::info!(stripe.listed = done.listed, stripe.made_good = done.made_good, "Stripe's events were compared");

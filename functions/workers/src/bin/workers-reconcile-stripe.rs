@@ -1,16 +1,26 @@
-//! Every hour: handles the events of Stripe that no webhook told of, and takes the plans whose grace has ended.
+//! Every hour: handles the events of Stripe that no webhook told of, and takes the plans whose grace has ended. Told
+//! by `{"atOnce":true}`, it does not wait for webhooks that may still be on their way.
 
 use std::process::ExitCode;
 
 use lib::billing::service::Billing;
 use lib::error::Result;
 use lib::worker::serve_task;
+use serde::Deserialize;
 use serde_json::Value;
 
 fn main() -> ExitCode {
     serve_task(env!("CARGO_BIN_NAME"), Billing::init, |billing, event| Box::pin(handle(billing, event)))
 }
 
-async fn handle(billing: &Billing, _event: Value) -> Result<Value> {
-    Ok(serde_json::to_value(billing.reconcile().await?)?)
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Task {
+    #[serde(default)]
+    at_once: bool,
+}
+
+async fn handle(billing: &Billing, event: Value) -> Result<Value> {
+    let task: Task = serde_json::from_value(event)?;
+    Ok(serde_json::to_value(billing.reconcile(task.at_once).await?)?)
 }
