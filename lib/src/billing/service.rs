@@ -19,11 +19,11 @@ pub struct Billing {
     /// The truth.
     pub stripe: Stripe,
     /// How long a plan is kept while a payment is due.
-    pub(crate) grace: Duration,
+    pub grace: Duration,
     /// Days of a first subscription's trial; 0 is none.
-    pub(crate) trial_days: i64,
+    pub trial_days: i64,
     /// Where Stripe's pages lead back to.
-    pub(crate) app_url: String,
+    pub app_url: String,
 }
 
 impl Billing {

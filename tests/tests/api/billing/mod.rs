@@ -1,7 +1,12 @@
 //! Billing as its users see it, over the local Stripe.
 
+mod failures;
+mod life;
+mod orders;
 mod payments;
 mod plans;
 mod replica;
+mod stores;
 mod subscriptions;
+mod trial;
 mod webhook;

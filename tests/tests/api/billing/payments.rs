@@ -1,6 +1,8 @@
+use std::path::PathBuf;
+
 use serde_json::{Value, json};
 
-use super::replica;
+use super::{replica, stores};
 use crate::support::*;
 
 fn payment(amount: Value) -> Value {
@@ -45,8 +47,10 @@ through_both_doors! {
         body["currency"] = "XXX".into();
         send(body.clone()).await.expect_invalid(&["currency"]);
         body["amount"] = 0.into();
-        body["paymentMethodId"] = "../customers".into();
-        send(body.clone()).await.expect_invalid(&["amount", "currency", "paymentMethodId"]);
+        for method in ["../customers", "4242424242424242"] {
+            body["paymentMethodId"] = method.into();
+            send(body.clone()).await.expect_invalid(&["amount", "currency", "paymentMethodId"]);
+        }
         body = payment(json!(1999));
         body["paymentMethodId"] = "pm_unknown".into();
         send(body).await.expect_invalid(&["paymentMethodId"]);
@@ -64,8 +68,75 @@ through_both_doors! {
         assert!(replies.iter().any(|reply| reply.status == 201));
         let intents = replica::get(&format!("/v1/payment_intents?customer={}", replica::customer(&person).await)).await;
         assert_eq!(intents["data"].as_array().unwrap().len(), 1, "{intents}");
+        assert_eq!(replica::get(&format!("/v1/charges?customer={}", replica::customer(&person).await)).await["data"].as_array().unwrap().len(), 1);
         let other = payment(json!(2600));
         let call = api.post("/api/payments").bearer(&person.jwt).header("idempotency-key", "once").json(&other);
         call.send().await.expect_problem(422, "idempotency_key_reused");
     }
+}
+
+/// Card data that is sent although nobody asked for it, and the keys, are in no table and in no log.
+#[tokio::test]
+async fn neither_cards_nor_keys_are_written_down() {
+    let api = Api::of_router();
+    let person = api.sign_up().await;
+    let (number, cvc) = ("4000056655665556", "cvc-9f3a1c");
+    let mut body = payment(json!(1999));
+    body["card"] = json!({"number": number, "cvc": cvc, "exp_month": 12, "exp_year": 2031});
+    let paid =
+        api.post("/api/billing/payments").bearer(&person.jwt).header("idempotency-key", "k").json(&body).send().await;
+    paid.expect_status(201);
+    for path in ["/api/billing/payments", "/api/billing/subscriptions"] {
+        let mut body = body.clone();
+        body["plan"] = "pro".into();
+        body["paymentMethodId"] = number.into();
+        let refused = api.post(path).bearer(&person.jwt).json(&body).send().await.expect_invalid(&["paymentMethodId"]);
+        assert!(!refused.text.contains(number));
+    }
+    let body = json!({"plan": "pro", "paymentMethodId": "pm_card_chargeDeclined"});
+    api.post("/api/billing/subscriptions")
+        .bearer(&person.jwt)
+        .json(&body)
+        .send()
+        .await
+        .expect_problem(402, "card_declined");
+
+    let key = function_secret("STRIPE_SECRET_ARN").await["key"].as_str().unwrap().to_owned();
+    let hook = variable("STRIPE_WEBHOOK_SECRET");
+    let secrets = [number, cvc, key.as_str(), hook.as_str()];
+    let mut connection = stores::postgres().await;
+    let tables: Vec<String> =
+        sqlx::query_scalar("SELECT table_name::text FROM information_schema.tables WHERE table_schema = 'public' AND table_type = 'BASE TABLE'")
+            .fetch_all(&mut connection)
+            .await
+            .unwrap();
+    assert!(tables.contains(&"payments".to_owned()), "{tables:?}");
+    for table in tables {
+        for secret in secrets {
+            let sql = format!("SELECT count(*) FROM {table} t WHERE position($1 IN t::text) > 0");
+            let found: i64 =
+                sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).bind(secret).fetch_one(&mut connection).await.unwrap();
+            assert_eq!(found, 0, "{table} has a secret");
+        }
+    }
+    let table = function_variable("billing-create-payment", "IDEMPOTENCY_TABLE");
+    let items = aws("dynamodb", "DynamoDB_20120810.Scan", &json!({"TableName": table})).await.to_string();
+    assert!(items.contains("reply"), "{items}");
+    let mut logs = 0;
+    for entry in std::fs::read_dir(PathBuf::from(variable("LOCAL_STACK_DIR")).join("log")).unwrap() {
+        let path = entry.unwrap().path();
+        let log = String::from_utf8_lossy(&std::fs::read(&path).unwrap()).into_owned();
+        logs += usize::from(log.contains("Stripe was asked"));
+        for secret in secrets {
+            assert!(!log.contains(secret) && !items.contains(secret), "{} has a secret", path.display());
+        }
+    }
+    assert!(logs > 0, "the functions' logs are elsewhere");
+}
+
+/// The secret that a variable of the deployed functions names.
+async fn function_secret(name: &str) -> Value {
+    let id = function_variable("billing-create-payment", name);
+    let found = aws("secretsmanager", "secretsmanager.GetSecretValue", &json!({"SecretId": id})).await;
+    serde_json::from_str(found["SecretString"].as_str().unwrap()).unwrap()
 }

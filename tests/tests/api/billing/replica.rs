@@ -28,3 +28,23 @@ pub async fn subscription(person: &Person) -> Value {
     assert_eq!(found["data"].as_array().unwrap().len(), 1, "{found}");
     found["data"][0].clone()
 }
+
+/// Fills in one of Stripe's own pages.
+pub async fn submit(url: &str, form: &str) {
+    let call = client().post(url).header("content-type", "application/x-www-form-urlencoded");
+    let reply = call.body(form.to_owned()).send().await.unwrap();
+    assert!(reply.status().is_redirection(), "{url}: {}", reply.text().await.unwrap());
+}
+
+/// What Stripe's library does in a client: completes a payment by its secret. The intent, or the error.
+pub async fn complete(client_secret: &str, method: &str) -> Value {
+    let intent = client_secret.split_once("_secret_").unwrap().0;
+    post(&format!("/v1/payment_intents/{intent}/confirm"), &format!("payment_method={method}")).await
+}
+
+pub async fn post(path: &str, form: &str) -> Value {
+    let url = format!("{}{path}", variable("STRIPE_URL").trim_end_matches('/'));
+    let call = client().post(url).bearer_auth("sk_test_local");
+    let call = call.header("content-type", "application/x-www-form-urlencoded");
+    call.body(form.to_owned()).send().await.unwrap().json().await.unwrap()
+}

@@ -1,6 +1,7 @@
+use futures_util::future::join;
 use serde_json::{Value, json};
 
-use super::replica;
+use super::{replica, stores};
 use crate::support::*;
 
 async fn subscribe(api: &Api, person: &Person, plan: &str) -> Value {
@@ -114,6 +115,42 @@ through_both_doors! {
             api.delete(&path).bearer(&stranger.jwt).send().await.expect_problem(404, "not_found");
         }
         assert_eq!(plan_of(&api, &owner).await, "pro");
+    }
+
+    async fn of_two_checkouts_at_once_one_stays_and_the_other_is_paid_back(api: Api) {
+        let person = api.sign_up().await;
+        let open = async |plan: &str| {
+            let call = api.post("/api/billing/checkout").bearer(&person.jwt).json(&json!({"plan": plan}));
+            call.send().await.expect_status(201).text_at("/url")
+        };
+        let (first, second) = (open("pro").await, open("pro").await);
+        join(replica::submit(&first, "card=pm_card_visa"), replica::submit(&second, "card=pm_card_visa")).await;
+        let customer = replica::customer(&person).await;
+        let statuses = eventually("the end of one of them", || async {
+            let found = replica::get(&format!("/v1/subscriptions?status=all&customer={customer}")).await;
+            let found = found["data"].as_array().unwrap().iter().map(|found| found["status"].to_string());
+            let mut statuses: Vec<_> = found.collect();
+            statuses.sort();
+            statuses.contains(&"\"canceled\"".to_owned()).then_some(statuses)
+        })
+        .await;
+        assert_eq!(statuses, ["\"active\"", "\"canceled\""]);
+        let charges = replica::get(&format!("/v1/charges?customer={customer}")).await;
+        let refunded = charges["data"].as_array().unwrap().iter().map(|charge| charge["amount_refunded"].as_i64().unwrap());
+        let mut refunded: Vec<_> = refunded.collect();
+        refunded.sort_unstable();
+        assert_eq!(refunded, [0, 2999]);
+        let told = eventually("the money's events", || async {
+            let told = stores::told(&person).await;
+            let of = |kind: &str| told.iter().filter(|line| line.starts_with(kind)).count();
+            (of("payment_succeeded 2999") == 2 && of("payment_refunded 2999") == 1).then_some(told)
+        })
+        .await;
+        let of = |kind: &str| told.iter().filter(|line| line.starts_with(kind)).count();
+        assert_eq!(of("subscription_created") - of("subscription_canceled"), 1, "{told:?}");
+        assert_eq!(plan_of(&api, &person).await, "pro");
+        let page = api.post("/api/billing/checkout").bearer(&person.jwt).json(&json!({"plan": "pro"})).send().await;
+        page.expect_problem(409, "already_subscribed");
     }
 
     async fn stripes_pages_are_pointed_to(api: Api) {

@@ -1,4 +1,6 @@
+use base64::Engine;
 use ring::hmac;
+use sandbox::deployed::{Deployed, random_address};
 use serde_json::json;
 
 use crate::support::*;
@@ -40,8 +42,20 @@ through_both_doors! {
         ] {
             post(header, body.clone()).await.expect_problem(400, "invalid_signature");
         }
+        for header in [
+            format!("t={at},v1={}", good.to_uppercase()),
+            format!("t={at},v0={good}"),
+            format!("t=now,v1={good}"),
+            format!("t={at}0000000000000,v1={good}"),
+            "=,=,,t==".to_owned(),
+            "t=,v1=".to_owned(),
+        ] {
+            post(header, body.clone()).await.expect_problem(400, "invalid_signature");
+        }
         let call = api.post("/api/billing/webhook").body("application/json", body);
         call.send().await.expect_problem(400, "invalid_signature");
+        let garbage = "not JSON";
+        post(format!("t={at},v1={}", sign(&secret, at, garbage)), garbage.to_owned()).await.expect_problem(400, "invalid_json");
     }
 
     async fn what_is_unknown_changes_nothing(api: Api) {
@@ -57,4 +71,23 @@ through_both_doors! {
             }
         }
     }
+}
+
+/// API Gateway may hand over the body in base64: the signature is of the bytes in it.
+#[tokio::test]
+async fn a_body_in_base64_is_checked_as_it_was_sent() {
+    let secret = variable("STRIPE_WEBHOOK_SECRET");
+    let body = json!({"id": "evt_none", "type": "balance.available", "data": {"object": {"id": "\u{e9}"}}}).to_string();
+    let at = now();
+    let status_of = async |signed: &str| {
+        let mut event = Deployed::event("billing-webhook", &random_address(), None, None).unwrap();
+        let signature = format!("t={at},v1={}", sign(&secret, at, signed));
+        event["headers"]["Stripe-Signature"] = signature.clone().into();
+        event["multiValueHeaders"]["Stripe-Signature"] = json!([signature]);
+        event["body"] = base64::engine::general_purpose::STANDARD.encode(&body).into();
+        event["isBase64Encoded"] = true.into();
+        invoke("billing-webhook", event.to_string()).await["statusCode"].clone()
+    };
+    assert_eq!(status_of(&body).await, 200);
+    assert_eq!(status_of(&format!("{body} ")).await, 400);
 }

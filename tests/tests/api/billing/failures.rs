@@ -1,0 +1,209 @@
+//! What happens when Stripe fails, is slow, or does what it was asked and nobody learns of it.
+
+use serde_json::{Value, json};
+
+use super::{replica, stores};
+use crate::support::*;
+
+/// A person who is a customer already, and whose own card's id nobody else's requests contain.
+struct Payer {
+    api: Api,
+    person: Person,
+    customer: String,
+    card: String,
+}
+
+impl Payer {
+    async fn new(api: &Api) -> Self {
+        let (api, person) = (api.clone(), api.sign_up().await);
+        api.post("/api/billing/portal").bearer(&person.jwt).send().await.expect_status(201);
+        let customer = replica::customer(&person).await;
+        let card = replica::post("/v1/payment_methods", "type=card&card[token]=tok_visa").await;
+        Self { api, person, customer, card: card["id"].as_str().unwrap().to_owned() }
+    }
+
+    async fn post(&self, path: &str, key: &str, body: &Value) -> Reply {
+        let call = self.api.post(path).bearer(&self.person.jwt).header("idempotency-key", key);
+        call.json(body).send().await
+    }
+
+    async fn pay(&self, key: &str) -> Reply {
+        let body = json!({"amount": 1999, "currency": "EUR", "paymentMethodId": self.card});
+        self.post("/api/billing/payments", key, &body).await
+    }
+
+    async fn subscribe(&self, key: &str) -> Reply {
+        let body = json!({"plan": "pro", "paymentMethodId": self.card});
+        self.post("/api/billing/subscriptions", key, &body).await
+    }
+
+    async fn get(&self, path: &str) -> Value {
+        self.api.get(path).bearer(&self.person.jwt).send().await.expect_status(200).body
+    }
+
+    /// Charges that succeeded, in minor units.
+    async fn charged(&self) -> Vec<i64> {
+        let charges = replica::get(&format!("/v1/charges?customer={}", self.customer)).await;
+        let charges = charges["data"].as_array().unwrap().iter();
+        charges
+            .filter(|charge| charge["status"] == "succeeded")
+            .map(|charge| charge["amount"].as_i64().unwrap())
+            .collect()
+    }
+
+    async fn fails(&self, words: &str, how: Value) {
+        let mut fault = how;
+        fault["match"] = words.into();
+        replica::control("faults", &fault).await;
+    }
+}
+
+through_both_doors! {
+    async fn a_payment_that_stripe_refuses_to_work_on_is_made_later(api: Api) {
+        let payer = Payer::new(&api).await;
+        // Before there is anything to pay, and when it is to be paid.
+        let words = format!("customer={}", payer.customer);
+        payer.fails(&format!("currency=eur&{words}"), json!({"status": 503})).await;
+        payer.pay("later").await.expect_problem(503, "stripe_unavailable");
+        payer.fails(&format!("payment_method={}", payer.card), json!({"status": 500})).await;
+        payer.pay("later").await.expect_problem(503, "stripe_unavailable");
+        assert_eq!(payer.charged().await, [0; 0]);
+        let payments = payer.get("/api/billing/payments").await;
+        assert!(payments["payments"].as_array().unwrap().iter().all(|payment| payment["status"] != "succeeded"), "{payments}");
+
+        let made = payer.pay("later").await.expect_status(201).body["payment"].clone();
+        assert_eq!((&made["status"], &made["amount"]), (&json!("succeeded"), &json!(1999)));
+        assert_eq!(payer.pay("later").await.expect_status(201).body["payment"], made);
+        assert_eq!(payer.charged().await, [1999]);
+        assert_eq!(payer.get("/api/billing/payments").await["payments"], json!([made]));
+    }
+
+    async fn a_payment_whose_answer_gets_lost_is_asked_for(api: Api) {
+        let payer = Payer::new(&api).await;
+        payer.fails(&format!("payment_method={}", payer.card), json!({"lose": true, "times": 2})).await;
+        let made = payer.pay("lost").await.expect_status(201);
+        assert_eq!(made.body["payment"]["status"], "succeeded");
+        assert_eq!(payer.charged().await, [1999]);
+    }
+
+    async fn a_subscription_is_made_once_whatever_gets_lost(api: Api) {
+        let payer = Payer::new(&api).await;
+        let create = format!("POST /v1/subscriptions? customer={}", payer.customer);
+        payer.fails(&create, json!({"status": 503})).await;
+        payer.subscribe("once").await.expect_problem(503, "stripe_unavailable");
+        assert_eq!(payer.get("/api/billing/subscriptions").await["subscriptions"], json!([]));
+        assert_eq!(payer.get("/api/auth/me").await["user"]["plan"], "free");
+        assert_eq!(payer.charged().await, [0; 0]);
+
+        payer.fails(&create, json!({"lose": true, "times": 2})).await;
+        let made = payer.subscribe("once").await.expect_status(201);
+        assert_eq!(made.body["subscription"]["status"], "active");
+        assert_eq!(payer.subscribe("once").await.expect_status(201).body, made.body);
+        assert_eq!(payer.charged().await, [2999]);
+        replica::subscription(&payer.person).await;
+
+        // A change that is not made leaves all as it was; one that is made is told of, also when its answer is lost.
+        let id = made.text_at("/subscription/id");
+        let path = format!("/api/billing/subscriptions/{id}");
+        let stripe_id = replica::subscription(&payer.person).await["id"].as_str().unwrap().to_owned();
+        let change = format!("POST /v1/subscriptions/{stripe_id}?");
+        let put = |plan: &str| api.call("PUT", &path).bearer(&payer.person.jwt).json(&json!({"plan": plan})).send();
+        payer.fails(&change, json!({"status": 502})).await;
+        put("enterprise").await.expect_problem(503, "stripe_unavailable");
+        assert_eq!(payer.get("/api/auth/me").await["user"]["plan"], "pro");
+        payer.fails(&change, json!({"lose": true, "times": 2})).await;
+        let changed = put("enterprise").await.expect_status(200);
+        assert_eq!(changed.body["subscription"]["plan"], "enterprise");
+        assert_eq!(payer.charged().await.len(), 2);
+        payer.fails(&change, json!({"lose": true, "times": 2})).await;
+        let ends = api.delete(&path).bearer(&payer.person.jwt).send().await.expect_status(200);
+        assert_eq!(ends.body["subscription"]["cancelAtPeriodEnd"], true);
+        payer.fails(&format!("DELETE /v1/subscriptions/{stripe_id}?"), json!({"lose": true, "times": 2})).await;
+        let over = api.delete(&format!("{path}?immediately=true")).bearer(&payer.person.jwt).send().await;
+        assert_eq!(over.expect_status(200).body["subscription"]["status"], "canceled");
+    }
+
+    async fn stripes_pages_fail_with_it(api: Api) {
+        let payer = Payer::new(&api).await;
+        let words = format!("customer={}", payer.customer);
+        payer.fails(&format!("/v1/checkout/sessions? mode=subscription&{words}"), json!({"status": 503})).await;
+        let call = api.post("/api/billing/checkout").bearer(&payer.person.jwt).json(&json!({"plan": "pro"}));
+        call.send().await.expect_problem(503, "stripe_unavailable");
+        payer.fails(&format!("/v1/billing_portal/sessions? {words}"), json!({"status": 429})).await;
+        let call = api.post("/api/billing/portal").bearer(&payer.person.jwt);
+        call.send().await.expect_problem(503, "stripe_unavailable");
+    }
+}
+
+/// Stripe answers later than anybody waits for, but does what it was asked.
+#[tokio::test]
+async fn a_payment_that_takes_too_long_is_made_once() {
+    let payer = Payer::new(&Api::of_router()).await;
+    payer.fails(&format!("payment_method={}", payer.card), json!({"delay_seconds": 7})).await;
+    let made = payer.pay("slow").await.expect_status(201);
+    assert_eq!(made.body["payment"]["status"], "succeeded");
+    assert_eq!(payer.charged().await, [1999]);
+}
+
+#[tokio::test]
+async fn an_event_that_was_never_delivered_is_found() {
+    let payer = Payer::new(&Api::of_router()).await;
+    payer.subscribe("found").await.expect_status(201);
+    replica::control("webhooks", &json!({"customer": payer.customer, "mode": "drop"})).await;
+    let stripe_id = replica::subscription(&payer.person).await["id"].as_str().unwrap().to_owned();
+    replica::post(&format!("/v1/subscriptions/{stripe_id}"), "cancel_at_period_end=true").await;
+    replica::control("advance", &json!({"subscription": stripe_id, "to": "period_end"})).await;
+    let shown = async || payer.get("/api/billing/subscriptions").await["subscriptions"][0].clone();
+    assert_eq!(shown().await["status"], "active");
+    let done = invoke("workers-reconcile-stripe", json!({"atOnce": true}).to_string()).await;
+    assert!(done["madeGood"].as_u64().unwrap() > 0, "{done}");
+    assert_eq!(shown().await["status"], "canceled");
+    assert_eq!(payer.get("/api/auth/me").await["user"]["plan"], "free");
+}
+
+#[tokio::test]
+async fn an_unpaid_plan_ends_with_its_grace_and_comes_back_with_the_payment() {
+    let api = Api::of_router();
+    let life = super::life::Life::begin(api.clone(), api.sign_up().await).await;
+    life.pay_with("pm_card_visa").await;
+    life.use_card("pm_card_chargeCustomerFail").await;
+    life.time_goes(json!({"to": "renewal"})).await;
+    let mut expected =
+        stores::Expected { status: "past_due", plan: "pro", pending: None, ends: false, entitled: "pro", told: None };
+    stores::agree(&api, &life.person, &expected).await;
+    let grace = stores::row(
+        "SELECT to_jsonb(extract(epoch FROM grace_end - current_period_start)::bigint) FROM subscriptions WHERE user_id = $1::uuid",
+        &life.person.id,
+    );
+    let grace = grace.await.as_i64().unwrap();
+    assert_eq!(grace, 7 * 86_400, "seven days from the unpaid invoice");
+
+    // A month later the next invoice is unpaid too, and prolongs nothing.
+    life.time_goes(json!({"to": "last_retry", "when_unpaid": "leave_past_due"})).await;
+    life.time_goes(json!({"to": "renewal"})).await;
+    stores::agree(&api, &life.person, &expected).await;
+    let invoices =
+        replica::get(&format!("/v1/invoices?status=open&customer={}", replica::customer(&life.person).await)).await;
+    assert_eq!(invoices["data"].as_array().unwrap().len(), 2, "{invoices}");
+    let still = stores::row(
+        "SELECT to_jsonb(extract(epoch FROM grace_end - current_period_start)::bigint) FROM subscriptions WHERE user_id = $1::uuid",
+        &life.person.id,
+    );
+    assert!(still.await.as_i64().unwrap() < 0);
+
+    // The mirror's own clock is the real one: the grace is let end by hand.
+    stores::row(
+        "WITH ended AS (UPDATE subscriptions SET grace_end = now() - interval '1 second' WHERE user_id = $1::uuid RETURNING 1)
+         SELECT to_jsonb(count(*)) FROM ended",
+        &life.person.id,
+    )
+    .await;
+    invoke("workers-reconcile-stripe", json!({}).to_string()).await;
+    expected.entitled = "free";
+    stores::agree(&api, &life.person, &expected).await;
+
+    // Who pays what is due has the plan again. Stripe goes by the newest invoice.
+    life.pay_newest().await;
+    (expected.status, expected.entitled) = ("active", "pro");
+    stores::agree(&api, &life.person, &expected).await;
+}

@@ -1,0 +1,125 @@
+//! Trials, which the local stage does not give: by the deployed functions with trials switched on.
+
+use sandbox::Sandbox;
+use sandbox::deployed::{Deployed, random_address};
+use serde_json::{Value, json};
+
+use super::life::Life;
+use super::{replica, stores};
+use crate::support::*;
+
+fn with_trials() -> Sandbox {
+    let mut environment = deployed().environment("billing-create-subscription");
+    environment.insert("TRIAL_DAYS".to_owned(), "2".to_owned());
+    Sandbox::start(&deployed().binary("billing-create-subscription"), &environment).unwrap()
+}
+
+fn subscribe(sandbox: &mut Sandbox, person: &Person, body: Value) -> Value {
+    let name = "billing-create-subscription";
+    let mut event = Deployed::event(name, &random_address(), Some(&body), Some(&person.jwt)).unwrap();
+    for headers in ["headers", "multiValueHeaders"] {
+        event[headers].as_object_mut().unwrap().retain(|name, _| !name.eq_ignore_ascii_case("idempotency-key"));
+    }
+    let reply = sandbox.invoke(&event).unwrap().payload;
+    assert_eq!(reply["statusCode"], 201, "{reply}");
+    serde_json::from_str::<Value>(reply["body"].as_str().unwrap()).unwrap()["subscription"].clone()
+}
+
+#[tokio::test]
+async fn a_customer_has_one_trial() {
+    let mut sandbox = with_trials();
+    let api = Api::of_router();
+    let person = api.sign_up().await;
+    let made = subscribe(&mut sandbox, &person, json!({"plan": "pro", "paymentMethodId": "pm_card_visa"}));
+    assert_eq!((&made["status"], made["trialEnd"].is_string()), (&json!("trialing"), true), "{made}");
+    let mut expected = stores::Expected {
+        status: "trialing",
+        plan: "pro",
+        pending: None,
+        ends: false,
+        entitled: "pro",
+        told: Some(vec!["subscription_created trialing new pro".to_owned(), "plan_upgraded free to pro".to_owned()]),
+    };
+    stores::agree(&api, &person, &expected).await;
+    mail_to(&person.email, "Your trial ends soon", 1).await;
+
+    // Another plan within the trial costs nothing yet, dearer or cheaper.
+    let path = format!("/api/billing/subscriptions/{}", made["id"].as_str().unwrap());
+    let put = |plan: &str| api.call("PUT", &path).bearer(&person.jwt).json(&json!({"plan": plan})).send();
+    put("enterprise").await.expect_status(200);
+    (expected.plan, expected.entitled) = ("enterprise", "enterprise");
+    let told = expected.told.as_mut().unwrap();
+    told.push("subscription_updated trialing none pro to enterprise".to_owned());
+    told.push("plan_upgraded pro to enterprise".to_owned());
+    stores::agree(&api, &person, &expected).await;
+    put("pro").await.expect_status(200);
+    (expected.plan, expected.entitled) = ("pro", "pro");
+    let told = expected.told.as_mut().unwrap();
+    told.push("subscription_updated trialing none enterprise to pro".to_owned());
+    told.push("plan_downgraded enterprise to pro".to_owned());
+    stores::agree(&api, &person, &expected).await;
+
+    let stripe_id = replica::subscription(&person).await["id"].clone();
+    replica::control("advance", &json!({"subscription": stripe_id, "to": "renewal"})).await;
+    expected.status = "active";
+    let told = expected.told.as_mut().unwrap();
+    told.push("subscription_updated active expansion 2999 pro to pro".to_owned());
+    told.push("payment_succeeded 2999 pro".to_owned());
+    stores::agree(&api, &person, &expected).await;
+    assert_eq!(mails_to(&person.email).await.iter().filter(|mail| mail.subject == "Your trial ends soon").count(), 1);
+
+    let over = api.delete(&format!("{path}?immediately=true")).bearer(&person.jwt).send().await;
+    over.expect_status(200);
+    let again = subscribe(&mut sandbox, &person, json!({"plan": "pro", "paymentMethodId": "pm_card_visa"}));
+    assert_eq!((&again["status"], &again["trialEnd"]), (&json!("active"), &Value::Null), "no second trial");
+    eventually("the second subscription's event", || async {
+        let told = stores::told(&person).await;
+        told.contains(&"subscription_created active reactivation 2999 pro".to_owned()).then_some(())
+    })
+    .await;
+}
+
+/// A trial without a card ends with itself.
+#[tokio::test]
+async fn a_trial_without_a_card_is_no_subscription() {
+    let mut sandbox = with_trials();
+    let api = Api::of_router();
+    let person = api.sign_up().await;
+    subscribe(&mut sandbox, &person, json!({"plan": "pro"}));
+    let stripe_id = replica::subscription(&person).await["id"].clone();
+    replica::control("advance", &json!({"subscription": stripe_id, "to": "renewal"})).await;
+    let expected = stores::Expected {
+        status: "canceled",
+        plan: "pro",
+        pending: None,
+        ends: false,
+        entitled: "free",
+        told: Some(vec![
+            "subscription_created trialing new pro".to_owned(),
+            "plan_upgraded free to pro".to_owned(),
+            "subscription_canceled churn pro".to_owned(),
+            "plan_downgraded pro to free".to_owned(),
+        ]),
+    };
+    stores::agree(&api, &person, &expected).await;
+}
+
+/// A first payment that nobody completes leaves nothing.
+#[tokio::test]
+async fn a_first_payment_that_is_not_made_expires() {
+    let api = Api::of_router();
+    let life = Life::begin(api.clone(), api.sign_up().await).await;
+    life.time_goes(json!({"seconds": 24 * 3_600})).await;
+    let expected = stores::Expected {
+        status: "incomplete_expired",
+        plan: "pro",
+        pending: None,
+        ends: false,
+        entitled: "free",
+        told: Some(Vec::new()),
+    };
+    stores::agree(&api, &life.person, &expected).await;
+    let body = json!({"plan": "enterprise", "paymentMethodId": "pm_card_visa"});
+    let made = api.post("/api/billing/subscriptions").bearer(&life.person.jwt).json(&body).send().await;
+    assert_eq!(made.expect_status(201).body["subscription"]["status"], "active");
+}
