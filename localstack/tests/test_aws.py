@@ -144,7 +144,6 @@ def test_the_outbox_survives(emulator):
         Destination={"ToAddresses": ["b@example.org"]},
         Content={"Simple": {"Subject": {"Data": "Hello"}, "Body": {"Text": {"Data": "Text"}}}},
     )
-    emulator.checkpoint()
     emulator.kill()
     emulator.start()
     with urllib.request.urlopen(f"http://127.0.0.1:{emulator.port}/_ministack/ses/messages", timeout=10) as reply:

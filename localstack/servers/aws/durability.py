@@ -1,22 +1,23 @@
 """State that outlives ``kill -9``.
 
-Messages and items are journaled one by one (``journal``). Everything else,
-such as stacks, functions, APIs and the mail outbox, changes rarely and is
+Messages, items and sent mails are journaled one by one (``journal``).
+Everything else, such as stacks, functions and APIs, changes rarely and is
 written as a whole, shortly after it changed and when ``POST /_local/checkpoint``
-asks for it.
+asks for it. While that is done, which takes a second, no request is answered.
 """
 
 import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable
-from copy import deepcopy
 from typing import Any
 
 from servers.aws import queues
 from servers.aws.journal import journal
 
 STORE = "dynamodb"
+OUTBOX = "ses"
+OUTBOX_PATH = "/v2/email/outbound-emails"
 CHECKPOINT_PATH = "/_local/checkpoint"
 # Quiet time after a change before the snapshot, in seconds: a deploy is hundreds of changes.
 SETTLE_SECONDS = 1.0
@@ -27,19 +28,20 @@ READS = re.compile(r"(Get|List|Describe|BatchGet|Head|Query|Scan)")
 
 
 def apply() -> None:
-    """Journal DynamoDB's items, keep the outbox, restore at start, snapshot after changes."""
+    """Journal DynamoDB's items and the outbox, restore at start, snapshot after changes."""
     from ministack import app as gateway
 
     # A line for each of fifty services at each snapshot would bury the functions' logs.
     logging.getLogger("persistence").setLevel(logging.WARNING)
     _journal_items()
-    _keep_outbox()
+    _journal_outbox()
     restore_snapshots = gateway._load_persisted_state
 
     def restore() -> None:
         restore_snapshots()
         queues.restore()
         _restore_items()
+        _restore_outbox()
 
     gateway._load_persisted_state = restore
     gateway.app = _Checkpoints(gateway.app, gateway)
@@ -80,21 +82,32 @@ def _restore_items() -> None:
     journal.keep_only(STORE, [_owner(table) for _, table in dynamodb._tables.all_items()])
 
 
-def _keep_outbox() -> None:
+class _Outbox(list):
+    """The mails of one account and region, oldest first."""
+
+    def append(self, mail: dict) -> None:
+        """Every mail that is sent comes this way."""
+        journal.put(OUTBOX, OUTBOX, mail["MessageId"], mail)
+        super().append(mail)
+
+
+def _journal_outbox() -> None:
     """The published snapshot of SES leaves out the mails that were sent."""
+    from ministack.services import ses, ses_v2
+
+    def sent_emails_list() -> list:
+        if "entries" not in ses._sent_emails:
+            ses._sent_emails["entries"] = _Outbox()
+        return ses._sent_emails["entries"]
+
+    ses._sent_emails_list = ses_v2._sent_emails_list = sent_emails_list
+
+
+def _restore_outbox() -> None:
+    """There is one account and one region, those of a start without a request."""
     from ministack.services import ses
 
-    get_state, restore_state = ses.get_state, ses._restore_state
-
-    def state_with_outbox() -> dict:
-        return {**get_state(), "outbox": deepcopy(ses._sent_emails)}
-
-    def restore_with_outbox(data: dict) -> None:
-        restore_state(data)
-        if data and "outbox" in data:
-            ses._sent_emails._data.update(data["outbox"]._data)
-
-    ses.get_state, ses._restore_state = state_with_outbox, restore_with_outbox
+    ses._sent_emails["entries"] = _Outbox(mail for _, mail in journal.load(OUTBOX, OUTBOX))
 
 
 class _Checkpoints:
@@ -133,6 +146,8 @@ def _changes_state(scope: dict) -> bool:
     headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
     credential = re.search(r"Credential=[^/]+/\d+/[^/]+/([^/]+)/", headers.get("authorization", ""))
     if not credential or credential[1] in DURABLE_BY_THEMSELVES or scope["method"] in ("GET", "HEAD"):
+        return False
+    if scope["path"] == OUTBOX_PATH:
         return False
     operation = headers.get("x-amz-target", "").rpartition(".")[2]
     return not READS.match(operation) and not scope["path"].endswith("/invocations")
