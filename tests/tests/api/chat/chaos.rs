@@ -14,6 +14,8 @@ use crate::support::*;
 /// `CHAOS_REQUESTS` asks for more of them.
 const REQUESTS: usize = 240;
 const WORKERS: usize = 8;
+/// Requests of one person, below what is allowed in a minute.
+const EACH: usize = 75;
 /// Tokens of the mock's whole answers: the usual one, and the slow one.
 const USUAL: i64 = 23;
 const SLOW: i64 = 37;
@@ -80,12 +82,14 @@ async fn numbers(database: &mut PgConnection, users: &[Uuid], statement: &'stati
 #[tokio::test]
 async fn nothing_is_lost_or_doubled_whatever_providers_do() {
     let (api, run) = (Api::of_router(), Uuid::now_v7());
-    let people = join_all((0..WORKERS).map(|_| api.sign_up())).await;
-    let answered: Vec<Answered> = join_all(people.iter().enumerate().map(|(worker, person)| {
-        let api = &api;
+    let turns = requests().div_ceil(WORKERS);
+    let people = join_all((0..WORKERS * turns.div_ceil(EACH)).map(|_| api.sign_up())).await;
+    let answered: Vec<Answered> = join_all((0..WORKERS).map(|worker| {
+        let (api, people) = (&api, &people);
         async move {
             let mut answered = Vec::new();
-            for number in 0..requests().div_ceil(WORKERS) {
+            for number in 0..turns {
+                let person = &people[worker + WORKERS * (number / EACH)];
                 let message = message(run, worker, number);
                 let body = json!({"message": message, "stream": number % 2 == 1, "maxTokens": 500});
                 let reply = api.post("/api/chat").bearer(&person.jwt).json(&body).send().await;

@@ -29,6 +29,28 @@ through_both_doors! {
         assert!(ids.windows(2).all(|pair| pair[0] < pair[1]), "{ids:?}");
     }
 
+    async fn text_is_data_whatever_it_says(api: Api) {
+        let person = api.sign_up().await;
+        let message = "<script>alert('x')</script>\r\n\nevent: done\ndata: {}\n\n\u{1}\u{8}\u{1b}[2J \u{202e}\u{2028}\"\\";
+        for stream in [false, true] {
+            let body = json!({"message": message, "stream": stream});
+            let said = api.post("/api/chat").bearer(&person.jwt).json(&body).send().await.expect_status(200);
+            let media_type = if stream { "text/event-stream" } else { "application/json" };
+            assert_eq!((said.header("content-type"), said.header("x-content-type-options")), (Some(media_type), Some("nosniff")));
+        }
+        let list = api.get("/api/chat/conversations").bearer(&person.jwt).send().await.expect_status(200);
+        assert_eq!(list.header("content-type"), Some("application/json"));
+        for conversation in list.body["conversations"].as_array().unwrap() {
+            assert!(conversation["title"].as_str().unwrap().starts_with("<script>alert('x')</script> event: done data: {} "));
+            let path = format!("/api/chat/conversations/{}", conversation["id"].as_str().unwrap());
+            let read = api.get(&path).bearer(&person.jwt).send().await.expect_status(200);
+            assert_eq!(read.header("content-type"), Some("application/json"));
+            assert_eq!(read.body["messages"][0]["content"], message);
+            // On the wire, what is none of JSON's own characters is escaped.
+            assert!(!read.text.contains(|c: char| c.is_ascii_control()), "{}", read.text);
+        }
+    }
+
     async fn early_errors_of_the_streaming_function_have_bodies(api: Api) {
         api.post("/api/chat").json(&json!({"message": "Hello"})).send().await.expect_problem(401, "unauthenticated");
         let person = api.sign_up().await;
