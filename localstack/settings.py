@@ -36,7 +36,7 @@ PORTS = {
 
 # Processes that serve port 4000, where one would make callers wait. Lambda gives
 # each request that runs at the same time a sandbox of its own.
-PROCESSES = {"chat-send": 4, "auth-me": 2}
+PROCESSES = {"chat-send": 8, "auth-me": 2}
 
 
 class Failure(Exception):
