@@ -112,6 +112,15 @@ pub(crate) fn spawn_untracked(work: impl Future<Output = ()> + Send + 'static) {
     tokio::spawn(work);
 }
 
+/// Lets the requests that others have begun reach the network, before a computation that can be done while
+/// they wait for replies.
+pub(crate) async fn requests_sent() {
+    // A turn of the event loop each: the connection stands, its task takes the request, the request is written.
+    for _ in 0..3 {
+        tokio::task::yield_now().await;
+    }
+}
+
 /// Runs a computation that would block the async thread, such as a password hash.
 ///
 /// # Errors

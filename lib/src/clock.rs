@@ -1,8 +1,12 @@
 //! Instants as the API writes them: RFC 3339 in UTC with milliseconds.
 
+use std::time::Duration;
+
 use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
+
+use crate::crypto;
 
 const RFC3339_MILLIS: &[BorrowedFormatItem<'_>] =
     format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
@@ -23,6 +27,13 @@ pub fn millis(at: OffsetDateTime) -> i64 {
 #[must_use]
 pub fn from_millis(millis: i64) -> OffsetDateTime {
     OffsetDateTime::from_unix_timestamp_nanos(i128::from(millis) * 1_000_000).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+}
+
+/// Between half of a wait and all of it, so that those who failed together do not return together.
+#[must_use]
+pub fn jitter(wait: Duration) -> Duration {
+    let random = crypto::random().map_or(0.0, |bytes| f64::from(bytes[0]) / 255.0);
+    wait.mul_f64(0.5 + random / 2.0)
 }
 
 /// `2026-01-31T23:59:59.123Z`.

@@ -58,9 +58,16 @@ fn no_secret() -> Secret {
     Secret::new(String::new())
 }
 
+/// A key of which only the seed is known until it is needed: the derivation would be a tenth of what an init
+/// computes, and most requests come with a session token.
 struct Key {
+    seed: [u8; 32],
+    derived: OnceLock<Derived>,
+}
+
+struct Derived {
     id: String,
-    seed: EncodingKey,
+    signer: EncodingKey,
     public: Vec<u8>,
     verifier: DecodingKey,
 }
@@ -79,16 +86,12 @@ impl Keys {
         Self::derive(&[secret.current.expose(), secret.next.expose(), secret.previous.expose()])
     }
 
-    /// Derives the keys from secrets, the current one first; empty ones are left out.
+    /// The keys of these secrets, the current one first; empty ones are left out.
     ///
     /// # Errors
     /// When no secret is left.
     pub fn derive(secrets: &[&str]) -> Result<Self> {
-        let keys: Vec<Key> = secrets
-            .iter()
-            .filter(|secret| !secret.is_empty())
-            .map(|secret| Key::derive(secret))
-            .collect::<Result<_>>()?;
+        let keys: Vec<Key> = secrets.iter().filter(|secret| !secret.is_empty()).map(|secret| Key::of(secret)).collect();
         if keys.is_empty() {
             return Err(Error::internal("the signing secret is empty"));
         }
@@ -102,7 +105,7 @@ impl Keys {
     /// # Errors
     /// When signing fails.
     pub fn sign(&self, user_id: Uuid, session_id: Uuid, now: OffsetDateTime) -> Result<AccessToken> {
-        let key = self.0.first().ok_or_else(|| Error::internal("no signing key"))?;
+        let key = self.0.first().ok_or_else(|| Error::internal("no signing key"))?.derived()?;
         let expires_at = now + time::Duration::seconds(LIFETIME_SECONDS);
         let claims = Claims {
             iss: ISSUER.to_owned(),
@@ -113,7 +116,7 @@ impl Keys {
             exp: expires_at.unix_timestamp(),
         };
         let header = Header { kid: Some(key.id.clone()), ..Header::new(Algorithm::EdDSA) };
-        let token = jsonwebtoken::encode(&header, &claims, &key.seed).map_err(Error::internal)?;
+        let token = jsonwebtoken::encode(&header, &claims, &key.signer).map_err(Error::internal)?;
         let expires_at = expires_at.replace_nanosecond(0).unwrap_or(expires_at);
         Ok(AccessToken { token, expires_at })
     }
@@ -125,8 +128,7 @@ impl Keys {
     /// 401 `session_expired` for a token past its end, 401 `unauthenticated` for any other fault.
     pub fn verify(&self, token: &str) -> Result<Claims> {
         let header = jsonwebtoken::decode_header(token).map_err(|_| Error::unauthenticated())?;
-        let key =
-            self.0.iter().find(|key| header.kid.as_deref() == Some(&key.id)).ok_or_else(Error::unauthenticated)?;
+        let key = self.find(header.kid.as_deref().unwrap_or_default())?.ok_or_else(Error::unauthenticated)?;
         let mut validation = Validation::new(Algorithm::EdDSA);
         validation.set_issuer(&[ISSUER]);
         validation.set_audience(&[AUDIENCE]);
@@ -141,35 +143,51 @@ impl Keys {
         }
     }
 
+    fn find(&self, id: &str) -> Result<Option<&Derived>> {
+        for key in &self.0 {
+            let key = key.derived()?;
+            if key.id == id {
+                return Ok(Some(key));
+            }
+        }
+        Ok(None)
+    }
+
     /// The public keys as a JSON Web Key Set (RFC 7517, RFC 8037).
-    #[must_use]
-    pub fn jwks(&self) -> serde_json::Value {
-        let keys: Vec<_> = self
-            .0
-            .iter()
-            .map(|key| {
-                serde_json::json!({
-                    "kty": "OKP", "crv": "Ed25519", "use": "sig", "alg": "EdDSA",
-                    "kid": key.id, "x": crypto::base64url(&key.public),
-                })
-            })
-            .collect();
-        serde_json::json!({ "keys": keys })
+    ///
+    /// # Errors
+    /// When a key cannot be derived.
+    pub fn jwks(&self) -> Result<serde_json::Value> {
+        let mut keys = Vec::new();
+        for key in &self.0 {
+            let key = key.derived()?;
+            keys.push(serde_json::json!({
+                "kty": "OKP", "crv": "Ed25519", "use": "sig", "alg": "EdDSA",
+                "kid": key.id, "x": crypto::base64url(&key.public),
+            }));
+        }
+        Ok(serde_json::json!({ "keys": keys }))
     }
 }
 
 impl Key {
-    fn derive(secret: &str) -> Result<Self> {
-        let seed = crypto::derive_key(secret, "jwt-ed25519");
-        let pair =
-            Ed25519KeyPair::from_seed_unchecked(&seed).map_err(|_| Error::internal("the signing key is refused"))?;
+    fn of(secret: &str) -> Self {
+        Self { seed: crypto::derive_key(secret, "jwt-ed25519"), derived: OnceLock::new() }
+    }
+
+    fn derived(&self) -> Result<&Derived> {
+        if let Some(derived) = self.derived.get() {
+            return Ok(derived);
+        }
+        let pair = Ed25519KeyPair::from_seed_unchecked(&self.seed)
+            .map_err(|_| Error::internal("the signing key is refused"))?;
         let public = pair.public_key().as_ref().to_vec();
-        Ok(Self {
+        Ok(self.derived.get_or_init(|| Derived {
             id: crypto::base64url(&crypto::sha256(&public)[..12]),
-            seed: EncodingKey::from_ed_der(&seed),
+            signer: EncodingKey::from_ed_der(&self.seed),
             verifier: DecodingKey::from_ed_der(&public),
             public,
-        })
+        }))
     }
 }
 
@@ -253,23 +271,25 @@ mod tests {
 
     #[test]
     fn refuses_other_algorithms_and_changed_tokens() {
-        let token = keys().sign(Uuid::nil(), Uuid::nil(), clock::now()).unwrap().token;
-        let kid = &keys().0[0].id;
+        let keys = keys();
+        let token = keys.sign(Uuid::nil(), Uuid::nil(), clock::now()).unwrap().token;
+        let key = keys.0[0].derived().unwrap();
+        let kid = &key.id;
         for alg in ["none", "HS256", "RS256", "ES256"] {
             let forged = with_header(&token, &json!({"alg": alg, "typ": "JWT", "kid": kid}));
-            assert_eq!(keys().verify(&forged).unwrap_err().code(), Code::Unauthenticated, "{alg}");
+            assert_eq!(keys.verify(&forged).unwrap_err().code(), Code::Unauthenticated, "{alg}");
         }
         let unsigned = token.rsplit_once('.').unwrap().0.to_owned() + ".";
         for bad in [unsigned.as_str(), "", "a.b.c", &token[..token.len() - 2], &token.replacen('.', "..", 1)] {
-            assert_eq!(keys().verify(bad).unwrap_err().code(), Code::Unauthenticated, "{bad}");
+            assert_eq!(keys.verify(bad).unwrap_err().code(), Code::Unauthenticated, "{bad}");
         }
         // HMAC keyed with the public key, the classic confusion.
         let header = crypto::base64url(json!({"alg": "HS256", "kid": kid}).to_string().as_bytes());
         let payload = token.split('.').nth(1).unwrap();
-        let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &keys().0[0].public);
+        let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &key.public);
         let tag = ring::hmac::sign(&key, format!("{header}.{payload}").as_bytes());
         let confused = format!("{header}.{payload}.{}", crypto::base64url(tag.as_ref()));
-        assert_eq!(keys().verify(&confused).unwrap_err().code(), Code::Unauthenticated);
+        assert_eq!(keys.verify(&confused).unwrap_err().code(), Code::Unauthenticated);
     }
 
     #[test]
@@ -281,12 +301,13 @@ mod tests {
 
     #[test]
     fn a_token_for_another_audience_is_refused() {
-        let key = &keys().0[0];
+        let keys = keys();
+        let key = keys.0[0].derived().unwrap();
         let now = clock::now().unix_timestamp();
         let claims =
             json!({"iss": ISSUER, "aud": "other", "sub": Uuid::nil(), "sid": Uuid::nil(), "iat": now, "exp": now + 60});
         let header = Header { kid: Some(key.id.clone()), ..Header::new(Algorithm::EdDSA) };
-        let token = jsonwebtoken::encode(&header, &claims, &key.seed).unwrap();
-        assert_eq!(keys().verify(&token).unwrap_err().code(), Code::Unauthenticated);
+        let token = jsonwebtoken::encode(&header, &claims, &key.signer).unwrap();
+        assert_eq!(keys.verify(&token).unwrap_err().code(), Code::Unauthenticated);
     }
 }

@@ -182,7 +182,7 @@ impl Limits {
     async fn add(&self, key: &str, delta: i64, expires: Option<i64>) -> Result<i64> {
         let mut request = self
             .table
-            .client
+            .client()
             .update_item()
             .table_name(&self.table.name)
             .key("pk", text(key))

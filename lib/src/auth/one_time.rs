@@ -104,7 +104,7 @@ impl OneTimeTokens {
         let token = token(&self.key, user_id, purpose, nonce);
         let result = self
             .table
-            .client
+            .client()
             .put_item()
             .table_name(&self.table.name)
             .item("pk", text(key(user_id, purpose)))
@@ -135,7 +135,7 @@ impl OneTimeTokens {
     pub async fn check(&self, token: &OneTimeToken, purpose: Purpose, now: OffsetDateTime) -> Result<()> {
         let reply = self
             .table
-            .client
+            .client()
             .get_item()
             .table_name(&self.table.name)
             .key("pk", text(key(token.user_id, purpose)))
@@ -160,7 +160,7 @@ impl OneTimeTokens {
     pub async fn consume(&self, token: &OneTimeToken, purpose: Purpose, now: OffsetDateTime) -> Result<()> {
         let result = self
             .table
-            .client
+            .client()
             .update_item()
             .table_name(&self.table.name)
             .key("pk", text(key(token.user_id, purpose)))
@@ -186,7 +186,7 @@ impl OneTimeTokens {
     /// When the table does not answer.
     pub async fn void(&self, user_id: Uuid, purpose: Purpose, now: OffsetDateTime) -> Result<()> {
         self.table
-            .client
+            .client()
             .put_item()
             .table_name(&self.table.name)
             .item("pk", text(key(user_id, purpose)))

@@ -182,7 +182,7 @@ impl Sessions {
     pub async fn find(&self, user_id: Uuid, session_id: Uuid) -> Result<Session> {
         let reply = self
             .table
-            .client
+            .client()
             .get_item()
             .table_name(&self.table.name)
             .key("user_id", text(user_id))
@@ -225,7 +225,7 @@ impl Sessions {
         let expires = (now + IDLE).min(session.created_at + ABSOLUTE);
         let result = self
             .table
-            .client
+            .client()
             .update_item()
             .table_name(&self.table.name)
             .key("user_id", text(session.user_id))
@@ -254,7 +254,7 @@ impl Sessions {
         let mut sessions = Vec::new();
         let mut pages = self
             .table
-            .client
+            .client()
             .query()
             .table_name(&self.table.name)
             .key_condition_expression("user_id = :user")
@@ -280,7 +280,7 @@ impl Sessions {
     pub async fn end(&self, user_id: Uuid, session_id: Uuid) -> Result<bool> {
         let reply = self
             .table
-            .client
+            .client()
             .delete_item()
             .table_name(&self.table.name)
             .key("user_id", text(user_id))
@@ -312,7 +312,7 @@ impl Sessions {
         for session in self.list(user_id).await? {
             let result = self
                 .table
-                .client
+                .client()
                 .update_item()
                 .table_name(&self.table.name)
                 .key("user_id", text(user_id))
@@ -414,7 +414,7 @@ impl SessionIssuer {
         };
         let table = &self.sessions.table;
         table
-            .client
+            .client()
             .put_item()
             .table_name(&table.name)
             .item("user_id", text(user_id))
@@ -496,7 +496,7 @@ impl SessionIssuer {
         next.rotated.truncate(REMEMBERED_ROTATIONS);
         let table = &self.sessions.table;
         let result = table
-            .client
+            .client()
             .update_item()
             .table_name(&table.name)
             .key("user_id", text(session.user_id))
@@ -549,10 +549,9 @@ mod tests {
     use super::*;
 
     fn issuer() -> SessionIssuer {
-        let config = aws_sdk_dynamodb::Config::builder()
-            .behavior_version(aws_sdk_dynamodb::config::BehaviorVersion::v2026_01_12())
-            .build();
-        let table = Table { client: aws_sdk_dynamodb::Client::from_conf(config), name: "sessions".to_owned() };
+        // Never asked.
+        let config = Box::leak(Box::new(aws_types::SdkConfig::builder().build()));
+        let table = Table { name: "sessions".to_owned(), config };
         SessionIssuer { sessions: Sessions { table }, key: TokenKey::derive("secret", "session") }
     }
 

@@ -181,7 +181,7 @@ impl Streams {
             .into_iter()
             .map(|put| Ok(WriteRequest::builder().put_request(put.build().map_err(Error::internal)?).build()))
             .collect::<Result<Vec<_>>>()?;
-        let reply = self.table.client.batch_write_item().request_items(&self.table.name, writes).send().await?;
+        let reply = self.table.client().batch_write_item().request_items(&self.table.name, writes).send().await?;
         if reply.unprocessed_items().is_some_and(|left| !left.is_empty()) {
             return Err(Error::internal("the table did not take all of a stream's first items"));
         }
@@ -193,7 +193,7 @@ impl Streams {
         let now = clock::now();
         if let Some(first) = batch.first() {
             self.table
-                .client
+                .client()
                 .put_item()
                 .table_name(&self.table.name)
                 .item("stream_id", text(stream_id))
@@ -206,7 +206,7 @@ impl Streams {
         let progress = Progress::of(batch);
         let mut update = self
             .table
-            .client
+            .client()
             .update_item()
             .table_name(&self.table.name)
             .key("stream_id", text(stream_id))
@@ -254,7 +254,7 @@ impl Streams {
     async fn item(&self, key: &str) -> Result<Option<Item>> {
         let reply = self
             .table
-            .client
+            .client()
             .get_item()
             .table_name(&self.table.name)
             .key("stream_id", text(key))
@@ -268,7 +268,7 @@ impl Streams {
     async fn update(&self, stream_id: Uuid, change: &str, value: AttributeValue) -> Result<()> {
         let result = self
             .table
-            .client
+            .client()
             .update_item()
             .table_name(&self.table.name)
             .key("stream_id", text(stream_id))
@@ -357,7 +357,7 @@ impl Streams {
         let mut events = Vec::new();
         let mut pages = self
             .table
-            .client
+            .client()
             .query()
             .table_name(&self.table.name)
             .key_condition_expression("stream_id = :id AND seq >= :from")

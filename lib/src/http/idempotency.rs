@@ -83,7 +83,7 @@ impl Idempotency {
         };
         let put = self
             .table
-            .client
+            .client()
             .put_item()
             .table_name(&self.table.name)
             .item("pk", text(&ticket.pk))
@@ -127,7 +127,7 @@ impl Idempotency {
         let mut body = get_text(item, "reply")?.to_owned();
         for part in 1..get_number(item, "parts")? {
             let key = part_key(pk, get_id(item, "id")?, part);
-            let request = self.table.client.get_item().table_name(&self.table.name).key("pk", text(key));
+            let request = self.table.client().get_item().table_name(&self.table.name).key("pk", text(key));
             let reply = request.consistent_read(true).send().await?;
             body.push_str(get_text(&reply.item.unwrap_or_default(), "reply")?);
         }
@@ -247,7 +247,7 @@ impl Ticket {
         let expires = epoch_seconds(clock::now() + KEPT);
         for (index, part) in parts.iter().enumerate().skip(1) {
             self.table
-                .client
+                .client()
                 .put_item()
                 .table_name(&self.table.name)
                 .item("pk", text(part_key(&self.pk, self.id, i64::try_from(index).map_err(Error::internal)?)))
@@ -257,7 +257,7 @@ impl Ticket {
                 .await?;
         }
         self.table
-            .client
+            .client()
             .put_item()
             .table_name(&self.table.name)
             .item("pk", text(&self.pk))
@@ -279,7 +279,7 @@ impl Ticket {
     pub async fn give_back(self) {
         let deleted = self
             .table
-            .client
+            .client()
             .delete_item()
             .table_name(&self.table.name)
             .key("pk", text(&self.pk))

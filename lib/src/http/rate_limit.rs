@@ -62,7 +62,7 @@ impl RateLimiter {
         };
         let reply = self
             .table
-            .client
+            .client()
             .update_item()
             .table_name(&self.table.name)
             .key("pk", text(format!("api#{client}#{window}")))

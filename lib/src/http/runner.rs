@@ -197,7 +197,11 @@ struct Guard {
 impl Guard {
     async fn init(limited: bool) -> Result<Box<dyn Admit>> {
         let limiter = if limited { Some(RateLimiter::from_env()?) } else { None };
-        Ok(Box::new(Self { gate: Gate::init().await?, limiter }))
+        let (gate, ()) = futures_util::try_join!(Gate::init(), async {
+            background::requests_sent().await;
+            crate::store::dynamo::prepare()
+        })?;
+        Ok(Box::new(Self { gate, limiter }))
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::types::AttributeValue;
+use aws_types::SdkConfig;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -14,13 +15,28 @@ use crate::error::{Error, Result};
 /// An item as DynamoDB gives it.
 pub type Item = HashMap<String, AttributeValue>;
 
-/// A table and the client that reaches it.
+/// A table.
 #[derive(Clone)]
 pub struct Table {
-    /// The client.
-    pub client: Client,
-    /// The table's name.
+    /// Its name.
     pub name: String,
+    /// What the client is built of.
+    pub(crate) config: &'static SdkConfig,
+}
+
+/// Building a client costs more than a call: all tables share one.
+fn client(config: &SdkConfig) -> &'static Client {
+    static CLIENT: OnceLock<Client> = OnceLock::new();
+    CLIENT.get_or_init(|| Client::new(config))
+}
+
+/// Builds the client, so that no request does.
+///
+/// # Errors
+/// When the AWS configuration is incomplete.
+pub(crate) fn prepare() -> Result<()> {
+    client(crate::aws::sdk_config()?);
+    Ok(())
 }
 
 impl Table {
@@ -29,10 +45,13 @@ impl Table {
     /// # Errors
     /// When the variable is missing.
     pub fn from_env(variable: &str) -> Result<Self> {
-        // Building a client costs more than a call: all tables share one.
-        static CLIENT: OnceLock<Client> = OnceLock::new();
-        let config = crate::aws::sdk_config()?;
-        Ok(Self { client: CLIENT.get_or_init(|| Client::new(config)).clone(), name: config::required(variable)? })
+        Ok(Self { name: config::required(variable)?, config: crate::aws::sdk_config()? })
+    }
+
+    /// The client that reaches it.
+    #[must_use]
+    pub fn client(&self) -> &'static Client {
+        client(self.config)
     }
 
     /// Reads an item that cannot exist, for health checks.
@@ -40,7 +59,7 @@ impl Table {
     /// # Errors
     /// When the table does not answer.
     pub async fn ping(&self, keys: &[&str]) -> Result<()> {
-        let mut request = self.client.get_item().table_name(&self.name);
+        let mut request = self.client().get_item().table_name(&self.name);
         for key in keys {
             request = request.key(*key, text("health"));
         }

@@ -11,5 +11,5 @@ fn main() -> ExitCode {
 }
 
 async fn handle(keys: &Keys, _request: Request) -> Result<Response> {
-    Ok(Response::ok(&keys.jwks())?.with("cache-control", "public, max-age=300"))
+    Ok(Response::ok(&keys.jwks()?)?.with("cache-control", "public, max-age=300"))
 }

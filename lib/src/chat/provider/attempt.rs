@@ -8,7 +8,7 @@ use tracing::{debug_span, field};
 
 use crate::chat::catalogue::{Catalogue, Choice, ProviderId};
 use crate::chat::provider::{Call, Cause, Failure, Piece, Pieces, Provider, Usage, from_env};
-use crate::crypto;
+use crate::clock;
 use crate::error::{Code, Error, Result};
 
 /// Beginnings of several slow providers may take so long together, so that there is time for an answer.
@@ -210,7 +210,8 @@ impl Providers {
             // A second silence is answer enough.
             let allowed =
                 if failure.cause == Cause::TimedOut { self.patience.attempts.min(2) } else { self.patience.attempts };
-            let wait = failure.retry_after.unwrap_or_else(|| jitter(self.patience.backoff * 2_u32.pow(tries - 1)));
+            let wait =
+                failure.retry_after.unwrap_or_else(|| clock::jitter(self.patience.backoff * 2_u32.pow(tries - 1)));
             if !failure.is_passing()
                 || tries >= allowed
                 || wait > self.patience.longest_wait
@@ -270,12 +271,6 @@ impl Providers {
         }
         outcome
     }
-}
-
-/// Between half of a wait and all of it, so that those who failed together do not return together.
-fn jitter(wait: Duration) -> Duration {
-    let random = crypto::random().map_or(0.0, |bytes| f64::from(bytes[0]) / 255.0);
-    wait.mul_f64(0.5 + random / 2.0)
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ async fn handle(clients: &Clients, event: Value) -> Result<Value, Error> {
     let started = Instant::now();
     let session = clients
         .sessions
-        .client
+        .client()
         .get_item()
         .table_name(&clients.sessions.name)
         .key("user_id", text(user))
@@ -42,7 +42,7 @@ async fn handle(clients: &Clients, event: Value) -> Result<Value, Error> {
         .send();
     let count = clients
         .limits
-        .client
+        .client()
         .update_item()
         .table_name(&clients.limits.name)
         .key("pk", text(format!("bench#{user}")))
