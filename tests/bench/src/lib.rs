@@ -45,6 +45,7 @@ pub struct Sandbox {
     name: String,
     child: Arc<Mutex<Child>>,
     init: Duration,
+    init_cpu: Duration,
     happenings: happened::Receiver<Happening>,
     events: mpsc::UnboundedSender<Bytes>,
     extension_events: mpsc::UnboundedSender<Bytes>,
@@ -113,6 +114,7 @@ impl Sandbox {
             name,
             child: Arc::new(Mutex::new(child)),
             init: Duration::ZERO,
+            init_cpu: Duration::ZERO,
             happenings,
             events,
             extension_events,
@@ -124,7 +126,10 @@ impl Sandbox {
         };
         loop {
             match sandbox.next_happening()? {
-                Happening::AskedForEvent(at) => sandbox.init = at - started,
+                Happening::AskedForEvent(at) => {
+                    sandbox.init = at - started;
+                    sandbox.init_cpu = sandbox.cpu()?;
+                }
                 Happening::Replied(..) => return Err(sandbox.failure("replied before there was an event")),
                 _ => {}
             }
@@ -138,6 +143,20 @@ impl Sandbox {
     #[must_use]
     pub fn init(&self) -> Duration {
         self.init
+    }
+
+    /// What of that the processor worked; the rest waited for other processes.
+    #[must_use]
+    pub fn init_cpu(&self) -> Duration {
+        self.init_cpu
+    }
+
+    /// What the process's first thread, on which an init runs, has worked.
+    fn cpu(&self) -> Result<Duration, String> {
+        let path = PathBuf::from(format!("/proc/{}/schedstat", self.child.lock().unwrap().id()));
+        let times = std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+        let nanos = times.split(' ').next().and_then(|nanos| nanos.parse().ok());
+        nanos.map(Duration::from_nanos).ok_or_else(|| self.failure("has no time in schedstat"))
     }
 
     /// Hands out an event, waits for the reply, and then for the work that goes on behind it.
