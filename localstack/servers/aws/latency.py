@@ -13,12 +13,12 @@ from typing import Any
 # 50 ms for the first line is charged to every request whose function logs nothing.
 LOG_WAITS = (0.002, 0.002, 0.05)
 
-# What every request of the product calls, by the prefix of X-Amz-Target.
-DATA_PLANE = {"DynamoDB_20120810": "dynamodb", "AmazonSQS": "sqs"}
+# What every request or init of the product calls, by the prefix of X-Amz-Target.
+DATA_PLANE = {"DynamoDB_20120810": "dynamodb", "AmazonSQS": "sqs", "secretsmanager": "secretsmanager"}
 
 
 def apply() -> None:
-    """Answer small packets at once, cut the wait for log lines, shorten the way to items and messages."""
+    """Answer small packets at once, cut the wait for log lines, shorten the way to items, messages and secrets."""
     _answer_at_once()
     import hypercorn.asyncio
     from ministack import app as gateway
@@ -74,7 +74,7 @@ async def _serve(app: Callable[..., Awaitable[None]], config: Any) -> None:
 
 
 class _Shortcut:
-    """Hands calls on items and messages to their service.
+    """Hands calls on items, messages and secrets to their service.
 
     On the published way, which looks for virtual hosts, presigned URLs and
     permissions, a call takes three times as long as its work.
