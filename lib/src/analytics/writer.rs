@@ -21,6 +21,10 @@ use crate::store::postgres::Database;
 
 /// Seconds that a writer waits for its turn; the rest of the function's time is for the insert.
 const PATIENCE: u32 = 20;
+/// Known ids between the first and the last of a batch, beyond which those of the batch are asked for by name.
+const NEIGHBOURS: usize = 20_000;
+/// Ids of one question: ClickHouse takes at most 128 KiB for a parameter, and an id has up to 39 digits.
+const IDS: usize = 3000;
 
 /// Writes events.
 pub struct Writer {
@@ -68,21 +72,32 @@ impl Writer {
     }
 
     async fn known(&self, events: &[Event<'_>]) -> Result<HashSet<u128>> {
-        let mut ids = String::with_capacity(events.len() * 40);
-        for event in events {
-            ids.push(if ids.is_empty() { '[' } else { ',' });
-            ids.push_str(&event.id.to_string());
-        }
-        ids.push(']');
-        let known: Vec<u128> = self
-            .clickhouse
-            .client()
-            .query("SELECT id FROM events WHERE id IN {ids:Array(UInt128)}")
-            .param("ids", ids)
+        let client = self.clickhouse.client();
+        let ids = || events.iter().map(|event| event.id);
+        // Ids are in the order of their making, as a rule: few others lie between those of a batch.
+        let near: Vec<u128> = client
+            .query("SELECT id FROM events WHERE id BETWEEN {first:UInt128} AND {last:UInt128} LIMIT {limit:UInt64}")
+            .param("first", ids().min().unwrap_or_default().to_string())
+            .param("last", ids().max().unwrap_or_default().to_string())
+            .param("limit", NEIGHBOURS)
             .fetch_all()
             .instrument(span("SELECT events"))
             .await?;
-        Ok(known.into_iter().collect())
+        if near.len() < NEIGHBOURS {
+            return Ok(near.into_iter().collect());
+        }
+        let mut known = HashSet::new();
+        for some in events.chunks(IDS) {
+            let ids: Vec<String> = some.iter().map(|event| event.id.to_string()).collect();
+            let found: Vec<u128> = client
+                .query("SELECT id FROM events WHERE id IN {ids:Array(UInt128)}")
+                .param("ids", format!("[{}]", ids.join(",")))
+                .fetch_all()
+                .instrument(span("SELECT events"))
+                .await?;
+            known.extend(found);
+        }
+        Ok(known)
     }
 }
 
@@ -121,6 +136,8 @@ async fn insert(clickhouse: &ClickHouse, block: &Block) -> Result<()> {
         .with_setting("deduplicate_blocks_in_dependent_materialized_views", "1")
         .with_setting("async_insert", "0")
         .with_setting("parallel_view_processing", "1")
+        // What a view made of a block is aggregated already: merging it once more before it is stored finds nothing.
+        .with_setting("optimize_on_insert", "0")
         // Events of many months may come together: old ones are late, not wrong.
         .with_setting("max_partitions_per_insert_block", "0");
     insert.send(block.bytes.clone()).await?;

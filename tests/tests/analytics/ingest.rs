@@ -37,6 +37,23 @@ async fn the_first_of_an_id_counts() {
     stores.drop().await;
 }
 
+/// Ids that were not made in the order of their coming, as those of others may be.
+#[tokio::test]
+async fn known_ids_are_found_among_very_many() {
+    let stores = Stores::fresh().await;
+    let others = "INSERT INTO events (id, type, subject, time)
+         SELECT number * 1000, 'user.signout', 'other', '2026-01-01 00:00:00' FROM numbers(1, 30000)";
+    stores.clickhouse.client().query(others).execute().await.expect("others");
+    let id = |n: usize| Uuid::from_u128(n as u128 * 7500);
+    let bodies: Vec<String> = (1..=4200).map(|n| signup(id(n), n).to_string()).collect();
+    // Every second of the first 4000 is one of theirs.
+    let known = 2000;
+    let writer = stores.writer();
+    assert_eq!(writer.write(&parse(&bodies)).await.expect("written"), bodies.len() - known);
+    assert_eq!(writer.write(&parse(&bodies)).await.expect("again"), 0);
+    stores.drop().await;
+}
+
 #[tokio::test]
 async fn concurrent_writers_of_the_same_events_take_turns() {
     let stores = Stores::fresh().await;
