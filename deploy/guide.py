@@ -40,6 +40,7 @@ QUESTIONS = {
     "ClickHouseUrl": "Base URL of ClickHouse",
     "ClickHouseUser": "User of ClickHouse that may write",
     "ClickHouseReader": "User of ClickHouse that may only read",
+    "ClickHouseManageReader": "Whether the migration makes that user (true or false)",
 }
 SECRETS = {
     "ClickHousePassword": "Password of ClickHouse's users",

@@ -115,7 +115,15 @@ def _clickhouse_configuration(profile: Profile, data: Path) -> Path:
     <app><password>{password}</password><profile>default</profile><access_management>1</access_management></app>
     <reader><password>{password}</password><profile>readonly</profile></reader>
   </users>
-  <profiles><default/><readonly><readonly>2</readonly></readonly></profiles>
+  <profiles>
+    <default/>
+    <readonly>
+      <readonly>1</readonly>
+      <max_execution_time>10</max_execution_time>
+      <max_rows_to_read>1000000000</max_rows_to_read>
+      <max_memory_usage>4000000000</max_memory_usage>
+    </readonly>
+  </profiles>
 </clickhouse>
 """)
     path.chmod(0o600)

@@ -11,7 +11,7 @@ use crate::auth::password::{self, NewPassword};
 use crate::config::{self, Stage};
 use crate::error::{Error, Result};
 use crate::http::validate::{Fields, FromFields};
-use crate::store::clickhouse::ClickHouse;
+use crate::store::clickhouse::{ClickHouse, Reader, identifier};
 use crate::store::postgres::Database;
 
 static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
@@ -59,22 +59,27 @@ pub struct Migrations {
     database: Database,
     clickhouse: ClickHouse,
     turns: Turns,
+    /// The account to make for the figures.
+    reader: Option<Reader>,
 }
 
 impl Migrations {
-    /// Reads the secrets; connects on first use.
+    /// Reads the secrets; connects on first use. `CLICKHOUSE_MANAGE_READER` says whether the account that only
+    /// reads is made here.
     ///
     /// # Errors
     /// When a secret cannot be read.
     pub async fn init() -> Result<Self> {
         let (database, clickhouse) = futures_util::try_join!(Database::init(), ClickHouse::init())?;
-        Ok(Self::new(database, clickhouse))
+        let is_managed = config::parsed("CLICKHOUSE_MANAGE_READER", false)?;
+        let reader = if is_managed { ClickHouse::reader_account().await? } else { None };
+        Ok(Self { reader, ..Self::new(database, clickhouse) })
     }
 
     /// Migrations of these stores.
     #[must_use]
     pub fn new(database: Database, clickhouse: ClickHouse) -> Self {
-        Self { turns: Turns::new(&database), database, clickhouse }
+        Self { turns: Turns::new(&database), database, clickhouse, reader: None }
     }
 
     /// Applies what is missing, then sees to the admin of the payload.
@@ -92,6 +97,11 @@ impl Migrations {
         for (version, name, statements) in CLICKHOUSE {
             if !done.contains(version) {
                 apply(&self.clickhouse, *version, name, statements).await?;
+            }
+        }
+        if let Some(reader) = &self.reader {
+            for statement in reader.statements(self.clickhouse.database(), &fill("${on_cluster}")?)? {
+                self.clickhouse.client().query_raw(&statement).execute().await?;
             }
         }
         self.turns.end(turn).await?;
@@ -201,8 +211,12 @@ fn split(statements: &str) -> impl Iterator<Item = &str> {
 
 /// Fills in what depends on the server: `CLICKHOUSE_CLUSTER` names the cluster, whose tables are then replicated.
 pub(crate) fn fill(statements: &str) -> Result<String> {
-    let (on_cluster, replicated, window) = match config::optional("CLICKHOUSE_CLUSTER") {
-        Some(cluster) => (format!("ON CLUSTER {}", identifier(&cluster)?), "Replicated", "replicated"),
+    fill_for(statements, config::optional("CLICKHOUSE_CLUSTER").as_deref())
+}
+
+fn fill_for(statements: &str, cluster: Option<&str>) -> Result<String> {
+    let (on_cluster, replicated, window) = match cluster {
+        Some(cluster) => (format!("ON CLUSTER {}", identifier(cluster)?), "Replicated", "replicated"),
         None => (String::new(), "", "non_replicated"),
     };
     Ok(statements
@@ -215,12 +229,6 @@ pub(crate) fn fill(statements: &str) -> Result<String> {
 pub(crate) fn view(target: &str) -> Option<&'static str> {
     let statements = CLICKHOUSE.iter().flat_map(|(.., statements)| split(statements));
     statements.filter_map(View::of).filter(|view| view.target == target).last().map(|view| view.select)
-}
-
-/// A name from the configuration, which cannot be bound in DDL.
-fn identifier(name: &str) -> Result<&str> {
-    let good = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-    if good { Ok(name) } else { Err(Error::internal("a ClickHouse name may have letters, digits and _ only")) }
 }
 
 #[cfg(test)]
@@ -238,10 +246,28 @@ mod tests {
     }
 
     #[test]
-    fn names_cannot_carry_sql() {
-        assert!(identifier("analytics_2").is_ok());
-        for bad in ["", "a b", "a`", "a;DROP", "é"] {
-            assert!(identifier(bad).is_err(), "{bad}");
+    fn a_cluster_gets_everything_everywhere() {
+        for (_, name, statements) in CLICKHOUSE {
+            for statement in split(&fill_for(statements, Some("main")).unwrap()) {
+                let code: Vec<&str> =
+                    statement.lines().filter(|line| !line.is_empty() && !line.starts_with("--")).collect();
+                assert!(code[0].starts_with("CREATE ") && code[0].contains(" ON CLUSTER main "), "{name}: {statement}");
+                let engine = code.iter().find(|line| line.starts_with("ENGINE = "));
+                assert_eq!(engine.is_some(), code[0].starts_with("CREATE TABLE"), "{name}: {statement}");
+                assert!(engine.is_none_or(|engine| engine.starts_with("ENGINE = Replicated")), "{name}: {statement}");
+            }
+        }
+        assert!(fill_for("${on_cluster}", Some("main; DROP")).is_err());
+    }
+
+    #[test]
+    fn every_table_of_a_view_remembers_tokens() {
+        for (cluster, setting) in [(None, " non_replicated_dedup"), (Some("main"), " replicated_dedup")] {
+            for (_, _, statements) in CLICKHOUSE {
+                let filled = fill_for(statements, cluster).unwrap();
+                let tables = filled.matches("CREATE TABLE").count();
+                assert_eq!(filled.matches(&format!("SETTINGS{setting}lication_window = 1000")).count(), tables);
+            }
         }
     }
 }

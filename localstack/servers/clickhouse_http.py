@@ -7,8 +7,8 @@ frames), two accounts, and errors with their exception code.
 
     python -m servers.clickhouse_http PORT DATA_FOLDER   (password in CLICKHOUSE_PASSWORD)
 
-Account ``app`` may do everything, ``reader`` only read; both have the same
-password. One statement runs at a time: the engine has one session.
+Account ``app`` may do everything, ``reader`` only read, within bounds that it
+cannot change; both have the same password. One statement runs at a time: the engine has one session.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import base64
 import email
 import email.policy
+import json
 import os
 import re
 import shutil
@@ -38,6 +39,10 @@ NOT_SETTINGS = {
 }  # fmt: skip
 # The crate sends this with DESCRIBE, where chDB takes no SETTINGS clause.
 IGNORED_SETTINGS = {"describe_include_subcolumns"}
+# What an account of a real server has in its settings.
+READER_SETTINGS = {"max_execution_time": "10", "max_rows_to_read": "1000000000", "max_memory_usage": "4000000000"}
+# What the server takes as the value of a form's field (`http_max_field_value_size`).
+MAX_FIELD_BYTES = 128 * 1024
 
 INSERT = re.compile(r"^\s*(INSERT\s+INTO\s+.+?)(?:\s+SETTINGS\s+(.+?))?\s+FORMAT\s+(\w+)\s*;?\s*$", re.S | re.I)
 INSERT_TARGET = re.compile(r"^(\s*INSERT\s+INTO\s+\S+(?:\s*\([^)]*\))?)", re.I)
@@ -87,21 +92,21 @@ class Engine:
         self._database = ""
         self._spool = spool
 
-    def run(self, statement: Statement) -> bytes:
-        """The reply's bytes in the wanted format."""
+    def run(self, statement: Statement) -> tuple[bytes, int]:
+        """The reply's bytes in the wanted format, and the rows that were read for it."""
         with self._lock:
             self._use(statement.database)
             insert = INSERT.match(statement.sql) if statement.data is not None else None
             if insert:
                 self._insert(insert, statement)
-                return b""
+                return b"", 0
             sql, wanted = statement.sql, statement.format
             trailing = TRAILING_FORMAT.search(sql)
             if trailing and not INSERT_TARGET.match(sql):
                 sql, wanted = sql[: trailing.start()], trailing[1]
             sql = with_settings(sql, statement.settings)
             result = self._session.query(sql, wanted, params=statement.parameters or None)
-            return result.bytes() if result is not None else b""
+            return (result.bytes(), result.storage_rows_read()) if result is not None else (b"", 0)
 
     def _use(self, database: str) -> None:
         """The database is state of the session, so it is set under the lock."""
@@ -160,10 +165,13 @@ def form_fields(content_type: str, body: bytes) -> dict[str, str]:
     """The fields of a multipart form: how the crate sends bound parameters."""
     head = b"Content-Type: " + content_type.encode() + b"\r\n\r\n"
     parts = email.message_from_bytes(head + body, policy=email.policy.HTTP).iter_parts()
-    return {
+    fields = {
         str(part.get_param("name", header="content-disposition")): part.get_payload(decode=True).decode()
         for part in parts
     }
+    if any(len(value) > MAX_FIELD_BYTES for value in fields.values()):
+        raise Refused(NO_CODE, "HTML Form Exception: Field value too long. (POCO_EXCEPTION)")
+    return fields
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -195,9 +203,10 @@ class Handler(BaseHTTPRequestHandler):
         try:
             account = self._account(fields)
             statement = self._statement(fields, body)
-            if account == "reader" and not READS.match(statement.sql):
-                raise Refused(READONLY, "reader: Cannot execute query in readonly mode. (READONLY)")
-            self._send(200, self.engine.run(statement))
+            if account == "reader":
+                statement.settings = self._of_reader(statement)
+            reply, rows = self.engine.run(statement)
+            self._send(200, reply, {"X-ClickHouse-Summary": json.dumps({"read_rows": str(rows)})})
         except Exception as error:  # the engine reports everything as RuntimeError
             self._refuse(str(error))
 
@@ -216,6 +225,14 @@ class Handler(BaseHTTPRequestHandler):
                 " name. (AUTHENTICATION_FAILED)",
             )
         return user
+
+    def _of_reader(self, statement: Statement) -> dict[str, str]:
+        """The settings of an account with readonly = 1."""
+        if not READS.match(statement.sql):
+            raise Refused(READONLY, "reader: Cannot execute query in readonly mode. (READONLY)")
+        if changed := next(iter(statement.settings.keys() - IGNORED_SETTINGS), None):
+            raise Refused(READONLY, f"Cannot modify '{changed}' setting in readonly mode. (READONLY)")
+        return READER_SETTINGS
 
     def _statement(self, fields: dict[str, str], body: bytes) -> Statement:
         content_type = self.headers.get("Content-Type", "")

@@ -1,5 +1,6 @@
 """The chDB front, as ClickHouse's own clients use it."""
 
+import json
 import os
 import socket
 import struct
@@ -161,6 +162,26 @@ def test_reader_only_reads(front, app):
     app.query("CREATE TABLE kept (n UInt8) ENGINE = MergeTree ORDER BY n")
     for sql in ("DROP TABLE kept", "INSERT INTO kept VALUES (1)", "TRUNCATE TABLE kept"):
         assert failure(lambda sql=sql: reader.query(sql)) == (403, "164")
+
+
+def test_reader_stays_within_its_bounds(front):
+    reader = Client(front.port, user="reader")
+    assert reader.query("SELECT getSetting('max_execution_time')") == "10\n"
+    assert failure(lambda: reader.query("SELECT 1", max_execution_time="0")) == (403, "164")
+
+
+def test_long_fields_are_refused(app):
+    body = f'--b\r\nContent-Disposition: form-data; name="query"\r\n\r\nSELECT 1{" " * 131072}\r\n--b--\r\n'
+    assert failure(lambda: app.post(body.encode(), content_type="multipart/form-data; boundary=b")) == (500, "1002")
+
+
+def test_says_how_many_rows_were_read(app):
+    app.query("CREATE TABLE many (n UInt64) ENGINE = MergeTree ORDER BY n")
+    app.query("INSERT INTO many SELECT number FROM numbers(1000)")
+    with urllib.request.urlopen(
+        urllib.request.Request(f"{app.url}?database=default", b"SELECT sum(n) FROM many", app.headers), timeout=30
+    ) as reply:
+        assert json.loads(reply.headers["X-ClickHouse-Summary"])["read_rows"] == "1000"
 
 
 def test_acknowledged_rows_survive_a_kill(front, app):

@@ -4,7 +4,8 @@ use clickhouse::Client;
 use tracing::{Span, debug_span};
 
 use crate::config::Secret;
-use crate::error::Result;
+use crate::crypto;
+use crate::error::{Error, Result};
 use crate::secrets;
 
 #[derive(serde::Deserialize)]
@@ -18,9 +19,9 @@ struct ClickHouseSecret {
     reader: String,
 }
 
-/// What one figure may take: seconds, and rows read.
-const MAX_SECONDS: u32 = 10;
-const MAX_ROWS: u32 = 1_000_000_000;
+/// What one figure may take: seconds, rows read, bytes of memory.
+const LIMITS: [(&str, &str); 3] =
+    [("max_execution_time", "10"), ("max_rows_to_read", "1000000000"), ("max_memory_usage", "4000000000")];
 
 /// The span of a statement, named by its verb and what that is for.
 pub(crate) fn span(statement: &str) -> Span {
@@ -30,6 +31,43 @@ pub(crate) fn span(statement: &str) -> Span {
         otel.kind = "client",
         db.system.name = "clickhouse",
     )
+}
+
+/// A user that may only read, within bounds.
+pub struct Reader {
+    /// The name.
+    pub user: String,
+    /// The password.
+    pub password: Secret,
+}
+
+impl Reader {
+    /// What makes the account, or brings one that is there to the password and the bounds of today. The password
+    /// goes as its hash: statements are kept in the server's log.
+    ///
+    /// # Errors
+    /// When a name could carry SQL.
+    pub fn statements(&self, database: &str, on_cluster: &str) -> Result<[String; 3]> {
+        let (user, database) = (identifier(&self.user)?, identifier(database)?);
+        let hash = hex(&crypto::sha256(self.password.expose().as_bytes()));
+        let bounds: String = LIMITS.iter().map(|(name, value)| format!(", {name} = {value} READONLY")).collect();
+        let account = format!("IDENTIFIED WITH sha256_hash BY '{hash}' SETTINGS readonly = 1{bounds}");
+        Ok([
+            format!("CREATE USER IF NOT EXISTS {user} {on_cluster} {account}"),
+            format!("ALTER USER {user} {on_cluster} {account}"),
+            format!("GRANT {on_cluster} SELECT ON {database}.* TO {user}"),
+        ])
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A name from the configuration, which cannot be bound in DDL.
+pub(crate) fn identifier(name: &str) -> Result<&str> {
+    let good = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    if good { Ok(name) } else { Err(Error::internal("a ClickHouse name may have letters, digits and _ only")) }
 }
 
 /// The analytics store.
@@ -49,19 +87,31 @@ impl ClickHouse {
         Ok(Self::connect_lazy(&secret.url, &secret.user, &secret.password, &secret.database))
     }
 
-    /// The same as the user that may only read, with bounds on what a query may take.
+    /// The same as the user that may only read, whose account bounds what a query may take. Without such a user
+    /// the bounds go with each query.
     ///
     /// # Errors
     /// When the secret cannot be read.
     pub async fn reader() -> Result<Self> {
         let secret: ClickHouseSecret = secrets::read("CLICKHOUSE_SECRET_ARN").await?;
-        let user = if secret.reader.is_empty() { &secret.user } else { &secret.reader };
-        let mut reader = Self::connect_lazy(&secret.url, user, &secret.password, &secret.database);
-        reader.client = reader
-            .client
-            .with_setting("max_execution_time", MAX_SECONDS.to_string())
-            .with_setting("max_rows_to_read", MAX_ROWS.to_string());
+        if !secret.reader.is_empty() {
+            // An account of readonly = 1 refuses every setting.
+            return Ok(Self::connect_lazy(&secret.url, &secret.reader, &secret.password, &secret.database));
+        }
+        let mut reader = Self::connect_lazy(&secret.url, &secret.user, &secret.password, &secret.database);
+        for (name, value) in LIMITS {
+            reader.client = reader.client.with_setting(name, value);
+        }
         Ok(reader)
+    }
+
+    /// The user that may only read, as the secret names it.
+    ///
+    /// # Errors
+    /// When the secret cannot be read.
+    pub async fn reader_account() -> Result<Option<Reader>> {
+        let ClickHouseSecret { reader, password, .. } = secrets::read("CLICKHOUSE_SECRET_ARN").await?;
+        Ok((!reader.is_empty()).then_some(Reader { user: reader, password }))
     }
 
     /// A database at the URL.
@@ -91,5 +141,35 @@ impl ClickHouse {
     pub async fn ping(&self) -> Result<()> {
         self.client.query("SELECT 1").fetch_one::<u8>().await?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reader_reads_one_database_within_bounds() {
+        let reader = Reader { user: "reader".to_owned(), password: Secret::new("it's secret".to_owned()) };
+        let [create, alter, grant] = reader.statements("analytics", "ON CLUSTER main").unwrap();
+        assert!(
+            create.starts_with("CREATE USER IF NOT EXISTS reader ON CLUSTER main IDENTIFIED WITH sha256_hash BY '")
+        );
+        assert!(alter.starts_with("ALTER USER reader ON CLUSTER main IDENTIFIED WITH sha256_hash BY '"));
+        for statement in [&create, &alter] {
+            assert!(!statement.contains("secret"), "{statement}");
+            assert!(statement.contains("readonly = 1, max_execution_time = 10 READONLY"), "{statement}");
+        }
+        assert_eq!(grant, "GRANT ON CLUSTER main SELECT ON analytics.* TO reader");
+        let bad = Reader { user: "r; DROP TABLE events".to_owned(), ..reader };
+        assert!(bad.statements("analytics", "").is_err());
+    }
+
+    #[test]
+    fn names_cannot_carry_sql() {
+        assert!(identifier("analytics_2").is_ok());
+        for bad in ["", "a b", "a`", "a;DROP", "é"] {
+            assert!(identifier(bad).is_err(), "{bad}");
+        }
     }
 }
