@@ -1,6 +1,6 @@
 -- Every event once, as it came. Ids are numbers: UUIDv7 ids are then in the order of their making, so that the
--- ids of a batch lie together (the UUID type sorts by its second half). The ingest worker inserts no id twice;
--- the engine is a second net, in which the row that came first survives.
+-- ids of a batch lie together (the UUID type sorts by its second half). The ingest worker inserts no id twice: the
+-- engine is a second net, in which the row that came first survives.
 CREATE TABLE IF NOT EXISTS events ${on_cluster} (
     id                  UInt128,
     type                LowCardinality(String),
@@ -58,47 +58,30 @@ ORDER BY id
 TTL toDateTime(ingested_at) + INTERVAL 90 DAY DELETE WHERE type = 'http.request_completed'
 SETTINGS ${deduplication};
 
--- All events by type; requests also by route, with the buckets of their durations in seconds.
+-- All events by type; requests also by route, and by the bucket of their duration: each took more than so many
+-- milliseconds, and no more than the next bucket begins with.
 CREATE TABLE IF NOT EXISTS request_totals ${on_cluster} (
     type        LowCardinality(String),
     route       LowCardinality(String),
     method      LowCardinality(String),
     status      Int64,
+    over_ms     Int64,
     last_ingest SimpleAggregateFunction(max, DateTime64(3, 'UTC')),
     events      SimpleAggregateFunction(sum, UInt64),
-    duration_ms SimpleAggregateFunction(sum, Int64),
-    le_5        SimpleAggregateFunction(sum, UInt64),
-    le_10       SimpleAggregateFunction(sum, UInt64),
-    le_25       SimpleAggregateFunction(sum, UInt64),
-    le_50       SimpleAggregateFunction(sum, UInt64),
-    le_100      SimpleAggregateFunction(sum, UInt64),
-    le_250      SimpleAggregateFunction(sum, UInt64),
-    le_500      SimpleAggregateFunction(sum, UInt64),
-    le_1000     SimpleAggregateFunction(sum, UInt64),
-    le_2500     SimpleAggregateFunction(sum, UInt64),
-    le_5000     SimpleAggregateFunction(sum, UInt64),
-    le_10000    SimpleAggregateFunction(sum, UInt64)
+    clamped     SimpleAggregateFunction(sum, UInt64),
+    duration_ms SimpleAggregateFunction(sum, Int64)
 )
 ENGINE = ${replicated}AggregatingMergeTree
-ORDER BY (type, route, method, status)
+ORDER BY (type, route, method, status, over_ms)
 SETTINGS ${deduplication};
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS request_totals_view ${on_cluster} TO request_totals AS
 SELECT
     type, route, if(type = 'http.request_completed', events.method, '') AS method, http_status AS status,
+    roundDown(events.duration_ms - 1, [0, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000]) AS over_ms,
     max(ingested_at) AS last_ingest,
     count() AS events,
-    sum(duration_ms) AS duration_ms,
-    countIf(events.duration_ms <= 5) AS le_5,
-    countIf(events.duration_ms <= 10) AS le_10,
-    countIf(events.duration_ms <= 25) AS le_25,
-    countIf(events.duration_ms <= 50) AS le_50,
-    countIf(events.duration_ms <= 100) AS le_100,
-    countIf(events.duration_ms <= 250) AS le_250,
-    countIf(events.duration_ms <= 500) AS le_500,
-    countIf(events.duration_ms <= 1000) AS le_1000,
-    countIf(events.duration_ms <= 2500) AS le_2500,
-    countIf(events.duration_ms <= 5000) AS le_5000,
-    countIf(events.duration_ms <= 10000) AS le_10000
+    countIf(events.clamped) AS clamped,
+    sum(events.duration_ms) AS duration_ms
 FROM events
-GROUP BY type, route, method, status;
+GROUP BY type, route, method, status, over_ms;

@@ -248,8 +248,8 @@ impl Reports {
         let lengths =
             "SELECT count() AS active, sum(length) AS sent, quantilesExactInclusive(0.5, 0.95)(length) AS quantiles
              FROM (
-                SELECT conversation_id, sum(messages) AS length FROM user_metrics
-                WHERE day BETWEEN {from:Date} AND {to:Date} GROUP BY conversation_id HAVING length > 0
+                SELECT conversation, sum(messages) AS length FROM user_metrics
+                WHERE day BETWEEN {from:Date} AND {to:Date} GROUP BY conversation HAVING length > 0
              )";
         let series = concat!(
             "SELECT if(toDate(hour) < {from:Date}, -1, ",

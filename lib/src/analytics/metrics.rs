@@ -43,6 +43,12 @@ struct Recent {
     error_ratio: f64,
 }
 
+#[derive(clickhouse::Row, Deserialize)]
+struct Ingested {
+    events: u64,
+    clamped: u64,
+}
+
 impl Metrics {
     /// Reads the secrets; connects on first use.
     ///
@@ -83,13 +89,13 @@ impl Metrics {
     pub async fn render(&self) -> Result<String> {
         let (requests, recent, ingested, dead) =
             futures_util::try_join!(self.requests(), self.recent(), self.ingested(), self.dead_letters())?;
-        Ok(text(&requests, &recent, ingested, dead))
+        Ok(text(&requests, &recent, &ingested, dead))
     }
 
     async fn requests(&self) -> Result<Vec<Requests>> {
-        let sql = "SELECT route, method, status, sum(events) AS count, sum(duration_ms) AS duration_ms,
-                [sum(le_5), sum(le_10), sum(le_25), sum(le_50), sum(le_100), sum(le_250), sum(le_500),
-                 sum(le_1000), sum(le_2500), sum(le_5000), sum(le_10000)] AS buckets
+        let sql = "SELECT route, method, status, sum(events) AS count, sum(request_totals.duration_ms) AS duration_ms,
+                arrayMap(bound -> arraySum((over, n) -> if(over < bound, n, 0), groupArray(over_ms), groupArray(events)),
+                    [5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000]) AS buckets
              FROM request_totals WHERE type = 'http.request_completed'
              GROUP BY route, method, status ORDER BY route, method, status";
         Ok(self.clickhouse.client().query(sql).fetch_all().await?)
@@ -107,8 +113,10 @@ impl Metrics {
         Ok(self.clickhouse.client().query(sql).fetch_one().await?)
     }
 
-    async fn ingested(&self) -> Result<u64> {
-        Ok(self.clickhouse.client().query("SELECT sum(events) FROM request_totals").fetch_one().await?)
+    async fn ingested(&self) -> Result<Ingested> {
+        let sql =
+            "SELECT sum(request_totals.events) AS events, sum(request_totals.clamped) AS clamped FROM request_totals";
+        Ok(self.clickhouse.client().query(sql).fetch_one().await?)
     }
 
     async fn dead_letters(&self) -> Result<i64> {
@@ -118,7 +126,7 @@ impl Metrics {
     }
 }
 
-fn text(requests: &[Requests], recent: &Recent, ingested: u64, dead: i64) -> String {
+fn text(requests: &[Requests], recent: &Recent, ingested: &Ingested, dead: i64) -> String {
     let mut out = String::new();
     let mut family = |name: &str, kind: &str, help: &str, lines: &dyn Fn(&mut String)| {
         // Writing into a string cannot fail.
@@ -150,7 +158,10 @@ fn text(requests: &[Requests], recent: &Recent, ingested: u64, dead: i64) -> Str
         let _ = writeln!(out, "http_error_ratio {}", recent.error_ratio);
     });
     family("events_ingested_total", "counter", "Distinct events counted.", &|out| {
-        let _ = writeln!(out, "events_ingested_total {ingested}");
+        let _ = writeln!(out, "events_ingested_total {}", ingested.events);
+    });
+    family("events_clamped_total", "counter", "Events whose time was set back to when they were sent.", &|out| {
+        let _ = writeln!(out, "events_clamped_total {}", ingested.clamped);
     });
     let help = "Messages of the events queue that were rejected, or given up after their last delivery failed.";
     family("events_dead_letter_total", "counter", help, &|out| {
@@ -182,7 +193,8 @@ mod tests {
             duration_ms: 1500,
             buckets: vec![0, 0, 0, 0, 0, 1, 2, 3, 3, 3, 3],
         };
-        let text = text(&[requests], &Recent { in_flight: 0.25, error_ratio: 0.0 }, 7, 2);
+        let ingested = Ingested { events: 7, clamped: 1 };
+        let text = text(&[requests], &Recent { in_flight: 0.25, error_ratio: 0.0 }, &ingested, 2);
         for line in [
             "# TYPE http_request_duration_seconds histogram",
             "http_requests_total{route=\"/a\\\"b\",method=\"GET\",status=\"200\"} 3",
@@ -191,6 +203,7 @@ mod tests {
             "http_request_duration_seconds_sum{route=\"/a\\\"b\",method=\"GET\",status=\"200\"} 1.5",
             "http_requests_in_flight 0.25",
             "events_ingested_total 7",
+            "events_clamped_total 1",
             "events_dead_letter_total 2",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is missing in:\n{text}");

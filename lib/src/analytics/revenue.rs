@@ -334,13 +334,14 @@ impl Reports {
         let query = &Query { interval: Interval::Month, ..*query };
         let users = concat!(
             "WITH subscribers AS (
-                SELECT subject, max(last).3 AS status FROM churn_metrics WHERE day <= {to:Date} GROUP BY subject
+                SELECT sipHash64(subject) AS user, max(last).3 AS status FROM churn_metrics WHERE day <= {to:Date}
+                GROUP BY user
              )
              SELECT ",
             bucket!("first"),
             " AS cohort, count() AS users, countIf(status != '') AS subscribers, countIf(status = 'canceled') AS churned
-             FROM (SELECT subject, min(signup) AS first FROM user_retention GROUP BY subject) AS cohorts
-             LEFT JOIN subscribers ON subscribers.subject = cohorts.subject
+             FROM (SELECT user, min(signup) AS first FROM user_retention GROUP BY user) AS cohorts
+             LEFT JOIN subscribers ON subscribers.user = cohorts.user
              WHERE toDate(first) BETWEEN {from:Date} AND {to:Date} GROUP BY cohort",
         );
         let revenue = concat!(
@@ -349,8 +350,8 @@ impl Reports {
             " AS cohort, toString(currency) AS currency,
                 sum(revenue_by_country.gross) - sum(revenue_by_country.refunded) AS net
              FROM revenue_by_country
-             INNER JOIN (SELECT subject, min(signup) AS first FROM user_retention GROUP BY subject) AS cohorts
-                ON cohorts.subject = revenue_by_country.subject
+             INNER JOIN (SELECT user, min(signup) AS first FROM user_retention GROUP BY user) AS cohorts
+                ON cohorts.user = sipHash64(revenue_by_country.subject)
              WHERE day <= {to:Date} AND toDate(first) BETWEEN {from:Date} AND {to:Date}
              GROUP BY cohort, currency HAVING sum(payments) + sum(refunds) > 0 ORDER BY cohort, currency",
         );

@@ -262,18 +262,15 @@ impl Reports {
     /// When the store does not answer.
     pub async fn users_top(&self, query: &Query) -> Result<Vec<TopUser>> {
         let sql = "WITH best AS (
-                SELECT subject, sum(messages) AS sent, sum(tokens) AS used, sum(cost) AS spent, max(last_active) AS seen
+                SELECT user, any(subject) AS name, sum(messages) AS sent, sum(tokens) AS used, sum(cost) AS spent,
+                    max(last_active) AS seen, max(last).3 AS plan
                 FROM user_metrics WHERE day BETWEEN {from:Date} AND {to:Date}
-                GROUP BY subject HAVING sent > 0 ORDER BY sent DESC, subject LIMIT {limit:UInt64}
-             ), plans AS (
-                SELECT subject, max(last).3 AS plan FROM user_metrics
-                WHERE day <= {to:Date} AND subject IN (SELECT subject FROM best) GROUP BY subject
+                GROUP BY user HAVING sent > 0 ORDER BY sent DESC, name LIMIT {limit:UInt64}
              )
-             SELECT best.subject AS user_id, plans.plan AS plan, sent AS messages, used AS tokens,
+             SELECT name AS user_id, plan AS plan, sent AS messages, used AS tokens,
                 spent AS cost_micro_usd, concat(formatDateTime(seen, '%Y-%m-%dT%H:%i:%S.', 'UTC'),
                     leftPad(toString(toUnixTimestamp64Milli(seen) % 1000), 3, '0'), 'Z') AS last_active
-             FROM best INNER JOIN plans ON plans.subject = best.subject
-             ORDER BY messages DESC, user_id";
+             FROM best ORDER BY messages DESC, user_id";
         self.rows(sql, query).await
     }
 
@@ -292,8 +289,8 @@ impl Reports {
         let sql =
             "SELECT plan, sum(signed_up) AS signups, countIf(signed_up > 0) AS users, countIf(proved > 0) AS verified
              FROM (
-                SELECT subject, sum(signups) AS signed_up, sum(verifications) AS proved, max(last).3 AS plan
-                FROM user_metrics WHERE day <= {to:Date} GROUP BY subject
+                SELECT sum(signups) AS signed_up, sum(verifications) AS proved, max(last).3 AS plan
+                FROM user_metrics WHERE day <= {to:Date} GROUP BY user
              ) GROUP BY plan";
         let rows: Vec<Row> = self.rows(sql, query).await?;
         let total = rows.iter().map(|row| row.signups).sum::<u64>();
@@ -327,21 +324,21 @@ impl Reports {
             "SELECT ",
             bucket!("first"),
             " AS cohort, count() AS users
-             FROM (SELECT subject, min(signup) AS first FROM user_retention GROUP BY subject)
+             FROM (SELECT user, min(signup) AS first FROM user_retention GROUP BY user)
              WHERE toDate(first) BETWEEN {from:Date} AND {to:Date} GROUP BY cohort ORDER BY cohort",
         );
         let retained = concat!(
             "WITH users AS (
-                SELECT subject, min(signup) AS first FROM user_retention GROUP BY subject
+                SELECT user, min(signup) AS first FROM user_retention GROUP BY user
                 HAVING toDate(first) BETWEEN {from:Date} AND {to:Date}
              )
              SELECT ",
             bucket!("first"),
             " AS cohort, ",
             bucket!("toDateTime(day, 'UTC')"),
-            " AS period, uniqExact(user_metrics.subject) AS users
-             FROM user_metrics INNER JOIN users ON users.subject = user_metrics.subject
-             WHERE active > 0 AND day <= {to:Date} AND period >= cohort
+            " AS period, uniqExact(user_metrics.user) AS users
+             FROM user_metrics INNER JOIN users ON users.user = user_metrics.user
+             WHERE active > 0 AND day BETWEEN toStartOfMonth({from:Date}) - 6 AND {to:Date} AND period >= cohort
              GROUP BY cohort, period",
         );
         let (sizes, retained) =

@@ -25,6 +25,11 @@ async fn totals_are_over_all_functions() {
     for _ in 0..2 {
         stores.writer().write(&parse(&bodies)).await.expect("written");
     }
+    // Clocks that are ahead: the event is set back to when it was sent, and counted on that day.
+    let (now, ahead) = (signups(1), 1_700_000_000_000);
+    let event = lib::analytics::event::Event::parse(&now[0], Some(ahead)).expect("a valid event");
+    assert_eq!((event.clamped, event.time), (true, ahead));
+    stores.writer().write(&[event]).await.expect("written");
     let text = metrics.render().await.expect("rendered");
     let labels = "route=\"/api/auth/me\",method=\"GET\",status=\"200\"";
     for line in [
@@ -33,7 +38,8 @@ async fn totals_are_over_all_functions() {
         format!("http_request_duration_seconds_bucket{{{labels},le=\"0.05\"}} 2"),
         format!("http_request_duration_seconds_sum{{{labels}}} 0.043"),
         "http_error_ratio 0.25".to_owned(),
-        "events_ingested_total 9".to_owned(),
+        "events_ingested_total 10".to_owned(),
+        "events_clamped_total 1".to_owned(),
         "events_dead_letter_total 0".to_owned(),
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is missing in:\n{text}");
