@@ -40,7 +40,7 @@ invoke: ## Run one function with its sample event (FUNCTION=auth-signin)
 renew: ## Move a subscription on to its next renewal (SUBSCRIPTION=sub_...)
 	@$(RUN) renew $(SUBSCRIPTION)
 
-seed: ## Fill analytics with a history (EVENTS=100000)
+seed: ## Fill analytics with a history (EVENTS=100000; needs `make up`)
 	@$(RUN) seed $(or $(EVENTS),100000)
 
 migrate: ## Bring both databases to the newest schema
@@ -70,9 +70,9 @@ chaos: ## Kill and hold up every dependency under load, then check that all is r
 check: ## Format, lints, template, routes, dependencies
 	@$(RUN) check
 
-bench: ## Measure each function beside an empty one (needs `make up`)
+bench: ## Measure functions, chat, analytics (ARGS=analytics: that alone; EVENTS=1000000; needs `make up`)
 	@cargo build --release --package bench
-	@cargo run --quiet --release --package bench -- $(ARGS)
+	@cargo run --quiet --release --package bench -- $(if $(EVENTS),--events $(EVENTS)) $(ARGS)
 
 deploy: ## Guide through a deploy into an AWS account (STAGE=dev or prod)
 	@$(RUN) tools

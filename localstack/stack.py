@@ -187,10 +187,11 @@ def invoke(profile: Profile, arguments: argparse.Namespace) -> None:
 
 def seed(profile: Profile, arguments: argparse.Namespace) -> None:
     """Fill analytics with a history of so many events."""
-    import seeding
-
     _require_running(profile)
-    seeding.seed(profile, arguments.events)
+    cargo = ["cargo", "run", "--quiet", "--release", "--package", "bench", "--bin", "bench-seed", "--"]
+    command = [*cargo, profile.name, str(arguments.events)]
+    if subprocess.run(command, cwd=ROOT, env={**os.environ, "SQLX_OFFLINE": "true"}).returncode:
+        raise Failure("The history was not written.")
 
 
 def renew(profile: Profile, arguments: argparse.Namespace) -> None:

@@ -47,7 +47,7 @@ async fn run(deployed: &Deployed) -> Result<(), Failure> {
 }
 
 /// The two doors and the database.
-struct Stack {
+pub(crate) struct Stack {
     client: reqwest::Client,
     api: String,
     model: String,
@@ -63,7 +63,7 @@ struct Stream {
 }
 
 impl Stack {
-    fn of(deployed: &Deployed) -> Result<Self, Failure> {
+    pub(crate) fn of(deployed: &Deployed) -> Result<Self, Failure> {
         let address = |name: &str| deployed.address(name).ok_or(format!("{name} is unknown")).map(str::to_owned);
         // Refused only where one is installed already.
         let _ = rustls::crypto::ring::default_provider().install_default();
@@ -78,7 +78,7 @@ impl Stack {
         })
     }
 
-    async fn sign_up(&self) -> Result<String, Failure> {
+    pub(crate) async fn sign_up(&self) -> Result<String, Failure> {
         let email = format!("bench-{}@example.com", Uuid::now_v7().simple());
         let body = json!({ "email": email, "password": "correct horse battery", "transport": "bearer" });
         let call =
@@ -86,6 +86,18 @@ impl Stack {
         let text = call.header("content-type", "application/json").body(body.to_string()).send().await?.text().await?;
         let reply: Value = serde_json::from_str(&text)?;
         Ok(reply["token"].as_str().ok_or(text)?.to_owned())
+    }
+
+    /// The session of the stack's administrator.
+    pub(crate) async fn sign_in(&self, deployed: &Deployed) -> Result<String, Failure> {
+        let [email, password] =
+            ["ADMIN_EMAIL", "ADMIN_PASSWORD"].map(|name| deployed.address(name).unwrap_or_default());
+        let body = json!({ "email": email, "password": password, "transport": "bearer" });
+        let call =
+            self.client.post(format!("{}/api/auth/signin", self.api)).header("x-forwarded-for", random_address());
+        let text = call.header("content-type", "application/json").body(body.to_string()).send().await?.text().await?;
+        let reply: Value = serde_json::from_str(&text)?;
+        Ok(reply["sessionToken"].as_str().ok_or(text)?.to_owned())
     }
 
     async fn ask(&self, bearer: &str, message: &str) -> Result<Stream, Failure> {
@@ -219,7 +231,7 @@ async fn processor_time(stack: &Stack) -> Result<(), Failure> {
 }
 
 /// Processes with this entry in their environment.
-fn processes_with(entry: &str) -> Vec<i32> {
+pub(crate) fn processes_with(entry: &str) -> Vec<i32> {
     let folders = std::fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
     let has = |environment: Vec<u8>| environment.split(|byte| *byte == 0).any(|found| found == entry.as_bytes());
     folders
@@ -234,7 +246,7 @@ async fn backends(database: &mut PgConnection) -> Result<Vec<i32>, Failure> {
 }
 
 /// Hundredths of a second that the processes have run.
-fn ticks(processes: &[i32]) -> u64 {
+pub(crate) fn ticks(processes: &[i32]) -> u64 {
     let of = |process: &i32| {
         let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
         // The fields after the name, which may have spaces: the 12th and 13th are user and system time.

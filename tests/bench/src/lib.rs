@@ -4,7 +4,9 @@
 //! it, which is when Lambda would have frozen the sandbox.
 
 pub mod deployed;
+pub mod history;
 pub mod plans;
+pub mod relay;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -137,6 +139,12 @@ impl Sandbox {
                 return Ok(sandbox);
             }
         }
+    }
+
+    /// The process.
+    #[must_use]
+    pub fn id(&self) -> i32 {
+        self.child.lock().unwrap().id().cast_signed()
     }
 
     /// From the start of the process to its first request for an event.
