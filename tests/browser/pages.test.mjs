@@ -153,7 +153,7 @@ test('the dashboard draws what the endpoints say', async () => {
     await page.locator('#notice:empty').waitFor({ state: 'attached' });
     const [count, active, messages] = await Promise.all([figure('users/count'), figure('users/active'), figure('chat/messages')]);
     const wanted = [count.total, count.verified, active.dau, active.wau, active.mau, messages.total, messages.failed];
-    const labels = ['Users', 'Verified', 'Active today', 'In 7 days', 'In 30 days', 'Messages', 'Failed'];
+    const labels = ['Users', 'Verified', 'Daily active', 'Weekly active', 'Monthly active', 'Messages', 'Failed'];
     const drawn = await Promise.all(labels.map(total));
     return { wanted: wanted.map((value) => value.toLocaleString('en-US')), drawn };
   }, ({ wanted, drawn }) => JSON.stringify(wanted) === JSON.stringify(drawn));

@@ -46,10 +46,19 @@ const columns = (rows, labels) => ({
   lines: Object.entries(labels).map(([field, label]) => [label, rows.map((row) => row[field])]),
 });
 
-const money = (lines) => lines.map(([label, values]) => [label, values.map((minor) => minor / 100)]);
+// Minor units of a currency as its own: a cent is a hundredth of a dollar, while a yen has no smaller coin.
+const coins = (currency) => {
+  try {
+    return new Intl.NumberFormat(undefined, { style: "currency", currency });
+  } catch {
+    return new Intl.NumberFormat(undefined, { minimumFractionDigits: 2, maximumFractionDigits: 2 });
+  }
+};
+const major = (currency, minor) => minor / 10 ** coins(currency).resolvedOptions().maximumFractionDigits;
+const money = (lines) => lines.map(([currency, values]) => [currency, values.map((minor) => major(currency, minor))]);
 
 const CHARTS = [
-  ["Users", "users/growth", (data) => columns(data, { newUsers: "new", totalUsers: "all" })],
+  ["Users", "users/growth", (data) => columns(data, { totalUsers: "users" })],
   ["Active users", "users/active", (data) => columns(data.series, { activeUsers: "active" })],
   ["Sign-ups", "users/signups", (data) => columns(data, { signups: "signed up", verified: "verified" })],
   ["Chat", "chat/activity", (data) => columns(data, { messages: "messages", conversations: "conversations", errors: "errors" })],
@@ -66,9 +75,9 @@ const CHARTS = [
 
 const TOTALS = [
   ["users/count", (data) => [["Users", data.total], ["Verified", data.verified]]],
-  ["users/active", (data) => [["Active today", data.dau], ["In 7 days", data.wau], ["In 30 days", data.mau]]],
+  ["users/active", (data) => [["Daily active", data.dau], ["Weekly active", data.wau], ["Monthly active", data.mau]]],
   ["chat/messages", (data) => [["Messages", data.total], ["Failed", data.failed]]],
-  ["revenue/total", (data) => data.map((row) => [`Net ${row.currency}`, (row.net / 100).toFixed(2)])],
+  ["revenue/total", (data) => data.map((row) => [`Net ${row.currency}`, coins(row.currency).format(major(row.currency, row.net))])],
 ];
 
 function draw(section, { dates, lines }) {
@@ -76,8 +85,10 @@ function draw(section, { dates, lines }) {
   const width = Math.max(200, section.clientWidth - 24);
   const series = lines.map(([label], n) => ({ label, stroke: COLOURS[n % COLOURS.length], width: 2, points: { show: x.length < 40 } }));
   const ink = { stroke: getComputedStyle(document.body).color, grid: { stroke: "#8884" }, ticks: { stroke: "#8884" } };
+  // From zero, so that a line's height is what it says.
+  const scales = { y: { range: (_, low, high) => uPlot.rangeNum(Math.min(low ?? 0, 0), Math.max(high ?? 0, 1), 0.1, true) } };
   new uPlot(
-    { width, height: 240, tzDate: (at) => uPlot.tzDate(new Date(at * 1000), "Etc/UTC"), series: [{}, ...series], axes: [ink, { ...ink, size: 70 }] },
+    { width, height: 240, scales, tzDate: (at) => uPlot.tzDate(new Date(at * 1000), "Etc/UTC"), series: [{}, ...series], axes: [ink, { ...ink, size: 70 }] },
     [x, ...lines.map(([, values]) => values)],
     section,
   );
