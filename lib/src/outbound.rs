@@ -6,7 +6,8 @@
 use std::time::Duration;
 
 use aws_smithy_runtime_api::client::http::{
-    HttpClient, HttpConnector as SmithyConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpConnector,
+    HttpClient, HttpConnector as SmithyConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpClient,
+    SharedHttpConnector,
 };
 use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
 use aws_smithy_runtime_api::client::result::ConnectorError;
@@ -53,7 +54,7 @@ pub(crate) fn client(base: &str, connect_timeout: Duration) -> Result<reqwest::C
 ///
 /// # Errors
 /// When the client cannot be built.
-pub(crate) fn smithy_client(base: &str, connect_timeout: Duration) -> Result<Smithy> {
+pub(crate) fn smithy_client(base: &str, connect_timeout: Duration) -> Result<SharedHttpClient> {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
@@ -63,23 +64,12 @@ pub(crate) fn smithy_client(base: &str, connect_timeout: Duration) -> Result<Smi
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(IDLE)
         .build(tls.wrap_connector(tcp));
-    Ok(Smithy { client })
+    Ok(SharedHttpClient::new(Smithy { client }))
 }
 
-/// An HTTP client as Smithy wants it.
 #[derive(Debug, Clone)]
-pub(crate) struct Smithy {
+struct Smithy {
     client: Client<HttpsConnector<HttpConnector>, SdkBody>,
-}
-
-impl Smithy {
-    /// Sends a request and waits for the head of its reply.
-    ///
-    /// # Errors
-    /// When there is none.
-    pub(crate) async fn send(&self, request: http::Request<SdkBody>) -> Result<http::Response<SdkBody>, HyperError> {
-        Ok(self.client.request(request).await?.map(SdkBody::from_body_1_x))
-    }
 }
 
 impl HttpClient for Smithy {
@@ -90,11 +80,12 @@ impl HttpClient for Smithy {
 
 impl SmithyConnector for Smithy {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-        let client = self.clone();
+        let client = self.client.clone();
         HttpConnectorFuture::new(async move {
             let request = request.try_into_http1x().map_err(|error| ConnectorError::user(error.into()))?;
-            let reply = client.send(request).await.map_err(failure)?;
-            HttpResponse::try_from(reply).map_err(|error| ConnectorError::other(error.into(), None))
+            let reply = client.request(request).await.map_err(failure)?;
+            HttpResponse::try_from(reply.map(SdkBody::from_body_1_x))
+                .map_err(|error| ConnectorError::other(error.into(), None))
         })
     }
 }

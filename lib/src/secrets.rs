@@ -1,13 +1,12 @@
 //! Secrets Manager: each secret is a JSON object, read once, in the init of the function.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use aws_sdk_secretsmanager::Client;
 use serde::de::DeserializeOwned;
-use serde_json::json;
 use tokio::sync::OnceCell;
 
-use crate::aws::{Failure, SECRETS_MANAGER};
 use crate::config::{self, Secret};
 use crate::error::{Error, Result};
 
@@ -24,7 +23,7 @@ pub async fn read<T: DeserializeOwned>(variable: &str) -> Result<T> {
         let mut texts = TEXTS.lock().unwrap_or_else(PoisonError::into_inner);
         texts.get_or_insert_default().entry(id.clone()).or_default().clone()
     };
-    let text = text.get_or_try_init(|| fetch(&id, variable)).await?;
+    let text = text.get_or_try_init(|| fetch(id, variable)).await?;
     // The parser's message may quote the value, so only the name goes on.
     serde_json::from_str(text.expose())
         .map_err(|_| Error::internal(format!("the secret named by {variable} has another shape")))
@@ -35,43 +34,32 @@ pub async fn read<T: DeserializeOwned>(variable: &str) -> Result<T> {
 /// # Errors
 /// When it cannot be read, or does not have the expected members.
 pub async fn read_by_id<T: DeserializeOwned>(id: &str) -> Result<T> {
-    let text = fetch(id, id).await?;
+    let text = fetch(id.to_owned(), id).await?;
     serde_json::from_str(text.expose()).map_err(|_| Error::internal(format!("the secret {id} has another shape")))
 }
 
-async fn fetch(id: &str, name: &str) -> Result<Secret> {
-    let reply = get(id, None, None).await.map_err(|failure| failure.about(&format!("the secret named by {name}")))?;
-    reply.secret_string.ok_or_else(|| Error::internal(format!("the secret named by {name} is empty")))
+async fn fetch(id: String, variable: &str) -> Result<Secret> {
+    let reply = client()?.get_secret_value().secret_id(id).send().await;
+    let reply = reply.map_err(|error| {
+        let error = Error::from(error);
+        let cause = error.cause_chain().unwrap_or_default();
+        Error::caused(error.code(), format!("the secret named by {variable}: {cause}"))
+    })?;
+    let text =
+        reply.secret_string.ok_or_else(|| Error::internal(format!("the secret named by {variable} is empty")))?;
+    Ok(Secret::new(text))
 }
 
-/// A version of a secret.
-#[derive(serde::Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub(crate) struct Version {
-    /// The version's id.
-    pub(crate) version_id: Option<String>,
-    /// Its value.
-    pub(crate) secret_string: Option<Secret>,
+pub(crate) fn client() -> Result<&'static Client> {
+    static CLIENT: OnceLock<Client> = OnceLock::new();
+    let config = crate::aws::sdk_config()?;
+    Ok(CLIENT.get_or_init(|| Client::new(config)))
 }
 
-/// Reads a version, or the current one.
+/// Asks Secrets Manager for the secret's description, for health checks.
 ///
 /// # Errors
-/// When it cannot be read.
-pub(crate) async fn get(id: &str, version: Option<&str>, stage: Option<&str>) -> Result<Version, Failure> {
-    let mut input = json!({ "SecretId": id });
-    for (name, value) in [("VersionId", version), ("VersionStage", stage)] {
-        if let Some(value) = value {
-            input[name] = value.into();
-        }
-    }
-    SECRETS_MANAGER.call("GetSecretValue", &input).await
-}
-
-/// Reads the secret again, for health checks.
-///
-/// # Errors
-/// When Secrets Manager does not answer.
+/// When it does not answer.
 pub async fn ping(variable: &str) -> Result<()> {
-    fetch(&config::required(variable)?, variable).await.map(drop)
+    fetch(config::required(variable)?, variable).await.map(drop)
 }

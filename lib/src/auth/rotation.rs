@@ -4,13 +4,11 @@
 //! A key is published one rotation before it signs, and is accepted for one rotation after. So a sandbox that
 //! lives through a rotation knows every key that the others sign with, and no token ends before its time.
 
-use serde::de::IgnoredAny;
+use aws_sdk_secretsmanager::error::SdkError;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 use uuid::Uuid;
 
 use crate::auth::jwt::Keys;
-use crate::aws::SECRETS_MANAGER;
 use crate::clock;
 use crate::crypto;
 use crate::error::{Error, Result};
@@ -81,13 +79,14 @@ pub async fn run(request: &Request) -> Result<()> {
             }
             let (_, seeds) = current(id).await?;
             let seeds = seeds.advance(crypto::hex(&crypto::random()?));
-            let input = json!({
-                "SecretId": id,
-                "ClientRequestToken": request.client_request_token,
-                "SecretString": serde_json::to_string(&seeds)?,
-                "VersionStages": [PENDING],
-            });
-            SECRETS_MANAGER.call::<IgnoredAny>("PutSecretValue", &input).await?;
+            secrets::client()?
+                .put_secret_value()
+                .secret_id(id)
+                .client_request_token(&request.client_request_token)
+                .secret_string(serde_json::to_string(&seeds)?)
+                .version_stages(PENDING)
+                .send()
+                .await?;
         }
         // There is no server that has to be told of the key.
         Step::Set => {}
@@ -101,13 +100,14 @@ pub async fn run(request: &Request) -> Result<()> {
             if version == request.client_request_token {
                 return Ok(());
             }
-            let input = json!({
-                "SecretId": id,
-                "VersionStage": CURRENT,
-                "MoveToVersionId": request.client_request_token,
-                "RemoveFromVersionId": version,
-            });
-            SECRETS_MANAGER.call::<IgnoredAny>("UpdateSecretVersionStage", &input).await?;
+            secrets::client()?
+                .update_secret_version_stage()
+                .secret_id(id)
+                .version_stage(CURRENT)
+                .move_to_version_id(&request.client_request_token)
+                .remove_from_version_id(version)
+                .send()
+                .await?;
             tracing::info!("the signing key was rotated");
         }
     }
@@ -120,15 +120,16 @@ async fn current(id: &str) -> Result<(String, Seeds)> {
 
 /// A version and its id, if there is one.
 async fn read(id: &str, stage: &str, version: Option<&str>) -> Result<Option<(String, Seeds)>> {
-    let reply = match secrets::get(id, version, Some(stage)).await {
+    let request = secrets::client()?.get_secret_value().secret_id(id).version_stage(stage);
+    let reply = match request.set_version_id(version.map(str::to_owned)).send().await {
         Ok(reply) => reply,
-        Err(failure) if failure.is_not_found() => return Ok(None),
-        Err(failure) => return Err(failure.into()),
+        Err(SdkError::ServiceError(error)) if error.err().is_resource_not_found_exception() => return Ok(None),
+        Err(error) => return Err(error.into()),
     };
     let shape = || Error::internal("the signing secret has another shape");
     let version = reply.version_id.ok_or_else(shape)?;
     // The parser's message may quote the value.
-    let seeds = reply.secret_string.and_then(|text| serde_json::from_str(text.expose()).ok());
+    let seeds = reply.secret_string.as_deref().and_then(|text| serde_json::from_str(text).ok());
     Ok(Some((version, seeds.ok_or_else(shape)?)))
 }
 

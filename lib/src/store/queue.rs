@@ -1,14 +1,15 @@
 //! SQS, sending side.
 
+use std::sync::OnceLock;
+
+use aws_sdk_sqs::Client;
+use aws_sdk_sqs::types::{MessageAttributeValue, SendMessageBatchRequestEntry};
+use aws_types::SdkConfig;
 use futures_util::future::try_join_all;
-use serde::de::IgnoredAny;
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::aws::SQS;
 use crate::config;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// The most that SQS takes in one call.
 const BATCH: usize = 10;
@@ -38,56 +39,17 @@ pub struct DeadLetter<'a> {
 /// A queue that messages are sent to.
 #[derive(Clone)]
 pub struct Queue {
+    config: &'static SdkConfig,
     url: String,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct Batch<'a> {
-    queue_url: &'a str,
-    entries: Vec<Entry<'a>>,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct Entry<'a> {
-    /// The position in the batch.
-    id: String,
-    message_body: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    message_attributes: Option<Value>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Sent {
-    #[serde(default)]
-    successful: Vec<Taken>,
-    #[serde(default)]
-    failed: Vec<Refused>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Taken {
-    id: String,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Refused {
-    id: String,
-    code: String,
 }
 
 impl Queue {
     /// The queue whose URL is in the environment variable.
     ///
     /// # Errors
-    /// When the variable is missing, or the AWS configuration is incomplete.
+    /// When the variable is missing.
     pub fn from_env(variable: &str) -> Result<Self> {
-        crate::aws::check()?;
-        Ok(Self { url: config::required(variable)? })
+        Ok(Self { config: crate::aws::sdk_config()?, url: config::required(variable)? })
     }
 
     /// The same, or `None` without the variable.
@@ -96,6 +58,12 @@ impl Queue {
     /// When the AWS configuration is incomplete.
     pub fn optional(variable: &str) -> Result<Option<Self>> {
         config::optional(variable).map(|_| Self::from_env(variable)).transpose()
+    }
+
+    /// One client for all queues, built when the first message is sent: by then the reply is on its way.
+    fn client(&self) -> &'static Client {
+        static CLIENT: OnceLock<Client> = OnceLock::new();
+        CLIENT.get_or_init(|| Client::new(self.config))
     }
 
     /// Sends all messages, ten a call; gives the ids of those that SQS took.
@@ -108,7 +76,15 @@ impl Queue {
     }
 
     async fn send_chunk(&self, chunk: &[Outgoing]) -> Result<Vec<Uuid>> {
-        let reply = self.send_batch(chunk.iter().map(|message| (message.body.as_str(), None))).await?;
+        let entries = chunk
+            .iter()
+            .enumerate()
+            .map(|(index, message)| {
+                SendMessageBatchRequestEntry::builder().id(index.to_string()).message_body(&message.body).build()
+            })
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(Error::internal)?;
+        let reply = self.client().send_message_batch().queue_url(&self.url).set_entries(Some(entries)).send().await?;
         if let Some(failure) = reply.failed.first() {
             tracing::warn!(
                 error.code = failure.code,
@@ -121,18 +97,6 @@ impl Queue {
             .iter()
             .filter_map(|entry| chunk.get(entry.id.parse::<usize>().ok()?).map(|message| message.id))
             .collect())
-    }
-
-    async fn send_batch<'a>(&self, messages: impl Iterator<Item = (&'a str, Option<Value>)>) -> Result<Sent> {
-        let entries = messages
-            .enumerate()
-            .map(|(index, (message_body, message_attributes))| Entry {
-                id: index.to_string(),
-                message_body,
-                message_attributes,
-            })
-            .collect();
-        Ok(SQS.call("SendMessageBatch", &Batch { queue_url: &self.url, entries }).await?)
     }
 
     /// Sends messages to this dead-letter queue; gives the ids of those that it did not take.
@@ -151,11 +115,21 @@ impl Queue {
     }
 
     async fn send_dead_chunk<'a>(&self, chunk: &[DeadLetter<'a>]) -> Result<Vec<&'a str>> {
-        let entry = |letter: &DeadLetter<'a>| {
-            let reason = json!({ "reason": { "DataType": "String", "StringValue": letter.reason } });
-            (letter.body, Some(reason))
-        };
-        let reply = self.send_batch(chunk.iter().map(entry)).await?;
+        let entries = chunk
+            .iter()
+            .enumerate()
+            .map(|(index, letter)| {
+                let reason =
+                    MessageAttributeValue::builder().data_type("String").string_value(&letter.reason).build()?;
+                SendMessageBatchRequestEntry::builder()
+                    .id(index.to_string())
+                    .message_body(letter.body)
+                    .message_attributes("reason", reason)
+                    .build()
+            })
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(Error::internal)?;
+        let reply = self.client().send_message_batch().queue_url(&self.url).set_entries(Some(entries)).send().await?;
         for failure in &reply.failed {
             tracing::error!(error.code = failure.code, "a dead letter was refused by its queue");
         }
@@ -168,8 +142,13 @@ impl Queue {
     /// # Errors
     /// When the queue does not answer.
     pub async fn ping(&self) -> Result<()> {
-        let input = json!({ "QueueUrl": self.url, "AttributeNames": ["ApproximateNumberOfMessages"] });
-        SQS.call::<IgnoredAny>("GetQueueAttributes", &input).await?;
+        use aws_sdk_sqs::types::QueueAttributeName;
+        self.client()
+            .get_queue_attributes()
+            .queue_url(&self.url)
+            .attribute_names(QueueAttributeName::ApproximateNumberOfMessages)
+            .send()
+            .await?;
         Ok(())
     }
 }

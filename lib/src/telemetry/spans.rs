@@ -2,9 +2,9 @@
 //! (https://opentelemetry.io/docs/specs/otlp/#otlphttp), where `OTEL_EXPORTER_OTLP_ENDPOINT` names one.
 //!
 //! A span begins with a [`TraceContext`] (a request, an invocation, a message) or as the child of such a one:
-//! the AWS SDK's operations and this crate's own `debug_span!`s, calls of Secrets Manager and SQS among them. A
-//! statement of Postgres is a span too, made from the event that sqlx emits when it has ended. Spans go out behind
-//! the reply, in batches, and nobody waits for them; what a dying sandbox has not sent yet is lost.
+//! the AWS SDK's operations and this crate's own `debug_span!`s. A statement of Postgres is a span too, made from
+//! the event that sqlx emits when it has ended. Spans go out behind the reply, in batches, and nobody waits for
+//! them; what a dying sandbox has not sent yet is lost.
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
