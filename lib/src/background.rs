@@ -126,7 +126,10 @@ pub(crate) async fn requests_sent() {
 /// # Errors
 /// When the computation panics.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(Error::internal)
+    tokio::task::spawn_blocking(work).await.map_err(|error| match error.try_into_panic() {
+        Ok(panic) => Error::panicked(&*panic),
+        Err(error) => Error::internal(error),
+    })
 }
 
 /// Answering an INVOKE event is what lets the sandbox freeze, so the answer waits for the work.

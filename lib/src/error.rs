@@ -1,6 +1,7 @@
 //! The one error type: a closed set of client errors with stable codes, and everything else as a 5xx
 //! whose cause is logged where the request ends and never sent.
 
+use std::any::Any;
 use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::fmt;
@@ -131,6 +132,8 @@ struct Inner {
     fields: Vec<FieldError>,
     extensions: Map<String, Value>,
     location: &'static Location<'static>,
+    /// Where the code panicked, for a panic that was caught.
+    panicked_at: Option<String>,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
@@ -144,6 +147,7 @@ impl Error {
             fields: Vec::new(),
             extensions: Map::new(),
             location: Location::caller(),
+            panicked_at: None,
             source: None,
         }))
     }
@@ -152,6 +156,16 @@ impl Error {
     #[track_caller]
     pub fn internal(source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self::caused(Code::Internal, source)
+    }
+
+    /// A panic that was caught: 500, raised where the code panicked.
+    #[track_caller]
+    #[must_use]
+    pub fn panicked(panic: &(dyn Any + Send)) -> Self {
+        let message = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        let mut error = Self::internal(format!("the code panicked: {}", message.unwrap_or("without a message")));
+        error.0.panicked_at = Some(crate::telemetry::faults::panicked_at().unwrap_or_else(|| error.location()));
+        error
     }
 
     /// A dependency that cannot be reached: 503, with the cause kept for the log.
@@ -240,7 +254,13 @@ impl Error {
     /// Where the error was raised, as `file:line`.
     #[must_use]
     pub fn location(&self) -> String {
-        format!("{}:{}", self.0.location.file(), self.0.location.line())
+        self.0.panicked_at.clone().unwrap_or_else(|| format!("{}:{}", self.0.location.file(), self.0.location.line()))
+    }
+
+    /// Whether it was a panic.
+    #[must_use]
+    pub fn is_panic(&self) -> bool {
+        self.0.panicked_at.is_some()
     }
 
     /// The cause and its causes in one line, for the log.

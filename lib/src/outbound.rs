@@ -3,8 +3,10 @@
 //! They speak HTTP/1.1, which every service behind them does, since HTTP/2 would be a tenth of each binary; and
 //! they trust Mozilla's roots, compiled in, so that no init reads certificates from files.
 
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use aws_smithy_runtime::client::orchestrator::operation::Operation;
 use aws_smithy_runtime_api::client::http::{
     HttpClient, HttpConnector as SmithyConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpClient,
     SharedHttpConnector,
@@ -13,6 +15,7 @@ use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
 use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::body::SdkBody;
+use aws_smithy_types::timeout::TimeoutConfig;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::{Client, Error as HyperError};
@@ -87,6 +90,68 @@ impl SmithyConnector for Smithy {
             HttpResponse::try_from(reply.map(SdkBody::from_body_1_x))
                 .map_err(|error| ConnectorError::other(error.into(), None))
         })
+    }
+}
+
+/// Reports to one address, over the client that every function has. Nobody waits for them, and a receiver that
+/// does not take one is left alone for a while.
+pub(crate) struct Reports {
+    post: Operation<String, u16, std::io::Error>,
+    resting_until: Mutex<Option<Instant>>,
+}
+
+impl Reports {
+    /// How long a receiver is given for one.
+    pub(crate) const TIMEOUT: Duration = Duration::from_secs(2);
+    /// How long it is left alone after it failed, so that a sandbox is not held up again and again.
+    const REST: Duration = Duration::from_secs(10);
+
+    /// Reports that are posted to a path of a host.
+    ///
+    /// # Errors
+    /// When the client cannot be built.
+    pub(crate) fn to(host: &str, path: String, headers: Vec<(&'static str, String)>) -> Result<Self> {
+        let post = Operation::builder()
+            .service_name("reports")
+            .operation_name("post")
+            .http_client(smithy_client(host, Self::TIMEOUT)?)
+            .endpoint_url(host)
+            .no_auth()
+            .no_retry()
+            .sleep_impl(aws_smithy_async::rt::sleep::TokioSleep::new())
+            .time_source(aws_smithy_async::time::SystemTimeSource::new())
+            .timeout_config(TimeoutConfig::builder().operation_timeout(Self::TIMEOUT).build())
+            .serializer(move |body: String| {
+                let mut request = HttpRequest::new(SdkBody::from(body));
+                request.set_method("POST")?;
+                request.set_uri(path.as_str())?;
+                for (name, value) in &headers {
+                    request.headers_mut().try_insert(*name, value.clone())?;
+                }
+                Ok(request)
+            })
+            .deserializer(|response| Ok(response.status().as_u16()))
+            .build();
+        Ok(Self { post, resting_until: Mutex::new(None) })
+    }
+
+    /// Whether the receiver is left alone for now.
+    pub(crate) fn rest(&self) -> bool {
+        self.resting_until.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Sends one.
+    ///
+    /// # Errors
+    /// When the receiver does not take it in time.
+    pub(crate) async fn send(&self, body: String) -> Result<()> {
+        let error = match self.post.invoke(body).await {
+            Ok(200..=299) => return Ok(()),
+            Ok(status) => Error::internal(format!("the receiver answered {status}")),
+            Err(error) => Error::internal(error),
+        };
+        *self.resting_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + Self::REST);
+        Err(error)
     }
 }
 

@@ -10,6 +10,7 @@ use crate::telemetry;
 pub(crate) fn block_on(function: &'static str, main: impl Future<Output = Result<()>>) -> ExitCode {
     let result = telemetry::log::init(function).and_then(|()| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::internal)?;
+        telemetry::faults::watch_panics();
         runtime.block_on(async {
             telemetry::spans::start();
             main.await

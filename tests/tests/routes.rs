@@ -210,3 +210,80 @@ fn errors_of_the_gateway_itself_are_problem_documents() {
         }
     }
 }
+
+/// The names of variables that the template gives to any function.
+fn given_variables() -> BTreeSet<String> {
+    let template = yaml("template.yaml");
+    let functions = members(&template["Resources"])
+        .filter(|(_, resource)| resource["Type"] == "AWS::Serverless::Function")
+        .map(|(_, function)| &function["Properties"]);
+    std::iter::once(&template["Globals"]["Function"])
+        .chain(functions)
+        .flat_map(|properties| members(&properties["Environment"]["Variables"]))
+        .map(|(name, _)| name.clone())
+        .collect()
+}
+
+/// Texts in the code that look like the name of a variable.
+fn named_variables(folder: &Path, found: &mut BTreeSet<String>) {
+    let entries = std::fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    for path in entries.map(|entry| entry.unwrap().path()) {
+        if path.is_dir() {
+            named_variables(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let code = std::fs::read_to_string(&path).unwrap();
+            // Those of Cargo are read by the compiler.
+            let code = code.replace("env!(\"", "");
+            let looks_like_one = |text: &&str| {
+                text.len() > 4
+                    && text.starts_with(|first: char| first.is_ascii_uppercase())
+                    && text.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_')
+            };
+            found.extend(code.split('"').filter(looks_like_one).map(str::to_owned));
+        }
+    }
+}
+
+#[test]
+fn variables_are_given_read_and_described_alike() {
+    let given = given_variables();
+    let operations = read("docs/operations.md");
+    let section = operations.split("## Environment variables").nth(1).unwrap().split("\n## ").next().unwrap();
+    let (table, platform) = section.rsplit_once("|\n").unwrap();
+    let in_backquotes =
+        |text: &str| -> BTreeSet<String> { text.split('`').skip(1).step_by(2).map(str::to_owned).collect() };
+    let rows = table.lines().filter(|line| line.starts_with("| `"));
+    let described = rows.flat_map(|row| in_backquotes(row.split('|').nth(1).unwrap())).collect();
+    same("template.yaml", &given, "docs/operations.md", &described);
+
+    let mut named = BTreeSet::new();
+    for folder in ["lib/src", "functions"] {
+        named_variables(&root().join(folder), &mut named);
+    }
+    // The runtime's own.
+    let of_runtime = ["AWS_LAMBDA_HTTP_IGNORE_STAGE_IN_PATH".to_owned()];
+    let unread: Vec<_> = given.difference(&named).filter(|name| !of_runtime.contains(name)).collect();
+    assert!(unread.is_empty(), "template.yaml gives variables that no code reads: {unread:?}");
+    let of_platform = in_backquotes(platform);
+    let endings = ["_ARN", "_URL", "_TABLE", "_DSN", "_ARG"];
+    let unknown: Vec<_> = named
+        .difference(&given)
+        .filter(|name| name.starts_with("AWS_") || endings.iter().any(|ending| name.ends_with(ending)))
+        .filter(|name| !of_platform.contains(*name))
+        .collect();
+    assert!(unknown.is_empty(), "code reads variables that nothing gives: {unknown:?}");
+}
+
+#[test]
+fn every_alarm_has_its_row_in_the_operations_guide() {
+    let template = yaml("template.yaml");
+    let alarms = members(&template["Resources"])
+        .filter(|(_, resource)| resource["Type"] == "AWS::CloudWatch::Alarm")
+        .map(|(id, _)| id.trim_end_matches("Alarm").to_owned())
+        .collect();
+    let operations = read("docs/operations.md");
+    let section = operations.split("## Alarms").nth(1).unwrap().split("\n## ").next().unwrap();
+    let rows = section.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| Alarm |"));
+    let described = rows.flat_map(|row| row.split('|').nth(1).unwrap().split(',').map(|name| name.trim().to_owned()));
+    same("template.yaml", &alarms, "docs/operations.md", &described.collect());
+}

@@ -14,6 +14,7 @@ use crate::config::{self, Secret};
 use crate::error::{Code, Error, Result};
 use crate::outbound;
 use crate::secrets;
+use crate::telemetry::spans;
 
 /// A call that has not been answered by then is given up.
 const TIMEOUT: Duration = Duration::from_secs(6);
@@ -165,8 +166,9 @@ impl Stripe {
             "stripe",
             otel.name = format!("stripe {:?}", built.method),
             otel.kind = "client",
+            peer.service = "stripe",
             url.path = built.path,
-            error.cause = field::Empty,
+            error.type = field::Empty,
         );
         let (mut outcome, again) = self.send_once(request(), strategy.clone()).instrument(span.clone()).await;
         if again {
@@ -179,7 +181,7 @@ impl Stripe {
             Err(Failure::Unreachable(_)) => "unreachable",
         };
         if outcome.is_err() {
-            span.record("error.cause", status);
+            spans::fail(&span, status);
         }
         let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::info!(stripe.method = ?built.method, stripe.path = built.path, stripe.status = status, duration_ms, "Stripe was asked");

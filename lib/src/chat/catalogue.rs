@@ -34,6 +34,16 @@ impl ProviderId {
             Self::Google => "google",
         }
     }
+
+    /// The name in OpenTelemetry's conventions
+    /// (<https://opentelemetry.io/docs/specs/semconv/registry/attributes/gen-ai/>).
+    #[must_use]
+    pub const fn conventional_name(self) -> &'static str {
+        match self {
+            Self::Openai | Self::Anthropic => self.as_str(),
+            Self::Google => "gcp.gemini",
+        }
+    }
 }
 
 impl fmt::Display for ProviderId {

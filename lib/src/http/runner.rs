@@ -26,6 +26,7 @@ use crate::http::request::Request;
 use crate::http::response::{Body, Chunks, Response};
 use crate::http::streaming;
 use crate::telemetry;
+use crate::telemetry::faults::{self, Fault};
 use crate::telemetry::record::Recorder;
 use crate::telemetry::spans;
 
@@ -246,11 +247,22 @@ impl Shell {
         let (mut allowance, mut user) = (None, None);
         let work = AssertUnwindSafe(self.guarded(request, &mut allowance, &mut user)).catch_unwind();
         let outcome = work.instrument(span.clone()).await;
-        let outcome = outcome.unwrap_or_else(|panic| {
-            let message = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-            Err(Error::internal(format!("the handler panicked: {}", message.unwrap_or("without a message"))))
-        });
+        let outcome = outcome.unwrap_or_else(|panic| Err(Error::panicked(&*panic)));
         let error = outcome.as_ref().err().map(|e| (e.code().as_str(), e.location(), e.cause_chain()));
+        if let Err(error) = &outcome
+            && error.code().status().is_server_error()
+        {
+            spans::fail(&span, error.code().as_str());
+            faults::report(&Fault {
+                function: self.function,
+                route: Some(format!("{method} {}", self.route)),
+                request_id: &id,
+                trace: Some(&trace),
+                code: error.code().as_str(),
+                location: &error.location(),
+                panicked: error.is_panic(),
+            });
+        }
         let mut response = outcome.unwrap_or_else(|error| problem::response(&error, &id));
         self.finish(&mut response, &request_headers, allowance, &id, &trace.to_string());
 

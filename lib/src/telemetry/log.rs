@@ -9,12 +9,13 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config;
 use crate::error::Result;
-use crate::telemetry::spans;
+use crate::telemetry::{faults, spans};
 
-/// Starts logging at `LOG_LEVEL` (default `info`), and the recording of spans where a collector is named.
+/// Starts logging at `LOG_LEVEL` (default `info`), the recording of spans where a collector is named, and the
+/// reporting of faults where an error tracker is.
 ///
 /// # Errors
-/// When `LOG_LEVEL` is malformed, or the way to the collector cannot be prepared.
+/// When `LOG_LEVEL` or `SENTRY_DSN` is malformed, or the way to the collector cannot be prepared.
 pub fn init(function: &str) -> Result<()> {
     let level: LevelFilter = config::parsed("LOG_LEVEL", LevelFilter::INFO)?;
     let lines = tracing_subscriber::fmt::layer()
@@ -29,5 +30,5 @@ pub fn init(function: &str) -> Result<()> {
         Some(spans) => registry.with(spans).try_init(),
         None => registry.try_init(),
     };
-    Ok(())
+    faults::init()
 }

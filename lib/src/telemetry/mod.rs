@@ -1,5 +1,6 @@
-//! What a function says about itself: JSON log lines, the trace context, and one record a request.
+//! What a function says about itself: JSON log lines, spans, faults, and one record a request.
 
+pub(crate) mod faults;
 pub mod log;
 pub mod record;
 pub(crate) mod spans;

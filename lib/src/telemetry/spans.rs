@@ -9,92 +9,82 @@
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use aws_smithy_runtime::client::orchestrator::operation::Operation;
-use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, OrchestratorError};
-use aws_smithy_types::body::SdkBody;
-use aws_smithy_types::timeout::TimeoutConfig;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Span, Subscriber, debug_span, field};
 use tracing_subscriber::layer::{Context, Filter, Layer};
-use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::registry::{LookupSpan, SpanRef};
 
 use crate::background;
 use crate::clock;
 use crate::config;
 use crate::error::{Error, Result};
-use crate::outbound;
+use crate::outbound::Reports;
 use crate::telemetry::trace::TraceContext;
 
 /// How long an unfrozen process gathers spans before it sends them.
 const LINGER: Duration = Duration::from_secs(1);
 /// Spans that wait at most; beyond that new ones are dropped.
 const CAPACITY: usize = 8192;
-/// A collector listens beside the function: one that takes longer is not waited for.
-const TIMEOUT: Duration = Duration::from_secs(2);
 /// sqlx tells of an ended statement under this target.
 const STATEMENT: &str = "sqlx::query";
-
-type Export = Operation<String, (), std::io::Error>;
 
 /// The way out of a process.
 struct Exporter {
     resource: Value,
-    export: Export,
+    reports: Reports,
     ended: Mutex<Vec<Value>>,
     something: Notify,
 }
 
 static EXPORTER: OnceLock<Exporter> = OnceLock::new();
+/// Of the traces that begin here, the part that is recorded.
+static SHARE: OnceLock<f64> = OnceLock::new();
 
 /// Prepares the way to the collector; `None` where the environment names none.
 ///
 /// # Errors
-/// When the client cannot be built.
+/// When the client cannot be built, or `OTEL_TRACES_SAMPLER_ARG` is not a number from 0 to 1.
 pub(super) fn layer<S>(function: &str) -> Result<Option<impl Layer<S> + use<S>>>
 where
     S: Subscriber + for<'s> LookupSpan<'s>,
 {
     let Some(endpoint) = config::optional("OTEL_EXPORTER_OTLP_ENDPOINT") else { return Ok(None) };
-    let export = export_to(&endpoint)?;
+    let share = config::parsed("OTEL_TRACES_SAMPLER_ARG", 1.0)?;
+    if !(0.0..=1.0).contains(&share) {
+        return Err(Error::internal("environment variable OTEL_TRACES_SAMPLER_ARG is not a number from 0 to 1"));
+    }
+    SHARE.get_or_init(|| share);
+    let reports = reports_to(&endpoint)?;
     let exporter = EXPORTER.get_or_init(|| Exporter {
         resource: json!({ "attributes": [
             attribute("service.name", function.into()),
             attribute("service.version", env!("CARGO_PKG_VERSION").into()),
             attribute("deployment.environment.name", config::optional("STAGE").into()),
         ] }),
-        export,
+        reports,
         ended: Mutex::new(Vec::new()),
         something: Notify::new(),
     });
     Ok(Some(Spans { exporter }.with_filter(Wanted)))
 }
 
-fn export_to(endpoint: &str) -> Result<Export> {
-    Ok(Operation::builder()
-        .service_name("otlp")
-        .operation_name("export")
-        .http_client(outbound::smithy_client(endpoint, TIMEOUT)?)
-        .endpoint_url(endpoint)
-        .no_auth()
-        .no_retry()
-        .sleep_impl(aws_smithy_async::rt::sleep::TokioSleep::new())
-        .time_source(aws_smithy_async::time::SystemTimeSource::new())
-        .timeout_config(TimeoutConfig::builder().operation_timeout(TIMEOUT).build())
-        .serializer(|body: String| {
-            let mut request = HttpRequest::new(SdkBody::from(body));
-            request.set_method("POST")?;
-            request.set_uri("/v1/traces")?;
-            request.headers_mut().insert("content-type", "application/json");
-            Ok(request)
-        })
-        .deserializer(|response| match response.status().as_u16() {
-            200..=299 => Ok(()),
-            status => Err(OrchestratorError::other(format!("the collector answered {status}"))),
-        })
-        .build())
+fn reports_to(endpoint: &str) -> Result<Reports> {
+    Reports::to(endpoint, "/v1/traces".to_owned(), vec![("content-type", "application/json".to_owned())])
+}
+
+/// Whether a trace that begins here is recorded: a matter of its id alone, as `TraceIdRatioBased` of
+/// OpenTelemetry wants it, so that every process decides alike.
+pub(super) fn samples(trace_id: &[u8; 16]) -> bool {
+    SHARE.get().is_none_or(|share| falls_under(*share, trace_id))
+}
+
+fn falls_under(share: f64, trace_id: &[u8; 16]) -> bool {
+    const SCALE: u32 = 1 << 24;
+    let [.., a, b, c] = *trace_id;
+    f64::from(u32::from_be_bytes([0, a, b, c])) < share * f64::from(SCALE)
 }
 
 /// Starts sending, where the process is not frozen between invocations.
@@ -131,11 +121,14 @@ impl Exporter {
         if spans.is_empty() {
             return;
         }
+        // A collector that failed a moment ago costs nobody anything.
+        if self.reports.rest() {
+            return;
+        }
         let number = spans.len();
         let scopes = json!([{ "scope": { "name": env!("CARGO_PKG_NAME") }, "spans": spans }]);
         let body = json!({ "resourceSpans": [{ "resource": self.resource, "scopeSpans": scopes }] }).to_string();
-        if let Err(error) = self.export.invoke(body).await {
-            let error = Error::internal(error);
+        if let Err(error) = self.reports.send(body).await {
             tracing::warn!(error.cause = %error, spans = number, "spans were not sent to the collector");
         }
     }
@@ -152,8 +145,14 @@ pub(crate) fn request(trace: &TraceContext, method: &str, route: &str, id: &str)
         http.request.method = method,
         http.route = route,
         http.response.status_code = field::Empty,
+        error.type = field::Empty,
         request.id = id,
     )
+}
+
+/// Notes that what a span tells of has failed: its kind, since a cause may quote what a person wrote.
+pub(crate) fn fail(span: &Span, kind: &str) {
+    span.record("error.type", kind);
 }
 
 /// Notes how a request went; a span that is noted again ends then.
@@ -168,7 +167,7 @@ pub(crate) fn invocation(function: &str) -> Span {
         otel.name = function,
         otel.kind = "consumer",
         otel.context = %TraceContext::continue_or_begin(None),
-        error.cause = field::Empty,
+        error.type = field::Empty,
     )
 }
 
@@ -191,7 +190,7 @@ pub(crate) fn message(function: &str, body: &str) -> Span {
         otel.parent = trace.parent_id(),
         messaging.system = "aws_sqs",
         messaging.operation.name = "process",
-        error.cause = field::Empty,
+        error.type = field::Empty,
     )
 }
 
@@ -209,9 +208,16 @@ impl<S> Filter<S> for Wanted {
     }
 }
 
+/// The span of what is done for all messages of an invocation: it is part of each one's trace.
+const FOR_ALL: &str = "clickhouse";
+const INVOCATION: &str = "invocation";
+const MESSAGE: &str = "message";
+
 /// A span that has begun.
 struct Open {
     context: TraceContext,
+    /// The messages that this invocation handles.
+    messages: Vec<TraceContext>,
     parent: Option<String>,
     link: Option<TraceContext>,
     began: i128,
@@ -220,7 +226,7 @@ struct Open {
 }
 
 /// What a span or an event says.
-#[derive(Default)]
+#[derive(Default, Clone)]
 struct Fields {
     name: Option<String>,
     kind: Option<String>,
@@ -239,7 +245,9 @@ impl Fields {
             ("otel.parent", Value::String(parent)) => self.parent = Some(parent),
             ("sdk_invocation_id", _) => {}
             (name, value) => {
-                self.failed |= name == "error.cause" || (name.ends_with("status_code") && value.as_u64() >= Some(500));
+                // A list by the conventions, and `tracing` knows none.
+                let value = if name == "gen_ai.response.finish_reasons" { json!([value]) } else { value };
+                self.failed |= name == "error.type" || (name.ends_with("status_code") && value.as_u64() >= Some(500));
                 // A key comes once: what is said last holds.
                 self.attributes.retain(|known| known["key"] != name);
                 self.attributes.push(attribute(name, value));
@@ -279,6 +287,10 @@ fn attribute(key: &str, value: Value) -> Value {
     let value = match value {
         Value::String(text) => json!({ "stringValue": text }),
         Value::Bool(bool) => json!({ "boolValue": bool }),
+        Value::Array(values) => {
+            let values: Vec<_> = values.into_iter().map(|value| attribute("", value)["value"].take()).collect();
+            json!({ "arrayValue": { "values": values } })
+        }
         Value::Number(number) if number.is_f64() => json!({ "doubleValue": number }),
         Value::Number(number) => json!({ "intValue": number.to_string() }),
         _ => json!({}),
@@ -287,6 +299,19 @@ fn attribute(key: &str, value: Value) -> Value {
 }
 
 impl Open {
+    /// The same span in another message's trace.
+    fn copy_for(&self, message: &TraceContext) -> Self {
+        Self {
+            context: message.child(),
+            messages: Vec::new(),
+            parent: Some(message.span_id()),
+            link: None,
+            began: self.began,
+            ended: self.ended,
+            fields: self.fields.clone(),
+        }
+    }
+
     fn into_otlp(self, name: &str) -> Value {
         let kind = match self.fields.kind.as_deref() {
             Some("server") => 2,
@@ -333,6 +358,19 @@ impl Spans {
         };
         nearest.scope().find_map(|span| span.extensions().get::<Open>().map(|open| open.context))
     }
+
+    /// Tells the invocation around a message of it.
+    fn note_message<S>(message: &SpanRef<'_, S>, context: TraceContext)
+    where
+        S: Subscriber + for<'s> LookupSpan<'s>,
+    {
+        for span in message.scope().skip(1) {
+            if let Some(invocation) = span.extensions_mut().get_mut::<Open>() {
+                invocation.messages.push(context);
+                return;
+            }
+        }
+    }
 }
 
 impl<S> Layer<S> for Spans
@@ -343,19 +381,35 @@ where
         let Some(span) = scope.span(id) else { return };
         let mut fields = Fields::default();
         attributes.record(&mut fields);
+        let name = span.metadata().name();
         let around = Self::around(attributes.parent(), &scope);
         let (context, parent, link) = match (&fields.context, around) {
             (Some(own), around) => {
-                let Some(own) = TraceContext::parse(own).filter(TraceContext::is_sampled) else { return };
-                (own, fields.parent.take(), around)
+                let Some(own) = TraceContext::parse(own) else { return };
+                (own, fields.parent.take(), around.filter(TraceContext::is_sampled))
             }
             (None, Some(around)) => (around.child(), Some(around.span_id()), None),
             (None, None) => return,
         };
+        // What messages have in common is recorded for them, be their invocation recorded or not.
+        if !context.is_sampled() && name != INVOCATION && name != FOR_ALL {
+            return;
+        }
+        if name == MESSAGE {
+            Self::note_message(&span, context);
+        }
         if fields.kind.is_none() && span.metadata().target().starts_with("aws_sdk_") {
             fields.kind = Some("client".to_owned());
         }
-        span.extensions_mut().insert(Open { context, parent, link, began: nanos(), ended: None, fields });
+        span.extensions_mut().insert(Open {
+            context,
+            parent,
+            link,
+            began: nanos(),
+            ended: None,
+            fields,
+            messages: Vec::new(),
+        });
     }
 
     fn on_record(&self, id: &Id, values: &Record<'_>, scope: Context<'_, S>) {
@@ -367,7 +421,7 @@ where
     }
 
     fn on_event(&self, event: &Event<'_>, scope: Context<'_, S>) {
-        let Some(around) = Self::around(None, &scope) else { return };
+        let Some(around) = Self::around(None, &scope).filter(TraceContext::is_sampled) else { return };
         let mut statement = Statement::default();
         event.record(&mut statement);
         self.exporter.take(statement.into_otlp(&around));
@@ -375,8 +429,14 @@ where
 
     fn on_close(&self, id: Id, scope: Context<'_, S>) {
         let Some(span) = scope.span(&id) else { return };
-        let open = span.extensions_mut().remove::<Open>();
-        if let Some(open) = open {
+        let Some(open) = span.extensions_mut().remove::<Open>() else { return };
+        if span.name() == FOR_ALL {
+            let around = span.scope().skip(1).find_map(|span| Some(span.extensions().get::<Open>()?.messages.clone()));
+            for message in around.unwrap_or_default() {
+                self.exporter.take(open.copy_for(&message).into_otlp(span.name()));
+            }
+        }
+        if open.context.is_sampled() {
             self.exporter.take(open.into_otlp(span.name()));
         }
     }
@@ -420,6 +480,7 @@ impl Statement {
         let open = Open {
             context: around.child(),
             parent: Some(around.span_id()),
+            messages: Vec::new(),
             link: None,
             began: ended - lasted,
             ended: Some(ended),
@@ -439,7 +500,7 @@ mod tests {
     fn recorded(work: impl FnOnce()) -> Vec<Value> {
         let exporter: &'static Exporter = Box::leak(Box::new(Exporter {
             resource: Value::Null,
-            export: export_to("http://127.0.0.1:1").unwrap(),
+            reports: reports_to("http://127.0.0.1:1").unwrap(),
             ended: Mutex::new(Vec::new()),
             something: Notify::new(),
         }));
@@ -499,6 +560,58 @@ mod tests {
         assert_eq!(message["traceId"], "4bf92f3577b34da6a3ce929d0e0e4736");
         assert_eq!(message["parentSpanId"], "00f067aa0ba902b7");
         assert_eq!(message["links"], json!([{ "traceId": invocation["traceId"], "spanId": invocation["spanId"] }]));
+    }
+
+    #[test]
+    fn what_a_batch_has_in_common_is_in_the_trace_of_each_message() {
+        let batch = |sampled: bool| {
+            let flags = if sampled { "01" } else { "00" };
+            let own = format!("00-5bf92f3577b34da6a3ce929d0e0e4736-2222222222222222-{flags}");
+            recorded(move || {
+                let _invocation = debug_span!("invocation", otel.name = "workers-ingest", otel.context = own).entered();
+                let _messages = ["1", "2"].map(|digit| {
+                    let id = digit.repeat(16);
+                    debug_span!("message", otel.context = format!("00-{}-{id}-01", digit.repeat(32)))
+                });
+                debug_span!("clickhouse", otel.name = "clickhouse INSERT").in_scope(|| {});
+                debug_span!("call").in_scope(|| {});
+            })
+        };
+        for (sampled, number) in [(true, 7), (false, 4)] {
+            let spans = batch(sampled);
+            assert_eq!(spans.len(), number, "{spans:?}");
+            for digit in ["1", "2"] {
+                let inserts = spans.iter().filter(|span| {
+                    span["name"] == "clickhouse INSERT"
+                        && span["traceId"] == digit.repeat(32)
+                        && span["parentSpanId"] == digit.repeat(16)
+                });
+                assert_eq!(inserts.count(), 1, "{spans:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_share_of_recorded_traces_is_the_configured_one() {
+        let ids: Vec<[u8; 16]> =
+            (0..10_000).map(|_| crate::crypto::random().unwrap()[..16].try_into().unwrap()).collect();
+        for (share, bounds) in [(0.0, 0..=0), (0.25, 2_200..=2_800), (1.0, 10_000..=10_000)] {
+            let recorded = ids.iter().filter(|id| falls_under(share, id)).count();
+            assert!(bounds.contains(&recorded), "{recorded} of 10000 for {share}");
+        }
+    }
+
+    #[test]
+    fn a_list_is_one_in_otlp() {
+        let spans = recorded(|| {
+            let trace =
+                TraceContext::continue_or_begin(Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"));
+            request(&trace, "POST", "/api/chat", "id").in_scope(|| {
+                debug_span!("chat", gen_ai.response.finish_reasons = "stop").in_scope(|| {});
+            });
+        });
+        let attributes = &find(&spans, "chat")["attributes"];
+        assert_eq!(attributes[0]["value"], json!({ "arrayValue": { "values": [{ "stringValue": "stop" }] } }));
     }
 
     #[test]

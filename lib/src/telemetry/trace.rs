@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::crypto;
+use crate::telemetry::spans;
 
 /// The ids of the current span and its trace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +25,7 @@ impl TraceContext {
             None => {
                 let mut trace_id = [0; 16];
                 trace_id.copy_from_slice(&fresh[16..]);
-                Self { trace_id, parent_id: None, span_id, sampled: true }
+                Self { trace_id, parent_id: None, span_id, sampled: spans::samples(&trace_id) }
             }
         }
     }

@@ -10,11 +10,12 @@ use futures_util::FutureExt;
 use lambda_runtime::LambdaEvent;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tracing::{Instrument, field};
+use tracing::Instrument;
 
 use crate::background;
 use crate::error::{Error, Result};
 use crate::http::runner::BoxFuture;
+use crate::telemetry::faults::{self, Fault};
 use crate::telemetry::spans;
 
 /// A handler of one message.
@@ -38,7 +39,8 @@ where
                         let id = message.id().to_owned();
                         let span = spans::message(function, message.body());
                         if let Err(error) = handle(context, message).instrument(span.clone()).await {
-                            span.record("error.cause", field::display(&error));
+                            spans::fail(&span, error.code().as_str());
+                            report(function, &id, &error);
                             tracing::error!(message.id = id, error.cause = %error, "a message could not be handled");
                             failed.push(id);
                         }
@@ -68,7 +70,7 @@ where
                     let outcome = handle(context, messages).await;
                     if let Err(error) = &outcome {
                         for span in &spans {
-                            span.record("error.cause", field::display(error));
+                            spans::fail(span, error.code().as_str());
                         }
                     }
                     outcome
@@ -77,6 +79,18 @@ where
         })
     });
     run_queue(function, init)
+}
+
+fn report(function: &str, id: &str, error: &Error) {
+    faults::report(&Fault {
+        function,
+        route: None,
+        request_id: id,
+        trace: None,
+        code: error.code().as_str(),
+        location: &error.location(),
+        panicked: error.is_panic(),
+    });
 }
 
 type BatchHandler = Box<dyn Fn(Vec<Message>) -> BoxFuture<'static, Result<Vec<String>>> + Send + Sync>;
@@ -175,15 +189,16 @@ where
         let service = lambda_runtime::service_fn(move |event: LambdaEvent<E>| {
             let handler = handler.clone();
             async move {
-                let started = Instant::now();
+                let (started, id) = (Instant::now(), event.context.request_id);
                 let span = spans::invocation(function);
                 let outcome = AssertUnwindSafe(handler(event.payload)).catch_unwind().instrument(span.clone()).await;
-                let outcome = outcome.unwrap_or_else(|_| Err(Error::internal("the handler panicked")));
+                let outcome = outcome.unwrap_or_else(|panic| Err(Error::panicked(&*panic)));
                 let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
                 match &outcome {
                     Ok(_) => tracing::info!(function, duration_ms, "the invocation was done"),
                     Err(error) => {
-                        span.record("error.cause", field::display(error));
+                        spans::fail(&span, error.code().as_str());
+                        report(function, &id, error);
                         tracing::error!(function, duration_ms, error.cause = %error, "the invocation failed");
                     }
                 }

@@ -10,6 +10,7 @@ use crate::chat::catalogue::{Catalogue, Choice, ProviderId};
 use crate::chat::provider::{Call, Cause, Failure, Piece, Pieces, Provider, Usage, from_env};
 use crate::clock;
 use crate::error::{Code, Error, Result};
+use crate::telemetry::spans;
 
 /// Beginnings of several slow providers may take so long together, so that there is time for an answer.
 const LONGEST_BEGINNING: Duration = Duration::from_secs(150);
@@ -238,18 +239,30 @@ impl Providers {
             otel.name = format!("chat {}", call.choice.model.id),
             otel.kind = "client",
             gen_ai.operation.name = "chat",
-            gen_ai.provider.name = call.choice.model.provider.as_str(),
+            gen_ai.provider.name = call.choice.model.provider.conventional_name(),
             gen_ai.request.model = call.choice.model.id,
-            error.cause = field::Empty,
+            gen_ai.request.max_tokens = call.max_tokens,
+            gen_ai.request.temperature = call.temperature,
+            gen_ai.output.type = "text",
+            gen_ai.usage.input_tokens = field::Empty,
+            gen_ai.usage.output_tokens = field::Empty,
+            gen_ai.response.finish_reasons = field::Empty,
+            error.type = field::Empty,
         );
         let begin = async {
             // The span lasts as long as somebody holds the stream.
             let held = span.clone();
             let stream = provider.start(call).await?;
-            let mut rest: Pieces = Box::pin(stream.inspect(move |piece| {
-                if let Err(failure) = piece {
-                    held.record("error.cause", field::display(failure));
+            let mut rest: Pieces = Box::pin(stream.inspect(move |piece| match piece {
+                Ok(Piece::Usage(usage)) => {
+                    held.record("gen_ai.usage.input_tokens", usage.input_tokens);
+                    held.record("gen_ai.usage.output_tokens", usage.output_tokens);
                 }
+                Ok(Piece::Finish(reason)) => {
+                    held.record("gen_ai.response.finish_reasons", reason.as_str());
+                }
+                Ok(Piece::Text(_)) => {}
+                Err(failure) => spans::fail(&held, failure.class(true)),
             }));
             let mut first = Vec::new();
             while let Some(piece) = rest.next().await {
@@ -267,7 +280,7 @@ impl Providers {
             Err(_) => Err(Failure::new(Cause::TimedOut, "no first token in time")),
         };
         if let Err(failure) = &outcome {
-            span.record("error.cause", field::display(failure));
+            spans::fail(&span, failure.class(false));
         }
         outcome
     }
