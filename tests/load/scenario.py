@@ -130,11 +130,16 @@ class Person(Client):
         return account
 
     def ask(self, method: str, path: str, name: str, expected: int = 200, body: dict | None = None):
-        """One request of somebody; the reply and who asked, if somebody could."""
+        """One request of somebody; the reply and who asked, if somebody could.
+
+        Whoever has no conversation yet asks for their sessions instead.
+        """
         account = self.someone()
         if account is None:
             return None, None
         try:
+            if "{id}" in path and not account.conversation:
+                path = name = "/api/auth/sessions"
             path = path.replace("{id}", account.conversation)
             return self.send(method, path, f"{method} {name}", account, expected, body), account
         finally:
@@ -168,12 +173,7 @@ class Person(Client):
 
     @task(4)
     def conversation(self) -> None:
-        # Whoever has none yet asks for their session instead.
-        waiting = ACCOUNTS.waiting
-        if waiting and waiting[0].conversation:
-            self.ask("GET", "/api/chat/conversations/{id}", "/api/chat/conversations/{id}")
-        else:
-            self.ask("GET", "/api/auth/sessions", "/api/auth/sessions")
+        self.ask("GET", "/api/chat/conversations/{id}", "/api/chat/conversations/{id}")
 
     @task(3)
     def stream(self) -> None:
