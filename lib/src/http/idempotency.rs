@@ -300,12 +300,11 @@ fn part_key(pk: &str, id: Uuid, part: i64) -> String {
 /// The key, with or without the quotation marks of a structured field.
 fn key_of(request: &Request) -> Result<Option<String>> {
     let Some(value) = request.headers.get("idempotency-key") else { return Ok(None) };
-    let malformed =
-        || Error::invalid_field("Idempotency-Key", "malformed", "Must have 1 to 255 visible ASCII characters.");
+    let malformed = || Error::invalid_field("Idempotency-Key", "malformed", "Must have 1 to 255 ASCII characters.");
     let value = value.to_str().map_err(|_| malformed())?.trim();
-    let key = value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value);
-    let good = (1..=255).contains(&key.len()) && key.bytes().all(|byte| (b' '..=b'~').contains(&byte));
-    if good { Ok(Some(key.to_owned())) } else { Err(malformed()) }
+    let quoted = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
+    let key = quoted.filter(|key| !key.is_empty()).unwrap_or(value);
+    if (1..=255).contains(&key.len()) { Ok(Some(key.to_owned())) } else { Err(malformed()) }
 }
 
 /// Bodies are the same if they are the same as JSON: members in any order, white space anywhere.
