@@ -420,7 +420,7 @@ pub struct Event<'a> {
     /// The type.
     pub kind: Cow<'a, str>,
     /// The user's id in lower case; empty where nobody is meant.
-    pub subject: String,
+    pub subject: Cow<'a, str>,
     /// When it happened, in milliseconds since the epoch, clamped.
     pub time: i64,
     /// The event claimed a time in the future.
@@ -454,11 +454,9 @@ impl<'a> Event<'a> {
         let Scalar::Text(kind) = envelope.kind else { return Err(Rejection::new("type is missing")) };
         let rules = rules(&kind).ok_or_else(|| Rejection::new("type is unknown"))?;
         let is_telemetry = kind == REQUEST_COMPLETED;
-        let subject = match &envelope.subject {
-            Scalar::Null if is_telemetry => String::new(),
-            Scalar::Text(subject) if (1..=SUBJECT_CHARACTERS).contains(&subject.chars().count()) => {
-                subject.to_lowercase()
-            }
+        let subject = match envelope.subject {
+            Scalar::Null if is_telemetry => Cow::Borrowed(""),
+            Scalar::Text(subject) if (1..=SUBJECT_CHARACTERS).contains(&subject.chars().count()) => lower(subject),
             _ => return Err(Rejection::new("subject is not text of 1 to 128 characters")),
         };
         let said = text(&envelope.time).and_then(instant).ok_or_else(|| Rejection::new("time is not RFC 3339"))?;
@@ -530,6 +528,12 @@ fn text<'s>(value: &'s Scalar<'_>) -> Option<&'s str> {
         Scalar::Text(text) => Some(text),
         _ => None,
     }
+}
+
+/// In lower case, which most ids are in already.
+fn lower(text: Cow<'_, str>) -> Cow<'_, str> {
+    let is_lower = text.bytes().all(|byte| byte.is_ascii() && !byte.is_ascii_uppercase());
+    if is_lower { text } else { Cow::Owned(text.to_lowercase()) }
 }
 
 /// Milliseconds since the epoch, of a year that an event may lie in.
@@ -604,7 +608,7 @@ mod tests {
         let body = message().to_string();
         let event = Event::parse(&body, Some(SENT)).unwrap();
         assert_eq!(event.id, 0x019a_d8f0_0000_7000_8000_0000_0000_0001);
-        assert_eq!((event.subject.as_str(), event.time, event.clamped), ("user-1", SENT - 877, false));
+        assert_eq!((event.subject.as_ref(), event.time, event.clamped), ("user-1", SENT - 877, false));
         assert_eq!((event.text(Field::Model), event.integer(Field::CostMicroUsd)), ("gpt-4", Some(3)));
         assert!(event.is(Field::Streamed) && !event.is(Field::Regenerated));
     }

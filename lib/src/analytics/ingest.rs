@@ -2,8 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use crate::analytics::block::Rows;
 use crate::analytics::event::{Event, Rejection};
 use crate::analytics::writer::Writer;
+use crate::clock;
 use crate::config;
 use crate::error::{Code, Result};
 use crate::store::clickhouse::ClickHouse;
@@ -41,28 +43,28 @@ impl Ingest {
 
     /// Counts a batch; gives the ids of the messages that SQS shall deliver again.
     pub async fn batch(&self, messages: &[Message]) -> Vec<String> {
-        let (mut events, mut carriers, mut rejected) = (Vec::new(), Vec::new(), Vec::new());
+        let mut rows = Rows::new(clock::millis(clock::now()));
+        let (mut carriers, mut rejected) = (Vec::new(), Vec::new());
         for message in messages {
-            let sent = message.attribute("SentTimestamp").and_then(|millis| millis.parse().ok());
-            match Event::parse(message.body(), sent) {
+            match Event::parse(message.body(), message.sent_millis()) {
                 Ok(event) => {
-                    events.push(event);
+                    rows.push(&event);
                     carriers.push(message);
                 }
                 Err(rejection) => rejected.push((message, rejection)),
             }
         }
         let mut failed = self.reject(&rejected).await;
-        match self.write(&events).await {
+        match self.write(&rows).await {
             Ok(written) => tracing::info!(
-                events.received = events.len(),
+                events.received = carriers.len(),
                 events.written = written,
-                events.clamped = events.iter().filter(|event| event.clamped).count(),
+                events.clamped = rows.clamped(),
                 messages.rejected = rejected.len(),
                 "events were ingested"
             ),
             Err(error) => {
-                tracing::error!(events.received = events.len(), error.cause = %error, "events could not be written");
+                tracing::error!(events.received = carriers.len(), error.cause = %error, "events could not be written");
                 self.note_given_up(&carriers).await;
                 failed.extend(carriers.iter().map(|message| message.id().to_owned()));
             }
@@ -71,10 +73,10 @@ impl Ingest {
     }
 
     /// Tries until the stores answer or patience ends: a consumer that waits takes no further messages.
-    async fn write(&self, events: &[Event<'_>]) -> Result<usize> {
+    async fn write(&self, rows: &Rows) -> Result<usize> {
         let started = Instant::now();
         loop {
-            match self.writer.write(events).await {
+            match self.writer.write_rows(rows).await {
                 Err(error) if error.code() == Code::Unavailable && started.elapsed() < PATIENCE => {
                     tracing::warn!(error.cause = %error, "events wait for a store that does not answer");
                     tokio::time::sleep(PAUSE).await;
@@ -104,10 +106,7 @@ impl Ingest {
 
     /// Counts the messages that SQS itself is about to move to the dead letters.
     async fn note_given_up(&self, messages: &[&Message]) {
-        let is_last = |message: &&&Message| {
-            let received = message.attribute("ApproximateReceiveCount").and_then(|count| count.parse().ok());
-            received.is_some_and(|received: u32| received >= self.max_receive_count)
-        };
+        let is_last = |message: &&&Message| message.deliveries().is_some_and(|count| count >= self.max_receive_count);
         let given_up = messages.iter().filter(is_last);
         self.note_dead(given_up.map(|message| (message.id().to_owned(), "not written in time".to_owned())).unzip())
             .await;

@@ -1,21 +1,24 @@
 //! Events into ClickHouse, each once: whatever is delivered again, in whatever batches, and wherever a writer dies.
 //!
 //! Under its turn a writer first finishes what a dead one left, then drops the events that are known, then
-//! writes the block ahead into Postgres, inserts it under a token of its own and forgets it. A block that is
+//! writes the block ahead into Postgres, inserts it under a token of its own and forgets it. While it asks for
+//! known ids it already writes ahead, in a transaction that ends well only if there are none. A block that is
 //! inserted twice changes nothing, since the raw table and every target of a view remember tokens; so the
 //! crash between any two of these steps is made good by the next writer.
 
 use std::collections::HashSet;
 
 use bytes::Bytes;
+use lz4_flex::block::{compress_prepend_size, decompress_size_prepended};
+use sqlx::{Connection, PgConnection};
 use tracing::Instrument;
 use uuid::Uuid;
 
-use crate::analytics::block;
+use crate::analytics::block::Rows;
 use crate::analytics::event::Event;
 use crate::analytics::turn::{Turn, Turns};
 use crate::clock;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::store::clickhouse::{ClickHouse, span};
 use crate::store::postgres::Database;
 
@@ -50,35 +53,52 @@ impl Writer {
     /// # Errors
     /// When a store does not answer. The events may have been written or not: writing them again is safe.
     pub async fn write(&self, events: &[Event<'_>]) -> Result<usize> {
-        if events.is_empty() {
+        let mut rows = Rows::new(clock::millis(clock::now()));
+        rows.extend(events);
+        self.write_rows(&rows).await
+    }
+
+    /// The same of events that have been taken apart.
+    ///
+    /// # Errors
+    /// When a store does not answer. The events may have been written or not: writing them again is safe.
+    pub async fn write_rows(&self, rows: &Rows) -> Result<usize> {
+        if rows.ids().is_empty() {
             return Ok(0);
         }
         let mut turn = self.turns.wait(PATIENCE).await?;
         replay(&mut turn, &self.clickhouse).await?;
-        let new = self.unknown(events).await?;
-        if !new.is_empty() {
-            let block = write_ahead(&mut turn, &new).await?;
+        // As a rule all are new.
+        let all = firsts(rows.ids(), HashSet::new());
+        let (mut block, mut written) = (Block::of(rows, &all), count(&all));
+        let mut transaction = turn.connection().begin().await?;
+        let (known, ()) = futures_util::try_join!(self.known(rows.ids()), write_ahead(&mut transaction, &block))?;
+        let new = firsts(rows.ids(), known);
+        if new == all {
+            transaction.commit().await?;
+        } else {
+            transaction.rollback().await?;
+            (block, written) = (Block::of(rows, &new), count(&new));
+            if written > 0 {
+                write_ahead(turn.connection(), &block).await?;
+            }
+        }
+        if written > 0 {
             insert(&self.clickhouse, &block).instrument(span("INSERT events")).await?;
             forget(&mut turn, &block).await?;
         }
         self.turns.end(turn).await?;
-        Ok(new.len())
+        Ok(written)
     }
 
-    /// The events whose ids have not been counted, the first of each id.
-    async fn unknown<'e, 'm>(&self, events: &'e [Event<'m>]) -> Result<Vec<&'e Event<'m>>> {
-        let mut seen = self.known(events).await?;
-        Ok(events.iter().filter(|event| seen.insert(event.id)).collect())
-    }
-
-    async fn known(&self, events: &[Event<'_>]) -> Result<HashSet<u128>> {
+    /// Which of the ids are in the table.
+    async fn known(&self, ids: &[u128]) -> Result<HashSet<u128>> {
         let client = self.clickhouse.client();
-        let ids = || events.iter().map(|event| event.id);
         // Ids are in the order of their making, as a rule: few others lie between those of a batch.
         let near: Vec<u128> = client
             .query("SELECT id FROM events WHERE id BETWEEN {first:UInt128} AND {last:UInt128} LIMIT {limit:UInt64}")
-            .param("first", ids().min().unwrap_or_default().to_string())
-            .param("last", ids().max().unwrap_or_default().to_string())
+            .param("first", ids.iter().min().copied().unwrap_or_default().to_string())
+            .param("last", ids.iter().max().copied().unwrap_or_default().to_string())
             .param("limit", NEIGHBOURS)
             .fetch_all()
             .instrument(span("SELECT events"))
@@ -87,8 +107,8 @@ impl Writer {
             return Ok(near.into_iter().collect());
         }
         let mut known = HashSet::new();
-        for some in events.chunks(IDS) {
-            let ids: Vec<String> = some.iter().map(|event| event.id.to_string()).collect();
+        for some in ids.chunks(IDS) {
+            let ids: Vec<String> = some.iter().map(u128::to_string).collect();
             let found: Vec<u128> = client
                 .query("SELECT id FROM events WHERE id IN {ids:Array(UInt128)}")
                 .param("ids", format!("[{}]", ids.join(",")))
@@ -107,23 +127,45 @@ impl Writer {
 /// When a store does not answer; nothing is lost by it.
 pub async fn replay(turn: &mut Turn, clickhouse: &ClickHouse) -> Result<()> {
     loop {
-        let left = sqlx::query!("SELECT id, block FROM ingest_batches ORDER BY created_at LIMIT 1")
+        let left = sqlx::query!("SELECT id, block, is_compressed FROM ingest_batches ORDER BY created_at LIMIT 1")
             .fetch_optional(turn.connection())
             .await?;
         let Some(left) = left else { return Ok(()) };
-        let block = Block { id: left.id, bytes: left.block.into() };
+        let bytes = if left.is_compressed {
+            decompress_size_prepended(&left.block).map_err(Error::internal)?
+        } else {
+            left.block
+        };
+        let block = Block { id: left.id, bytes: bytes.into() };
         tracing::warn!(batch.id = %block.id, "a batch that was cut short is inserted again");
         insert(clickhouse, &block).await?;
         forget(turn, &block).await?;
     }
 }
 
-async fn write_ahead(turn: &mut Turn, events: &[&Event<'_>]) -> Result<Block> {
-    let block = Block { id: Uuid::now_v7(), bytes: block::encode(events, clock::millis(clock::now())).into() };
-    sqlx::query!("INSERT INTO ingest_batches (id, block) VALUES ($1, $2)", block.id, block.bytes.as_ref())
-        .execute(turn.connection())
+/// Marks the first of each id that is not among those that have been seen.
+fn firsts(ids: &[u128], mut seen: HashSet<u128>) -> Vec<bool> {
+    seen.reserve(ids.len());
+    ids.iter().map(|id| seen.insert(*id)).collect()
+}
+
+fn count(kept: &[bool]) -> usize {
+    kept.iter().filter(|kept| **kept).count()
+}
+
+impl Block {
+    fn of(rows: &Rows, kept: &[bool]) -> Self {
+        Self { id: Uuid::now_v7(), bytes: rows.encode(kept).into() }
+    }
+}
+
+/// Compressed, since Postgres takes ten times as long to keep a byte as this takes to save it.
+async fn write_ahead(connection: &mut PgConnection, block: &Block) -> Result<()> {
+    let compressed = compress_prepend_size(&block.bytes);
+    sqlx::query!("INSERT INTO ingest_batches (id, block, is_compressed) VALUES ($1, $2, true)", block.id, compressed)
+        .execute(connection)
         .await?;
-    Ok(block)
+    Ok(())
 }
 
 async fn insert(clickhouse: &ClickHouse, block: &Block) -> Result<()> {
@@ -145,7 +187,13 @@ async fn insert(clickhouse: &ClickHouse, block: &Block) -> Result<()> {
     Ok(())
 }
 
+/// Without waiting for the disk: a block that comes back is inserted once more, which changes nothing.
 async fn forget(turn: &mut Turn, block: &Block) -> Result<()> {
-    sqlx::query!("DELETE FROM ingest_batches WHERE id = $1", block.id).execute(turn.connection()).await?;
+    sqlx::query!(
+        "DELETE FROM ingest_batches WHERE id = $1 AND set_config('synchronous_commit', 'off', true) = 'off'",
+        block.id
+    )
+    .execute(turn.connection())
+    .await?;
     Ok(())
 }

@@ -5,11 +5,13 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
-use aws_lambda_events::sqs::{BatchItemFailure, SqsBatchResponse, SqsEvent, SqsMessage};
+use aws_lambda_events::sqs::{BatchItemFailure, SqsBatchResponse};
 use futures_util::FutureExt;
 use lambda_runtime::LambdaEvent;
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use serde_json::value::RawValue;
 use tracing::Instrument;
 
 use crate::background;
@@ -97,13 +99,18 @@ type BatchHandler = Box<dyn Fn(Vec<Message>) -> BoxFuture<'static, Result<Vec<St
 type BatchInit = Box<dyn FnOnce() -> BoxFuture<'static, Result<BatchHandler>> + Send>;
 
 fn run_queue(function: &'static str, init: BatchInit) -> ExitCode {
-    let init: Init<SqsEvent, Value> = Box::new(move || {
+    // The runtime notes where in an event it reads, field by field, which takes longer than the reading: it gets
+    // the text of a batch past that.
+    let init: Init<Box<RawValue>, Value> = Box::new(move || {
         Box::pin(async move {
             let handle = Arc::new(init().await?);
-            Ok(Arc::new(move |event: SqsEvent| -> BoxFuture<'static, Result<Value>> {
-                let (received, handle) = (event.records.len(), handle.clone());
+            Ok(Arc::new(move |event: Box<RawValue>| -> BoxFuture<'static, Result<Value>> {
+                let handle = handle.clone();
                 Box::pin(async move {
-                    let failed = handle(event.records.into_iter().map(Message).collect()).await?;
+                    let messages = messages(&event)?;
+                    drop(event);
+                    let received = messages.len();
+                    let failed = handle(messages).await?;
                     tracing::info!(
                         function,
                         messages.received = received,
@@ -121,7 +128,7 @@ fn run_queue(function: &'static str, init: BatchInit) -> ExitCode {
                         .collect();
                     Ok(serde_json::to_value(response)?)
                 })
-            }) as Handler<SqsEvent, Value>)
+            }) as Handler<Box<RawValue>, Value>)
         })
     });
     run(function, init)
@@ -146,26 +153,63 @@ where
     run(function, init)
 }
 
-/// A message of a queue.
-pub struct Message(SqsMessage);
+/// A message of a queue: of what SQS tells with it, that which is used here.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Message {
+    #[serde(default)]
+    message_id: Option<String>,
+    #[serde(default)]
+    body: Option<String>,
+    #[serde(default)]
+    attributes: Option<Attributes>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Attributes {
+    #[serde(default)]
+    sent_timestamp: Option<String>,
+    #[serde(default)]
+    approximate_receive_count: Option<String>,
+}
+
+/// The messages of an event of SQS.
+///
+/// # Errors
+/// When it is none.
+pub fn messages(event: &RawValue) -> Result<Vec<Message>> {
+    #[derive(Deserialize)]
+    struct Delivery {
+        #[serde(rename = "Records")]
+        records: Vec<Message>,
+    }
+    Ok(serde_json::from_str::<Delivery>(event.get())?.records)
+}
 
 impl Message {
     /// SQS's id of the message.
     #[must_use]
     pub fn id(&self) -> &str {
-        self.0.message_id.as_deref().unwrap_or_default()
+        self.message_id.as_deref().unwrap_or_default()
     }
 
     /// The text.
     #[must_use]
     pub fn body(&self) -> &str {
-        self.0.body.as_deref().unwrap_or_default()
+        self.body.as_deref().unwrap_or_default()
     }
 
-    /// An attribute that SQS adds, such as `SentTimestamp`.
+    /// When SQS took the message, in milliseconds since the epoch.
     #[must_use]
-    pub fn attribute(&self, name: &str) -> Option<&str> {
-        self.0.attributes.get(name).map(String::as_str)
+    pub fn sent_millis(&self) -> Option<i64> {
+        self.attributes.as_ref()?.sent_timestamp.as_deref()?.parse().ok()
+    }
+
+    /// How often SQS has delivered it, this time included.
+    #[must_use]
+    pub fn deliveries(&self) -> Option<u32> {
+        self.attributes.as_ref()?.approximate_receive_count.as_deref()?.parse().ok()
     }
 
     /// The text as JSON.
