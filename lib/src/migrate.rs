@@ -21,6 +21,7 @@ static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
 const CLICKHOUSE: &[(u32, &str, &str)] = &[
     (1, "events", include_str!("../migrations/clickhouse/0001_events.sql")),
     (2, "views", include_str!("../migrations/clickhouse/0002_views.sql")),
+    (3, "users", include_str!("../migrations/clickhouse/0003_users.sql")),
 ];
 
 /// Seconds that a migration waits for the writers before it.
@@ -251,7 +252,8 @@ mod tests {
             for statement in split(&fill_for(statements, Some("main")).unwrap()) {
                 let code: Vec<&str> =
                     statement.lines().filter(|line| !line.is_empty() && !line.starts_with("--")).collect();
-                assert!(code[0].starts_with("CREATE ") && code[0].contains(" ON CLUSTER main "), "{name}: {statement}");
+                let is_ddl = code[0].starts_with("CREATE ") || code[0].starts_with("DROP ");
+                assert!(is_ddl && format!("{} ", code[0]).contains(" ON CLUSTER main "), "{name}: {statement}");
                 let engine = code.iter().find(|line| line.starts_with("ENGINE = "));
                 assert_eq!(engine.is_some(), code[0].starts_with("CREATE TABLE"), "{name}: {statement}");
                 assert!(engine.is_none_or(|engine| engine.starts_with("ENGINE = Replicated")), "{name}: {statement}");

@@ -1,43 +1,5 @@
--- The ten views. Each writes aggregates into a table of its own; sums and distinct users of any range are
+-- Eight of the ten views; the two of users come next. Each writes aggregates into a table of its own; sums and distinct users of any range are
 -- merged from them when they are read, never summed from averages or distinct counts.
-
--- What each user did on each day in each conversation, and the plan on the user's last event of the day. Users and
--- conversations are grouped by hashes of 64 bits, which are a fifth as long as their ids and met twice by no two.
-CREATE TABLE IF NOT EXISTS user_metrics ${on_cluster} (
-    day             Date,
-    user            UInt64,
-    conversation    UInt64,
-    subject         SimpleAggregateFunction(any, String),
-    signups         SimpleAggregateFunction(sum, UInt64),
-    verifications   SimpleAggregateFunction(sum, UInt64),
-    active          SimpleAggregateFunction(sum, UInt64),
-    messages        SimpleAggregateFunction(sum, UInt64),
-    tokens          SimpleAggregateFunction(sum, Int64),
-    cost            SimpleAggregateFunction(sum, Int64),
-    last_active     SimpleAggregateFunction(max, DateTime64(3, 'UTC')),
-    last            SimpleAggregateFunction(max, Tuple(time DateTime64(3, 'UTC'), id UInt128, plan String))
-)
-ENGINE = ${replicated}AggregatingMergeTree
-PARTITION BY toYYYYMM(day)
-ORDER BY (day, user, conversation)
-SETTINGS ${deduplication};
-
-CREATE MATERIALIZED VIEW IF NOT EXISTS user_metrics_view ${on_cluster} TO user_metrics AS
-SELECT
-    toDate(time) AS day, sipHash64(events.subject) AS user,
-    if(conversation_id = '', 0, sipHash64(conversation_id)) AS conversation,
-    any(events.subject) AS subject,
-    countIf(type = 'user.signup') AS signups,
-    countIf(type = 'user.email_verified') AS verifications,
-    countIf(type IN ('user.signup', 'user.signin', 'chat.conversation_created', 'chat.message_sent', 'chat.message_failed')) AS active,
-    countIf(type = 'chat.message_sent') AS messages,
-    sum(input_tokens + output_tokens) AS tokens,
-    sum(ifNull(cost_micro_usd, 0)) AS cost,
-    maxIf(time, type IN ('user.signup', 'user.signin', 'chat.conversation_created', 'chat.message_sent', 'chat.message_failed')) AS last_active,
-    max((time, id, toString(plan))) AS last
-FROM events
-WHERE type != 'http.request_completed'
-GROUP BY day, user, conversation;
 
 -- Who was active in each hour, by the plan on the event, and what happened to accounts.
 CREATE TABLE IF NOT EXISTS daily_active_users ${on_cluster} (
@@ -66,21 +28,6 @@ FROM events
 WHERE type IN ('user.signup', 'user.signin', 'user.email_verified', 'user.plan_upgraded', 'user.plan_downgraded',
                'chat.conversation_created', 'chat.message_sent', 'chat.message_failed')
 GROUP BY hour, plan;
-
--- When each user first signed up, which makes the cohort.
-CREATE TABLE IF NOT EXISTS user_retention ${on_cluster} (
-    user   UInt64,
-    signup SimpleAggregateFunction(min, DateTime64(3, 'UTC'))
-)
-ENGINE = ${replicated}AggregatingMergeTree
-ORDER BY user
-SETTINGS ${deduplication};
-
-CREATE MATERIALIZED VIEW IF NOT EXISTS user_retention_view ${on_cluster} TO user_retention AS
-SELECT sipHash64(subject) AS user, min(time) AS signup
-FROM events
-WHERE type = 'user.signup'
-GROUP BY user;
 
 -- Requests to models by day, provider, model and plan.
 CREATE TABLE IF NOT EXISTS chat_statistics ${on_cluster} (

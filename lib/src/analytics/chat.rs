@@ -249,7 +249,7 @@ impl Reports {
             "SELECT count() AS active, sum(length) AS sent, quantilesExactInclusive(0.5, 0.95)(length) AS quantiles
              FROM (
                 SELECT conversation, sum(messages) AS length FROM user_metrics
-                WHERE day BETWEEN {from:Date} AND {to:Date} GROUP BY conversation HAVING length > 0
+                WHERE day BETWEEN {from:Date} AND {to:Date} AND messages > 0 GROUP BY conversation
              )";
         let series = concat!(
             "SELECT if(toDate(hour) < {from:Date}, -1, ",

@@ -350,9 +350,11 @@ impl Reports {
             " AS cohort, toString(currency) AS currency,
                 sum(revenue_by_country.gross) - sum(revenue_by_country.refunded) AS net
              FROM revenue_by_country
-             INNER JOIN (SELECT user, min(signup) AS first FROM user_retention GROUP BY user) AS cohorts
-                ON cohorts.user = sipHash64(revenue_by_country.subject)
-             WHERE day <= {to:Date} AND toDate(first) BETWEEN {from:Date} AND {to:Date}
+             INNER JOIN (
+                SELECT user, min(signup) AS first FROM user_retention GROUP BY user
+                HAVING toDate(first) BETWEEN {from:Date} AND {to:Date}
+             ) AS cohorts ON cohorts.user = sipHash64(revenue_by_country.subject)
+             WHERE day <= {to:Date}
              GROUP BY cohort, currency HAVING sum(payments) + sum(refunds) > 0 ORDER BY cohort, currency",
         );
         let (users, revenue) =

@@ -134,6 +134,22 @@ impl Field for CohortBy {
     }
 }
 
+/// The plan by its number in a user's last event.
+const fn plan_of(number: u8) -> &'static str {
+    match number {
+        1 => "free",
+        2 => "pro",
+        _ => "enterprise",
+    }
+}
+
+/// The SQL of the day of a user's last event.
+macro_rules! last_day {
+    ($last:literal) => {
+        concat!("toDate(fromUnixTimestamp64Milli(toInt64(bitShiftRight(", $last, ", 136)), 'UTC'))")
+    };
+}
+
 impl Reports {
     /// 1: new and all users per bucket.
     ///
@@ -261,16 +277,24 @@ impl Reports {
     /// # Errors
     /// When the store does not answer.
     pub async fn users_top(&self, query: &Query) -> Result<Vec<TopUser>> {
-        let sql = "WITH best AS (
-                SELECT user, any(subject) AS name, sum(messages) AS sent, sum(tokens) AS used, sum(cost) AS spent,
-                    max(last_active) AS seen, max(last).3 AS plan
-                FROM user_metrics WHERE day BETWEEN {from:Date} AND {to:Date}
-                GROUP BY user HAVING sent > 0 ORDER BY sent DESC, name LIMIT {limit:UInt64}
-             )
-             SELECT name AS user_id, plan AS plan, sent AS messages, used AS tokens,
-                spent AS cost_micro_usd, concat(formatDateTime(seen, '%Y-%m-%dT%H:%i:%S.', 'UTC'),
+        // First who they are, by two columns alone, then what else they did.
+        let sql = "SELECT any(user_retention.subject) AS user_id,
+                ['free', 'pro', 'enterprise'][toUInt8(any(best.latest) % 256)] AS plan, any(best.sent) AS messages,
+                any(best.used) AS tokens, any(best.spent) AS cost_micro_usd,
+                concat(formatDateTime(any(best.seen) AS seen, '%Y-%m-%dT%H:%i:%S.', 'UTC'),
                     leftPad(toString(toUnixTimestamp64Milli(seen) % 1000), 3, '0'), 'Z') AS last_active
-             FROM best ORDER BY messages DESC, user_id";
+             FROM user_retention INNER JOIN (
+                SELECT user, sum(user_metrics.messages) AS sent, sum(user_metrics.tokens) AS used, sum(cost) AS spent,
+                    max(user_metrics.last_active) AS seen, max(last) AS latest
+                FROM user_metrics WHERE day BETWEEN {from:Date} AND {to:Date} AND user IN (
+                    SELECT user FROM (
+                        SELECT user, sum(messages) AS sent FROM user_metrics
+                        WHERE day BETWEEN {from:Date} AND {to:Date}
+                        GROUP BY user HAVING sent > 0 ORDER BY sent DESC LIMIT {limit:UInt64} WITH TIES
+                    )
+                ) GROUP BY user
+             ) AS best ON best.user = user_retention.user
+             GROUP BY user_retention.user ORDER BY messages DESC, user_id LIMIT {limit:UInt64}";
         self.rows(sql, query).await
     }
 
@@ -280,27 +304,54 @@ impl Reports {
     /// When the store does not answer.
     pub async fn users_count(&self, query: &Query) -> Result<UserCount> {
         #[derive(clickhouse::Row, Deserialize)]
-        struct Row {
-            plan: String,
+        struct Total {
             signups: u64,
+        }
+        #[derive(clickhouse::Row, Deserialize)]
+        struct Row {
+            is_later: bool,
+            plan: u8,
             users: u64,
             verified: u64,
         }
-        let sql =
-            "SELECT plan, sum(signed_up) AS signups, countIf(signed_up > 0) AS users, countIf(proved > 0) AS verified
+        #[derive(clickhouse::Row, Deserialize)]
+        struct Later {
+            plan: u8,
+            users: u64,
+        }
+        let total = "SELECT sum(signups) AS signups FROM daily_active_users WHERE toDate(hour) <= {to:Date}";
+        let users = concat!(
+            "SELECT ",
+            last_day!("latest"),
+            " > {to:Date} AS is_later, if(is_later, 0, toUInt8(latest % 256)) AS plan,
+                countIf(toDate(signed_up) <= {to:Date}) AS users, countIf(toDate(proved) <= {to:Date}) AS verified
              FROM (
-                SELECT sum(signups) AS signed_up, sum(verifications) AS proved, max(last).3 AS plan
-                FROM user_metrics WHERE day <= {to:Date} GROUP BY user
-             ) GROUP BY plan";
-        let rows: Vec<Row> = self.rows(sql, query).await?;
-        let total = rows.iter().map(|row| row.signups).sum::<u64>();
+                SELECT min(signup) AS signed_up, min(user_retention.verified) AS proved, max(last) AS latest
+                FROM user_retention GROUP BY user
+             ) GROUP BY is_later, plan",
+        );
+        let (Total { signups }, rows) =
+            futures_util::try_join!(self.row::<Total>(total, query), self.rows::<Row>(users, query))?;
+        // Whoever was there after the range as well may have had another plan in it.
+        let later = concat!(
+            "SELECT toUInt8(latest % 256) AS plan, count() AS users FROM (
+                SELECT user, max(last) AS latest FROM user_metrics WHERE day <= {to:Date} AND user IN (
+                    SELECT user FROM user_retention GROUP BY user
+                    HAVING toDate(min(signup)) <= {to:Date} AND ",
+            last_day!("max(last)"),
+            " > {to:Date}
+                ) GROUP BY user
+             ) GROUP BY plan",
+        );
+        let has_later = rows.iter().any(|row| row.is_later && row.users > 0);
+        let later: Vec<Later> = if has_later { self.rows(later, query).await? } else { Vec::new() };
+        let mut by_plan = BTreeMap::new();
+        let of_range = rows.iter().filter(|row| !row.is_later).map(|row| (row.plan, row.users));
+        for (plan, users) in of_range.chain(later.iter().map(|row| (row.plan, row.users))).filter(|row| row.1 > 0) {
+            *by_plan.entry(plan_of(plan).to_owned()).or_default() += users;
+        }
         let verified = rows.iter().map(|row| row.verified).sum::<u64>();
-        Ok(UserCount {
-            total,
-            verified,
-            unverified: total.saturating_sub(verified),
-            by_plan: rows.into_iter().filter(|row| row.users > 0).map(|row| (row.plan, row.users)).collect(),
-        })
+        Ok(UserCount { total: signups, verified, unverified: signups.saturating_sub(verified), by_plan })
     }
 
     /// 6: cohorts and who of them came back.
@@ -338,7 +389,8 @@ impl Reports {
             bucket!("toDateTime(day, 'UTC')"),
             " AS period, uniqExact(user_metrics.user) AS users
              FROM user_metrics INNER JOIN users ON users.user = user_metrics.user
-             WHERE active > 0 AND day BETWEEN toStartOfMonth({from:Date}) - 6 AND {to:Date} AND period >= cohort
+             WHERE last_active > 0 AND period >= cohort AND day <= {to:Date}
+                AND day >= if({interval:String} = 'month', toStartOfMonth({from:Date}), toStartOfWeek({from:Date}, 1))
              GROUP BY cohort, period",
         );
         let (sizes, retained) =

@@ -124,5 +124,10 @@ async fn a_migration_that_was_cut_short_runs_again() {
     assert_eq!(third.postgres, first.postgres);
     stores.writer().write(&parse(&signups(5))).await.expect("written");
     assert_eq!(stores.counted().await, (10, 10));
+    // A view that a later migration makes has the events of before it, once.
+    for (table, expected) in [("daily_active_users", "sum(signups) = 10"), ("user_retention", "count() = 5")] {
+        let query = format!("SELECT {expected} FROM {table} FINAL");
+        assert!(client.query_raw(&query).fetch_one::<bool>().await.expect(table), "{table}");
+    }
     stores.drop().await;
 }
