@@ -9,10 +9,13 @@
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde::{Serialize, Serializer};
+use serde_json::value::{RawValue, to_raw_value};
 use tokio::sync::Notify;
 use tracing::field::{Field, Visit};
+use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
+use tracing::subscriber::Interest;
 use tracing::{Event, Metadata, Span, Subscriber, debug_span, field};
 use tracing_subscriber::layer::{Context, Filter, Layer};
 use tracing_subscriber::registry::{LookupSpan, SpanRef};
@@ -33,9 +36,10 @@ const STATEMENT: &str = "sqlx::query";
 
 /// The way out of a process.
 struct Exporter {
-    resource: Value,
+    resource: Resource,
     reports: Reports,
-    ended: Mutex<Vec<Value>>,
+    /// Each is written when it ends, which takes less room and time than what it is written from.
+    ended: Mutex<Vec<Box<RawValue>>>,
     something: Notify,
 }
 
@@ -59,11 +63,16 @@ where
     SHARE.get_or_init(|| share);
     let reports = reports_to(&endpoint)?;
     let exporter = EXPORTER.get_or_init(|| Exporter {
-        resource: json!({ "attributes": [
-            attribute("service.name", function.into()),
-            attribute("service.version", env!("CARGO_PKG_VERSION").into()),
-            attribute("deployment.environment.name", config::optional("STAGE").into()),
-        ] }),
+        resource: Resource {
+            attributes: [
+                ("service.name", Some(function.to_owned())),
+                ("service.version", Some(env!("CARGO_PKG_VERSION").to_owned())),
+                ("deployment.environment.name", config::optional("STAGE")),
+            ]
+            .into_iter()
+            .filter_map(|(key, value)| Some(Attribute { key, value: AnyValue::Text(value?) }))
+            .collect(),
+        },
         reports,
         ended: Mutex::new(Vec::new()),
         something: Notify::new(),
@@ -108,7 +117,8 @@ pub(crate) async fn flush() {
 }
 
 impl Exporter {
-    fn take(&self, span: Value) {
+    fn take(&self, span: serde_json::Result<Box<RawValue>>) {
+        let Ok(span) = span else { return };
         let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
         if ended.len() < CAPACITY {
             ended.push(span);
@@ -126,12 +136,105 @@ impl Exporter {
             return;
         }
         let number = spans.len();
-        let scopes = json!([{ "scope": { "name": env!("CARGO_PKG_NAME") }, "spans": spans }]);
-        let body = json!({ "resourceSpans": [{ "resource": self.resource, "scopeSpans": scopes }] }).to_string();
-        if let Err(error) = self.reports.send(body).await {
+        if let Err(error) = self.reports.send(self.body(&spans)).await {
             tracing::warn!(error.cause = %error, spans = number, "spans were not sent to the collector");
         }
     }
+
+    fn body(&self, spans: &[Box<RawValue>]) -> String {
+        let scope_spans = [ScopeSpans { scope: Scope { name: env!("CARGO_PKG_NAME") }, spans }];
+        let resource_spans = [ResourceSpans { resource: &self.resource, scope_spans }];
+        serde_json::to_string(&Export { resource_spans }).unwrap_or_default()
+    }
+}
+
+/// What is posted to a collector, in the words of OTLP's JSON.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Export<'a> {
+    resource_spans: [ResourceSpans<'a>; 1],
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ResourceSpans<'a> {
+    resource: &'a Resource,
+    scope_spans: [ScopeSpans<'a>; 1],
+}
+
+#[derive(Serialize)]
+struct Resource {
+    attributes: Vec<Attribute>,
+}
+
+#[derive(Serialize)]
+struct ScopeSpans<'a> {
+    scope: Scope,
+    spans: &'a [Box<RawValue>],
+}
+
+#[derive(Serialize)]
+struct Scope {
+    name: &'static str,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct OtlpSpan<'a> {
+    trace_id: String,
+    span_id: String,
+    parent_span_id: &'a str,
+    name: &'a str,
+    kind: u8,
+    #[serde(serialize_with = "as_text")]
+    start_time_unix_nano: i128,
+    #[serde(serialize_with = "as_text")]
+    end_time_unix_nano: i128,
+    attributes: &'a [Attribute],
+    links: Vec<Link>,
+    status: Status,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Link {
+    trace_id: String,
+    span_id: String,
+}
+
+#[derive(Serialize)]
+struct Status {
+    code: u8,
+}
+
+#[derive(Clone, Serialize)]
+struct Attribute {
+    key: &'static str,
+    value: AnyValue,
+}
+
+#[derive(Clone, Serialize)]
+enum AnyValue {
+    #[serde(rename = "stringValue")]
+    Text(String),
+    #[serde(rename = "boolValue")]
+    Flag(bool),
+    #[serde(rename = "intValue", serialize_with = "as_text")]
+    Integer(i128),
+    #[serde(rename = "doubleValue")]
+    Float(f64),
+    #[serde(rename = "arrayValue")]
+    List(ArrayValue),
+}
+
+#[derive(Clone, Serialize)]
+struct ArrayValue {
+    values: Vec<AnyValue>,
+}
+
+/// Integers of 64 bits are text in protobuf's JSON.
+fn as_text<S: Serializer>(number: &i128, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_str(number)
 }
 
 /// The span of a request, to be ended by [`end_request`].
@@ -198,14 +301,30 @@ pub(crate) fn message(function: &str, body: &str) -> Span {
 /// Only what becomes a span: the log has a filter of its own.
 struct Wanted;
 
-impl<S> Filter<S> for Wanted {
-    fn enabled(&self, metadata: &Metadata<'_>, _: &Context<'_, S>) -> bool {
+impl Wanted {
+    fn wants(metadata: &Metadata<'_>) -> bool {
         let target = metadata.target();
         if metadata.is_span() {
             target.starts_with(env!("CARGO_CRATE_NAME")) || target.starts_with("aws_sdk_")
         } else {
             target == STATEMENT
         }
+    }
+}
+
+impl<S> Filter<S> for Wanted {
+    fn enabled(&self, metadata: &Metadata<'_>, _: &Context<'_, S>) -> bool {
+        Self::wants(metadata)
+    }
+
+    /// Decided once a place in the code: asked each time, the thousands of other places of the libraries would
+    /// be a third of what a request costs.
+    fn callsite_enabled(&self, metadata: &'static Metadata<'static>) -> Interest {
+        if Self::wants(metadata) { Interest::always() } else { Interest::never() }
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(LevelFilter::DEBUG)
     }
 }
 
@@ -234,24 +353,29 @@ struct Fields {
     context: Option<String>,
     parent: Option<String>,
     failed: bool,
-    attributes: Vec<Value>,
+    attributes: Vec<Attribute>,
 }
 
 impl Fields {
-    fn put(&mut self, field: &Field, value: Value) {
+    fn put(&mut self, field: &Field, value: AnyValue) {
         match (field.name(), value) {
-            ("otel.name", Value::String(name)) => self.name = Some(name),
-            ("otel.kind", Value::String(kind)) => self.kind = Some(kind),
-            ("otel.context", Value::String(context)) => self.context = Some(context),
-            ("otel.parent", Value::String(parent)) => self.parent = Some(parent),
+            ("otel.name", AnyValue::Text(name)) => self.name = Some(name),
+            ("otel.kind", AnyValue::Text(kind)) => self.kind = Some(kind),
+            ("otel.context", AnyValue::Text(context)) => self.context = Some(context),
+            ("otel.parent", AnyValue::Text(parent)) => self.parent = Some(parent),
             ("sdk_invocation_id", _) => {}
-            (name, value) => {
+            (key, value) => {
+                self.failed |= key == "error.type"
+                    || (key.ends_with("status_code") && matches!(value, AnyValue::Integer(status) if status >= 500));
                 // A list by the conventions, and `tracing` knows none.
-                let value = if name == "gen_ai.response.finish_reasons" { json!([value]) } else { value };
-                self.failed |= name == "error.type" || (name.ends_with("status_code") && value.as_u64() >= Some(500));
+                let value = if key == "gen_ai.response.finish_reasons" {
+                    AnyValue::List(ArrayValue { values: vec![value] })
+                } else {
+                    value
+                };
                 // A key comes once: what is said last holds.
-                self.attributes.retain(|known| known["key"] != name);
-                self.attributes.push(attribute(name, value));
+                self.attributes.retain(|known| known.key != key);
+                self.attributes.push(Attribute { key, value });
             }
         }
     }
@@ -259,44 +383,28 @@ impl Fields {
 
 impl Visit for Fields {
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.put(field, value.into());
+        self.put(field, AnyValue::Text(value.to_owned()));
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.put(field, value.into());
+        self.put(field, AnyValue::Integer(value.into()));
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.put(field, value.into());
+        self.put(field, AnyValue::Integer(value.into()));
     }
 
     fn record_f64(&mut self, field: &Field, value: f64) {
-        self.put(field, value.into());
+        self.put(field, AnyValue::Float(value));
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {
-        self.put(field, value.into());
+        self.put(field, AnyValue::Flag(value));
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
-        self.put(field, format!("{value:?}").into());
+        self.put(field, AnyValue::Text(format!("{value:?}")));
     }
-}
-
-/// An attribute in OTLP's JSON, where integers are text.
-fn attribute(key: &str, value: Value) -> Value {
-    let value = match value {
-        Value::String(text) => json!({ "stringValue": text }),
-        Value::Bool(bool) => json!({ "boolValue": bool }),
-        Value::Array(values) => {
-            let values: Vec<_> = values.into_iter().map(|value| attribute("", value)["value"].take()).collect();
-            json!({ "arrayValue": { "values": values } })
-        }
-        Value::Number(number) if number.is_f64() => json!({ "doubleValue": number }),
-        Value::Number(number) => json!({ "intValue": number.to_string() }),
-        _ => json!({}),
-    };
-    json!({ "key": key, "value": value })
 }
 
 impl Open {
@@ -313,7 +421,7 @@ impl Open {
         }
     }
 
-    fn into_otlp(self, name: &str) -> Value {
+    fn into_otlp(self, name: &str) -> serde_json::Result<Box<RawValue>> {
         let kind = match self.fields.kind.as_deref() {
             Some("server") => 2,
             Some("client") => 3,
@@ -321,19 +429,17 @@ impl Open {
             Some("consumer") => 5,
             _ => 1,
         };
-        let links: Vec<_> =
-            self.link.iter().map(|to| json!({ "traceId": to.trace_id(), "spanId": to.span_id() })).collect();
-        json!({
-            "traceId": self.context.trace_id(),
-            "spanId": self.context.span_id(),
-            "parentSpanId": self.parent.unwrap_or_default(),
-            "name": self.fields.name.as_deref().unwrap_or(name),
-            "kind": kind,
-            "startTimeUnixNano": self.began.to_string(),
-            "endTimeUnixNano": self.ended.unwrap_or_else(nanos).to_string(),
-            "attributes": self.fields.attributes,
-            "links": links,
-            "status": { "code": if self.fields.failed { 2 } else { 0 } },
+        to_raw_value(&OtlpSpan {
+            trace_id: self.context.trace_id(),
+            span_id: self.context.span_id(),
+            parent_span_id: self.parent.as_deref().unwrap_or_default(),
+            name: self.fields.name.as_deref().unwrap_or(name),
+            kind,
+            start_time_unix_nano: self.began,
+            end_time_unix_nano: self.ended.unwrap_or_else(nanos),
+            attributes: &self.fields.attributes,
+            links: self.link.iter().map(|to| Link { trace_id: to.trace_id(), span_id: to.span_id() }).collect(),
+            status: Status { code: if self.fields.failed { 2 } else { 0 } },
         })
     }
 }
@@ -470,14 +576,16 @@ impl Visit for Statement {
 }
 
 impl Statement {
-    fn into_otlp(self, around: &TraceContext) -> Value {
+    fn into_otlp(self, around: &TraceContext) -> serde_json::Result<Box<RawValue>> {
         let ended = nanos();
         let lasted = i128::try_from(Duration::from_secs_f64(self.seconds.max(0.0)).as_nanos()).unwrap_or_default();
         let text = if self.text.is_empty() { self.summary } else { self.text };
         let mut fields = Fields { kind: Some("client".to_owned()), ..Fields::default() };
         fields.name = text.split_whitespace().next().map(|verb| format!("postgresql {verb}"));
-        fields.attributes =
-            vec![attribute("db.system.name", "postgresql".into()), attribute("db.query.text", text.into())];
+        fields.attributes = vec![
+            Attribute { key: "db.system.name", value: AnyValue::Text("postgresql".to_owned()) },
+            Attribute { key: "db.query.text", value: AnyValue::Text(text) },
+        ];
         let open = Open {
             context: around.child(),
             parent: Some(around.span_id()),
@@ -493,6 +601,7 @@ impl Statement {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
     use tracing::Instrument;
     use tracing_subscriber::layer::SubscriberExt;
 
@@ -500,14 +609,15 @@ mod tests {
 
     fn recorded(work: impl FnOnce()) -> Vec<Value> {
         let exporter: &'static Exporter = Box::leak(Box::new(Exporter {
-            resource: Value::Null,
+            resource: Resource { attributes: Vec::new() },
             reports: reports_to("http://127.0.0.1:1").unwrap(),
             ended: Mutex::new(Vec::new()),
             something: Notify::new(),
         }));
         let registry = tracing_subscriber::registry().with(Spans { exporter }.with_filter(Wanted));
         tracing::subscriber::with_default(registry, work);
-        std::mem::take(&mut *exporter.ended.lock().unwrap())
+        let body: Value = serde_json::from_str(&exporter.body(&exporter.ended.lock().unwrap())).unwrap();
+        body["resourceSpans"][0]["scopeSpans"][0]["spans"].as_array().unwrap().clone()
     }
 
     fn find<'s>(spans: &'s [Value], name: &str) -> &'s Value {
