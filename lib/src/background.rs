@@ -1,14 +1,13 @@
 //! Work that goes on after the reply: outbox rows to SQS and telemetry. The only place that spawns tasks.
 //!
-//! Lambda freezes a sandbox once its reply is out, unless an extension still works. Where the platform
-//! freezes, an internal extension holds the sandbox until the work of the invocation is done; elsewhere
-//! (emulators, `cargo lambda watch`) nothing is frozen and nothing needs to hold.
+//! Lambda passes a reply on when the runtime posts it, and freezes the sandbox when the runtime asks for the next
+//! event. Where the platform freezes, the runtime asks once the work of the invocation is done ([`settle`]);
+//! elsewhere (emulators, `cargo lambda watch`) nothing is frozen and nothing needs to wait.
 
 use std::future::Future;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use lambda_extension::{Extension, LambdaEvent, NextEvent, service_fn};
 use tokio::sync::Notify;
 use tracing::Instrument;
 
@@ -16,20 +15,15 @@ use crate::config;
 use crate::error::{Error, Result};
 use crate::telemetry::spans;
 
-/// Tasks under way and invocations seen, with the signal that something changed.
+/// Tasks under way, with the signal that one has ended.
 struct Tracker {
     running: AtomicU64,
-    invocations: AtomicU64,
-    changed: Notify,
+    ended: Notify,
 }
 
 fn tracker() -> &'static Tracker {
     static TRACKER: OnceLock<Tracker> = OnceLock::new();
-    TRACKER.get_or_init(|| Tracker {
-        running: AtomicU64::new(0),
-        invocations: AtomicU64::new(0),
-        changed: Notify::new(),
-    })
+    TRACKER.get_or_init(|| Tracker { running: AtomicU64::new(0), ended: Notify::new() })
 }
 
 /// Counts down when the task ends, however it ends.
@@ -38,7 +32,7 @@ struct Running;
 impl Drop for Running {
     fn drop(&mut self) {
         tracker().running.fetch_sub(1, Ordering::AcqRel);
-        tracker().changed.notify_waiters();
+        tracker().ended.notify_waiters();
     }
 }
 
@@ -60,50 +54,25 @@ pub fn sandbox_freezes() -> bool {
     config::optional("AWS_LAMBDA_INITIALIZATION_TYPE").is_some()
 }
 
-/// Says that an invocation's reply is ready and its background work has been spawned.
-pub fn invocation_done() {
-    tracker().invocations.fetch_add(1, Ordering::AcqRel);
-    tracker().changed.notify_waiters();
-}
-
 /// Waits until all background work is done.
 pub async fn drained() {
-    wait_until(|tracker| tracker.running.load(Ordering::Acquire) == 0).await;
-}
-
-async fn wait_until(done: impl Fn(&Tracker) -> bool) {
     loop {
-        let changed = tracker().changed.notified();
-        tokio::pin!(changed);
-        changed.as_mut().enable();
-        if done(tracker()) {
+        let ended = tracker().ended.notified();
+        tokio::pin!(ended);
+        ended.as_mut().enable();
+        if tracker().running.load(Ordering::Acquire) == 0 {
             return;
         }
-        changed.await;
+        ended.await;
     }
 }
 
-/// Registers the internal extension where the platform freezes sandboxes.
-///
-/// # Errors
-/// When the registration is refused.
-pub async fn hold_sandbox() -> Result<()> {
-    if !sandbox_freezes() {
-        return Ok(());
+/// Ends an invocation whose reply is out: where the sandbox freezes now, waits for what goes on behind the reply.
+pub(crate) async fn settle() {
+    if sandbox_freezes() {
+        drained().await;
+        spans::flush().await;
     }
-    let extension = Extension::new()
-        .with_extension_name("background")
-        .with_events(&["INVOKE"])
-        .with_events_processor(service_fn(on_event))
-        .register()
-        .await
-        .map_err(|error| Error::internal(error.to_string()))?;
-    spawn_untracked(async move {
-        if let Err(error) = extension.run().await {
-            tracing::error!(error.cause = %error, "the background extension stopped");
-        }
-    });
-    Ok(())
 }
 
 /// Starts a task that lives as long as the process and that nobody waits for.
@@ -130,18 +99,4 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
         Ok(panic) => Error::panicked(&*panic),
         Err(error) => Error::internal(error),
     })
-}
-
-/// Answering an INVOKE event is what lets the sandbox freeze, so the answer waits for the work.
-async fn on_event(event: LambdaEvent) -> std::result::Result<(), lambda_extension::Error> {
-    if let NextEvent::Invoke(_) = event.next {
-        static SEEN: AtomicU64 = AtomicU64::new(0);
-        let invocation = SEEN.fetch_add(1, Ordering::AcqRel) + 1;
-        wait_until(move |tracker| {
-            tracker.invocations.load(Ordering::Acquire) >= invocation && tracker.running.load(Ordering::Acquire) == 0
-        })
-        .await;
-        spans::flush().await;
-    }
-    Ok(())
 }

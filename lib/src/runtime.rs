@@ -3,6 +3,10 @@
 
 use std::process::ExitCode;
 
+use lambda_runtime::tower::layer::layer_fn;
+use lambda_runtime::{LambdaInvocation, Runtime, Service, service_fn};
+
+use crate::background;
 use crate::error::{Error, Result};
 use crate::telemetry;
 
@@ -23,4 +27,23 @@ pub(crate) fn block_on(function: &'static str, main: impl Future<Output = Result
             ExitCode::FAILURE
         }
     }
+}
+
+/// Answers invocations until the sandbox ends. The next event is asked for when the work behind a reply is done.
+pub(crate) async fn answer_invocations<S>(runtime: Runtime<S>) -> Result<()>
+where
+    S: Service<LambdaInvocation, Response = (), Error = lambda_runtime::Error>,
+    S::Future: Send,
+{
+    let settled = layer_fn(|mut answers: S| {
+        service_fn(move |invocation| {
+            let answered = answers.call(invocation);
+            async move {
+                answered.await?;
+                background::settle().await;
+                Ok::<_, lambda_runtime::Error>(())
+            }
+        })
+    });
+    runtime.layer(settled).run().await.map_err(Error::internal)
 }

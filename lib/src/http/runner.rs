@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::{FutureExt, Stream};
+use lambda_http::Adapter;
 use serde_json::json;
 use tracing::{Instrument, Span};
 
@@ -25,10 +26,11 @@ use crate::http::rate_limit::{Allowance, ClientKey, RateLimiter};
 use crate::http::request::Request;
 use crate::http::response::{Body, Chunks, Response};
 use crate::http::streaming;
-use crate::telemetry;
+use crate::runtime;
 use crate::telemetry::faults::{self, Fault};
 use crate::telemetry::record::Recorder;
 use crate::telemetry::spans;
+use crate::telemetry::trace::TraceContext;
 
 /// A future that the runner can hold without knowing its type.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -116,7 +118,7 @@ enum Mode {
 }
 
 fn run(function: &'static str, policy: Policy, mode: Mode, init: Init) -> ExitCode {
-    crate::runtime::block_on(function, async move {
+    runtime::block_on(function, async move {
         let shell = Arc::new(Shell::start(function, policy, init).await?);
         match mode {
             Mode::Whole => {
@@ -124,7 +126,7 @@ fn run(function: &'static str, policy: Policy, mode: Mode, init: Init) -> ExitCo
                     let shell = shell.clone();
                     async move { Ok::<_, lambda_http::Error>(whole(shell.invoke(event).await)) }
                 });
-                lambda_http::run(service).await.map_err(Error::internal)
+                runtime::answer_invocations(lambda_runtime::Runtime::new(Adapter::from(service))).await
             }
             Mode::Streamed => {
                 streaming::run(move |event| {
@@ -166,6 +168,19 @@ struct Shell {
     trusted_proxies: usize,
     max_body_bytes: usize,
     cold: std::sync::atomic::AtomicBool,
+}
+
+/// What is told of a request.
+struct Answered {
+    id: String,
+    trace: TraceContext,
+    method: http::Method,
+    status: u16,
+    duration_ms: u64,
+    cold: bool,
+    user: Option<uuid::Uuid>,
+    /// Code, place and causes.
+    error: Option<(&'static str, String, Option<String>)>,
 }
 
 /// A streamed body whose end is the end of its request's span.
@@ -215,7 +230,7 @@ async fn guard_of(policy: Policy) -> Result<Option<Box<dyn Admit>>> {
 
 impl Shell {
     async fn start(function: &'static str, policy: Policy, init: Init) -> Result<Self> {
-        let (handler, guard, ()) = futures_util::try_join!(init(), guard_of(policy), background::hold_sandbox())?;
+        let (handler, guard) = futures_util::try_join!(init(), guard_of(policy))?;
         let route = config::required("ROUTE")?;
         let (method, route) = route
             .split_once(' ')
@@ -236,7 +251,7 @@ impl Shell {
         })
     }
 
-    async fn invoke(&self, event: lambda_http::Request) -> Response {
+    async fn invoke(self: Arc<Self>, event: lambda_http::Request) -> Response {
         let started = Instant::now();
         let cold = self.cold.swap(false, std::sync::atomic::Ordering::Relaxed);
         let request = Request::from_lambda(event, self.trusted_proxies);
@@ -268,21 +283,17 @@ impl Shell {
 
         let status = response.status.as_u16();
         let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.log(&id, &trace, method.as_str(), status, duration_ms, cold, user, error.as_ref());
-        self.recorder.record(&Event::request_completed(json!({
-            "function": self.function,
-            "route": self.route,
-            // A route for every method is told by the method that came.
-            "method": if self.method == "ANY" { method.as_str() } else { &self.method },
-            "status": status,
-            "durationMs": duration_ms,
-            "coldStart": cold,
-        })));
+        let answered = Answered { id, trace, method, status, duration_ms, cold, user, error };
+        let shell = self.clone();
+        background::spawn(async move {
+            // The client does not wait for what is told of its request.
+            background::requests_sent().await;
+            shell.tell(&answered);
+        });
         spans::end_request(&span, status);
         if let Body::Streamed(chunks) = response.body {
             response.body = Body::Streamed(Box::pin(Spanned { chunks, span, status }));
         }
-        background::invocation_done();
         response
     }
 
@@ -325,18 +336,9 @@ impl Shell {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the fields of one log line")]
-    fn log(
-        &self,
-        id: &str,
-        trace: &telemetry::trace::TraceContext,
-        method: &str,
-        status: u16,
-        duration_ms: u64,
-        cold: bool,
-        user: Option<uuid::Uuid>,
-        error: Option<&(&'static str, String, Option<String>)>,
-    ) {
+    /// Writes the log line and the telemetry record of a request.
+    fn tell(&self, answered: &Answered) {
+        let Answered { id, trace, method, status, duration_ms, cold, user, error } = answered;
         let user = user.map(|id| id.to_string());
         let (code, location, cause) = match error {
             Some((code, location, cause)) => (Some(*code), Some(location.as_str()), cause.as_deref()),
@@ -347,7 +349,7 @@ impl Shell {
                 tracing::$level!(
                     function = self.function,
                     http.route = self.route,
-                    http.method = method,
+                    http.method = method.as_str(),
                     http.status = status,
                     duration_ms,
                     request.id = id,
@@ -362,7 +364,20 @@ impl Shell {
                 )
             };
         }
-        if status >= 500 { line!(error, "the request failed") } else { line!(info, "the request was answered") }
+        if *status >= 500 {
+            line!(error, "the request failed")
+        } else {
+            line!(info, "the request was answered")
+        }
+        self.recorder.record(&Event::request_completed(json!({
+            "function": self.function,
+            "route": self.route,
+            // A route for every method is told by the method that came.
+            "method": if self.method == "ANY" { method.as_str() } else { &self.method },
+            "status": status,
+            "durationMs": duration_ms,
+            "coldStart": cold,
+        })));
     }
 }
 

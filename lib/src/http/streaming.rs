@@ -23,6 +23,7 @@ use serde::de::IgnoredAny;
 
 use crate::error::{Error, Result};
 use crate::http::response::{Body, Response};
+use crate::runtime;
 
 /// Ends the prelude of a streamed reply.
 const END_OF_PRELUDE: &[u8] = &[0; 8];
@@ -48,7 +49,7 @@ where
         let handle = handle.clone();
         service_fn(move |invocation| answer(client, invocation, handle.clone()))
     });
-    Runtime::new(beneath).layer(answers).run().await.map_err(Error::internal)
+    runtime::answer_invocations(Runtime::new(beneath).layer(answers)).await
 }
 
 async fn answer<F>(

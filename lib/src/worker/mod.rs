@@ -14,9 +14,9 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use tracing::Instrument;
 
-use crate::background;
 use crate::error::{Error, Result};
 use crate::http::runner::BoxFuture;
+use crate::runtime;
 use crate::telemetry::faults::{self, Fault};
 use crate::telemetry::spans;
 
@@ -228,8 +228,8 @@ fn run<E>(function: &'static str, init: Init<E, Value>) -> ExitCode
 where
     E: serde::de::DeserializeOwned + Send + 'static,
 {
-    crate::runtime::block_on(function, async move {
-        let (handler, ()) = futures_util::try_join!(init(), background::hold_sandbox())?;
+    runtime::block_on(function, async move {
+        let handler = init().await?;
         let service = lambda_runtime::service_fn(move |event: LambdaEvent<E>| {
             let handler = handler.clone();
             async move {
@@ -247,10 +247,9 @@ where
                     }
                 }
                 drop(span);
-                background::invocation_done();
                 outcome.map_err(|error| Box::new(error) as lambda_runtime::Error)
             }
         });
-        lambda_runtime::run(service).await.map_err(Error::internal)
+        runtime::answer_invocations(lambda_runtime::Runtime::new(service)).await
     })
 }

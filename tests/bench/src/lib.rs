@@ -1,7 +1,7 @@
-//! A Lambda sandbox on this machine: a function's process, and the Runtime API and Extensions API that it polls.
+//! A Lambda sandbox on this machine: a function's process, and the Runtime API that it polls.
 //!
-//! It keeps Lambda's order: the next event is handed out when the runtime and the extension have both asked for
-//! it, which is when Lambda would have frozen the sandbox.
+//! It keeps Lambda's order: the next event is handed out when the runtime has asked for it, which is when Lambda
+//! would have frozen the sandbox.
 
 pub mod deployed;
 pub mod history;
@@ -23,7 +23,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 
@@ -32,11 +32,9 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// Lines of a function's log that are kept for a failure's message.
 const KEPT_LINES: usize = 20;
 
-/// What a function or its extension did.
+/// What a function did.
 enum Happening {
     AskedForEvent(Instant),
-    Registered,
-    AskedForExtensionEvent,
     Replied(Instant, Bytes),
     Failed(Bytes),
     Exited,
@@ -50,10 +48,7 @@ pub struct Sandbox {
     init_cpu: Duration,
     happenings: happened::Receiver<Happening>,
     events: mpsc::UnboundedSender<Bytes>,
-    extension_events: mpsc::UnboundedSender<Bytes>,
-    has_extension: bool,
-    runtime_waits: bool,
-    extension_waits: bool,
+    is_idle: bool,
     lines: Arc<Mutex<Vec<String>>>,
     _api: Api,
 }
@@ -75,12 +70,7 @@ impl Sandbox {
         let name = binary.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let (happens, happenings) = happened::channel();
         let (events, events_out) = mpsc::unbounded_channel();
-        let (extension_events, extension_events_out) = mpsc::unbounded_channel();
-        let shared = Shared {
-            happens: happens.clone(),
-            events: Arc::new(tokio::sync::Mutex::new(events_out)),
-            extension_events: Arc::new(tokio::sync::Mutex::new(extension_events_out)),
-        };
+        let shared = Shared { happens: happens.clone(), events: Arc::new(tokio::sync::Mutex::new(events_out)) };
         let api = Api::start(shared)?;
 
         let mut command = Command::new(binary);
@@ -119,26 +109,16 @@ impl Sandbox {
             init_cpu: Duration::ZERO,
             happenings,
             events,
-            extension_events,
-            has_extension: false,
-            runtime_waits: false,
-            extension_waits: false,
+            is_idle: false,
             lines,
             _api: api,
         };
-        loop {
-            match sandbox.next_happening()? {
-                Happening::AskedForEvent(at) => {
-                    sandbox.init = at - started;
-                    sandbox.init_cpu = sandbox.cpu()?;
-                }
-                Happening::Replied(..) => return Err(sandbox.failure("replied before there was an event")),
-                _ => {}
-            }
-            if sandbox.is_idle() {
-                return Ok(sandbox);
-            }
-        }
+        let Happening::AskedForEvent(at) = sandbox.next_happening()? else {
+            return Err(sandbox.failure("replied before there was an event"));
+        };
+        sandbox.init = at - started;
+        sandbox.init_cpu = sandbox.cpu()?;
+        Ok(sandbox)
     }
 
     /// The process.
@@ -173,7 +153,7 @@ impl Sandbox {
     /// When the function fails, ends, or does not reply.
     pub fn invoke(&mut self, event: &Value) -> Result<Reply, String> {
         let reply = self.invoke_unfinished(event)?;
-        while !self.is_idle() {
+        while !self.is_idle {
             if let Happening::Replied(..) = self.next_happening()? {
                 return Err(self.failure("replied twice"));
             }
@@ -187,12 +167,9 @@ impl Sandbox {
     /// When the function fails, ends, or does not reply.
     pub fn invoke_unfinished(&mut self, event: &Value) -> Result<Reply, String> {
         let event = Bytes::from(event.to_string());
-        (self.runtime_waits, self.extension_waits) = (false, false);
+        self.is_idle = false;
         let started = Instant::now();
         let _ = self.events.send(event);
-        if self.has_extension {
-            let _ = self.extension_events.send(Bytes::from(extension_event().to_string()));
-        }
         loop {
             if let Happening::Replied(at, payload) = self.next_happening()? {
                 // A streamed reply is its head in JSON, zero bytes, and the body.
@@ -223,18 +200,12 @@ impl Sandbox {
         let _ = child.wait();
     }
 
-    /// Whether Lambda would freeze the sandbox now.
-    fn is_idle(&self) -> bool {
-        self.runtime_waits && (self.extension_waits || !self.has_extension)
-    }
-
     fn next_happening(&mut self) -> Result<Happening, String> {
         let happening =
             self.happenings.recv_timeout(DEADLINE).map_err(|_| self.failure("did nothing for 30 seconds"))?;
         match &happening {
-            Happening::AskedForEvent(_) => self.runtime_waits = true,
-            Happening::Registered => self.has_extension = true,
-            Happening::AskedForExtensionEvent => self.extension_waits = true,
+            // Lambda would freeze the sandbox now.
+            Happening::AskedForEvent(_) => self.is_idle = true,
             Happening::Replied(..) => {}
             Happening::Failed(error) => return Err(self.failure(&String::from_utf8_lossy(error))),
             Happening::Exited => return Err(self.failure("ended")),
@@ -253,16 +224,6 @@ impl Drop for Sandbox {
     }
 }
 
-fn extension_event() -> Value {
-    json!({
-        "eventType": "INVOKE",
-        "deadlineMs": deadline_millis(),
-        "requestId": "00000000-0000-4000-8000-000000000000",
-        "invokedFunctionArn": FUNCTION_ARN,
-        "tracing": { "type": "X-Amzn-Trace-Id", "value": "" },
-    })
-}
-
 const FUNCTION_ARN: &str = "arn:aws:lambda:us-east-1:000000000000:function:sandbox";
 
 fn deadline_millis() -> u64 {
@@ -275,7 +236,6 @@ fn deadline_millis() -> u64 {
 struct Shared {
     happens: happened::Sender<Happening>,
     events: Arc<tokio::sync::Mutex<mpsc::UnboundedReceiver<Bytes>>>,
-    extension_events: Arc<tokio::sync::Mutex<mpsc::UnboundedReceiver<Bytes>>>,
 }
 
 /// The server that one function polls, on a thread of its own.
@@ -335,18 +295,7 @@ impl Shared {
         match (request.method(), path.as_str()) {
             (&Method::GET, "/2018-06-01/runtime/invocation/next") => {
                 self.tell(Happening::AskedForEvent(Instant::now()));
-                next(&self.events, "lambda-runtime-aws-request-id").await
-            }
-            (&Method::GET, "/2020-01-01/extension/event/next") => {
-                self.tell(Happening::AskedForExtensionEvent);
-                next(&self.extension_events, "lambda-extension-event-identifier").await
-            }
-            (&Method::POST, "/2020-01-01/extension/register") => {
-                self.tell(Happening::Registered);
-                let body = json!({ "functionName": "sandbox", "functionVersion": "1", "handler": "bootstrap" });
-                let mut response = Response::new(Full::from(body.to_string()));
-                response.headers_mut().insert("lambda-extension-identifier", "1".parse().expect("a header value"));
-                response
+                next(&self.events).await
             }
             (&Method::POST, path) => {
                 let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
@@ -366,11 +315,11 @@ impl Shared {
     }
 }
 
-async fn next(events: &tokio::sync::Mutex<mpsc::UnboundedReceiver<Bytes>>, id: &'static str) -> Response<Full<Bytes>> {
+async fn next(events: &tokio::sync::Mutex<mpsc::UnboundedReceiver<Bytes>>) -> Response<Full<Bytes>> {
     let Some(event) = events.lock().await.recv().await else { return status(StatusCode::GONE) };
     let mut response = Response::new(Full::from(event));
     for (name, value) in [
-        (id, "00000000-0000-4000-8000-000000000000".to_owned()),
+        ("lambda-runtime-aws-request-id", "00000000-0000-4000-8000-000000000000".to_owned()),
         ("lambda-runtime-deadline-ms", deadline_millis().to_string()),
         ("lambda-runtime-invoked-function-arn", FUNCTION_ARN.to_owned()),
     ] {
