@@ -4,8 +4,8 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
+use sqlx::{Connection, PgPool};
 
 use crate::background;
 use crate::billing::webhook::Notice;
@@ -16,6 +16,10 @@ use crate::events::outbox::{Dispatcher, Pending};
 use crate::mail::Mail;
 use crate::secrets;
 use crate::telemetry::trace::TraceContext;
+
+/// A connection that was idle for no longer than this is used without being tried: a sandbox freezes after its reply
+/// and not between two statements, and the pool has tried the connection when it came back.
+const TRUSTED: Duration = Duration::from_secs(1);
 
 /// A URL; or what RDS writes into its secrets; or the name of such a secret, with what that does not say.
 #[derive(Default, serde::Deserialize)]
@@ -111,8 +115,8 @@ impl Database {
         Ok(database)
     }
 
-    /// The database at the URL. One connection, since a sandbox serves one request at a time; tested before
-    /// use, since a thawed sandbox finds its sockets dead.
+    /// The database at the URL. One connection, since a sandbox serves one request at a time; tried before use after
+    /// a rest, since a thawed sandbox finds its sockets dead.
     ///
     /// # Errors
     /// When the URL is malformed.
@@ -125,7 +129,15 @@ impl Database {
             .max_connections(1)
             .min_connections(0)
             .acquire_timeout(Duration::from_secs(4))
-            .test_before_acquire(true)
+            .test_before_acquire(false)
+            .before_acquire(|connection, used| {
+                Box::pin(async move {
+                    if used.idle_for > TRUSTED {
+                        connection.ping().await?;
+                    }
+                    Ok(true)
+                })
+            })
             .connect_lazy_with(options);
         Ok(Self { dispatcher: Dispatcher::from_env(pool.clone())?, pool })
     }
