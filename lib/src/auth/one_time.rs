@@ -164,8 +164,10 @@ impl OneTimeTokens {
             .update_item()
             .table_name(&self.table.name)
             .key("pk", text(key(token.user_id, purpose)))
-            .update_expression("SET used = :now")
-            .condition_expression("#hash = :hash AND expires > :now AND attribute_not_exists(used)")
+            .update_expression("SET used = :now, used_by = :use")
+            // A call that is repeated after a lost answer finds its own mark.
+            .condition_expression("#hash = :hash AND expires > :now AND (attribute_not_exists(used) OR used_by = :use)")
+            .expression_attribute_values(":use", text(Uuid::now_v7()))
             .expression_attribute_names("#hash", "hash")
             .expression_attribute_values(":hash", binary(&crypto::sha256(&token.secret)))
             .expression_attribute_values(":now", number(now.unix_timestamp()))

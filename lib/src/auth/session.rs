@@ -413,6 +413,7 @@ impl SessionIssuer {
             successor_used: true,
         };
         let table = &self.sessions.table;
+        // Without a condition: the id is new, and a call that is repeated after a lost answer must not fail.
         table
             .client()
             .put_item()
@@ -430,7 +431,6 @@ impl SessionIssuer {
             .item("rotated", AttributeValue::L(Vec::new()))
             .item("successor_used", AttributeValue::Bool(true))
             .item("expires", epoch_seconds(session.expires_at()))
-            .condition_expression("attribute_not_exists(session_id)")
             .send()
             .await?;
         Ok((session, token))

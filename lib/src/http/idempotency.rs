@@ -92,10 +92,12 @@ impl Idempotency {
             .item("ends_at", epoch_seconds(ends))
             .item("expires", epoch_seconds(now + KEPT))
             .condition_expression(
-                "attribute_not_exists(pk) OR expires <= :now OR \
+                // A call that is repeated after a lost answer finds its own item.
+                "attribute_not_exists(pk) OR expires <= :now OR id = :id OR \
                  (attribute_not_exists(reply) AND digest = :digest AND ends_at <= :now)",
             )
             .expression_attribute_values(":now", epoch_seconds(now))
+            .expression_attribute_values(":id", text(ticket.id))
             .expression_attribute_values(":digest", binary(&ticket.digest))
             .return_values(ReturnValue::AllOld)
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)

@@ -8,3 +8,4 @@ mod billing;
 mod chat;
 mod events;
 mod gateway;
+mod lost_answers;

@@ -1,0 +1,108 @@
+//! DynamoDB has done what it was told and its answer is lost on the way: the call that the SDK repeats must find
+//! its own work, and not take it for somebody else's.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use sandbox::Sandbox;
+use sandbox::deployed::{Deployed, random_address};
+use serde_json::{Value, json};
+
+use crate::support::*;
+
+/// A way to AWS on which the first answer to a call that contains these words is lost.
+struct Lossy {
+    url: String,
+    lost: Arc<AtomicBool>,
+}
+
+impl Lossy {
+    fn on(words: &'static str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let lost = Arc::new(AtomicBool::new(false));
+        let told = lost.clone();
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                let (client, told) = (client.unwrap(), told.clone());
+                std::thread::spawn(move || relay(client, words, &told));
+            }
+        });
+        Self { url, lost }
+    }
+
+    /// The reply of a deployed function whose calls go this way.
+    fn ask(&self, function: &str, event: &Value) -> Value {
+        let mut environment = deployed().environment(function);
+        environment.insert("AWS_ENDPOINT_URL".to_owned(), self.url.clone());
+        let mut sandbox = Sandbox::start(&deployed().binary(function), &environment).unwrap();
+        let reply = sandbox.invoke(event).unwrap().payload;
+        assert!(self.lost.load(Ordering::SeqCst), "no answer was lost: {reply}");
+        reply
+    }
+}
+
+/// Passes each request on and its answer back, on connections that serve one request.
+fn relay(mut client: TcpStream, words: &str, lost: &AtomicBool) -> Option<()> {
+    let request = request_of(&mut client)?;
+    let upstream = variable("AWS_ENDPOINT_URL");
+    let mut aws = TcpStream::connect(upstream.trim_start_matches("http://").trim_end_matches('/')).unwrap();
+    aws.write_all(&request).unwrap();
+    let mut answer = Vec::new();
+    aws.read_to_end(&mut answer).unwrap();
+    if String::from_utf8_lossy(&request).contains(words) && !lost.swap(true, Ordering::SeqCst) {
+        answer = b"HTTP/1.1 500 Lost\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}".to_vec();
+    }
+    client.write_all(&answer).ok()
+}
+
+/// Head and body, with the wish that the connection ends.
+fn request_of(client: &mut TcpStream) -> Option<Vec<u8>> {
+    let (mut request, mut piece) = (Vec::new(), [0; 4096]);
+    loop {
+        let text = String::from_utf8_lossy(&request).into_owned();
+        if let Some((head, body)) = text.split_once("\r\n\r\n") {
+            let lengths = head.lines().filter_map(|line| line.split_once(':'));
+            let mut lengths = lengths.filter(|(name, _)| name.eq_ignore_ascii_case("content-length"));
+            let length = lengths.next().map_or(0, |(_, length)| length.trim().parse().unwrap());
+            if body.len() >= length {
+                return Some(text.replacen("\r\n", "\r\nconnection: close\r\n", 1).into_bytes());
+            }
+        }
+        let read = client.read(&mut piece).ok().filter(|read| *read > 0)?;
+        request.extend_from_slice(&piece[..read]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_is_started_all_the_same() {
+    let account = json!({"email": new_email(), "password": PASSWORD});
+    let event = Deployed::event("auth-signup", &random_address(), Some(&account), None).unwrap();
+    let reply = Lossy::on("successor_used").ask("auth-signup", &event);
+    assert_eq!(reply["statusCode"], 201, "{reply}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_one_time_token_that_was_used_up_counts() {
+    let person = Api::of_router().sign_up().await;
+    let token = mail_to(&person.email, VERIFY, 1).await.token("verify-email");
+    let body = json!({"token": token});
+    let event = Deployed::event("auth-verify-email", &random_address(), Some(&body), None).unwrap();
+    let reply = Lossy::on("used_by").ask("auth-verify-email", &event);
+    assert_eq!(reply["statusCode"], 200, "{reply}");
+    let again = Api::of_router().post("/api/auth/verify-email").json(&body).send().await;
+    again.expect_problem(400, "invalid_token");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_with_a_key_is_not_taken_for_its_own_predecessor() {
+    let person = Api::of_router().sign_up().await;
+    let body = json!({"message": "Hello"});
+    let mut event = Deployed::event("chat-send", &random_address(), Some(&body), Some(&person.jwt)).unwrap();
+    event["headers"]["Idempotency-Key"] = json!("lost");
+    event["multiValueHeaders"]["Idempotency-Key"] = json!(["lost"]);
+    let reply = Lossy::on("ends_at").ask("chat-send", &event);
+    assert_eq!(reply["statusCode"], 200, "{reply}");
+}
