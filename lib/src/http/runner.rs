@@ -124,7 +124,7 @@ fn run(function: &'static str, policy: Policy, mode: Mode, init: Init) -> ExitCo
             Mode::Whole => {
                 let service = lambda_http::service_fn(move |event| {
                     let shell = shell.clone();
-                    async move { Ok::<_, lambda_http::Error>(whole(shell.invoke(event).await)) }
+                    async move { Ok::<_, lambda_http::Error>(Reply(whole(shell.invoke(event).await))) }
                 });
                 runtime::answer_invocations(lambda_runtime::Runtime::new(Adapter::from(service))).await
             }
@@ -137,6 +137,16 @@ fn run(function: &'static str, policy: Policy, mode: Mode, init: Init) -> ExitCo
             }
         }
     })
+}
+
+/// A reply whose body is what it is. The conversion of any response brings the tables of all character sets along,
+/// which would be a fortieth of each binary.
+struct Reply(http::Response<lambda_http::Body>);
+
+impl lambda_http::IntoResponse for Reply {
+    fn into_response(self) -> BoxFuture<'static, http::Response<lambda_http::Body>> {
+        Box::pin(std::future::ready(self.0))
+    }
 }
 
 fn whole(response: Response) -> http::Response<lambda_http::Body> {

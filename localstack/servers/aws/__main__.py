@@ -4,7 +4,6 @@ import sys
 
 from servers.aws import durability, latency, orphans, queues, resources, rest_api
 
-
 # Seconds after which a thread that computes lets another one go on. With the default of 5 ms, a call on the data plane
 # waits that long whenever a queue's poller is at work.
 SWITCH_INTERVAL = 0.0005
