@@ -1,7 +1,7 @@
 //! What analytics can take and how fast it answers, at as many events as are asked for: the real functions of the
 //! running stack, against databases of their own that are gone afterwards.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use lib::analytics::block::Rows;
@@ -27,6 +27,8 @@ use crate::figures::{median, millis, print, quantile};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
+/// How the names of the databases begin.
+const PREFIX: &str = "bench_";
 /// Events of a block of the filling, and of a batch that is measured.
 const BLOCK: usize = 50_000;
 const BATCH: usize = 10_000;
@@ -57,6 +59,7 @@ pub(crate) fn measure(deployed: &Deployed, events: usize) -> Result<(), String> 
 
 async fn run(deployed: &Deployed, events: usize) -> Result<(), Failure> {
     let stack = Stack::of(deployed)?;
+    sweep(deployed).await?;
     let [main, twin, third] = [Stores::new(deployed)?, Stores::new(deployed)?, Stores::new(deployed)?];
     let measured = async {
         for stores in [&main, &twin, &third] {
@@ -72,6 +75,19 @@ async fn run(deployed: &Deployed, events: usize) -> Result<(), Failure> {
     arrivals(&stack, deployed).await
 }
 
+/// Drops what a run left that was killed. Two at a time would measure each other anyway.
+async fn sweep(deployed: &Deployed) -> Result<(), Failure> {
+    let mut postgres = PgConnection::connect(address(deployed, "DATABASE_URL")?).await?;
+    let of_postgres: Vec<String> =
+        sqlx::query_scalar("SELECT datname FROM pg_database").fetch_all(&mut postgres).await?;
+    let of_clickhouse = Stores::new(deployed)?.sql("default", "SHOW DATABASES").await?;
+    let names: BTreeSet<&str> = of_postgres.iter().map(String::as_str).chain(of_clickhouse.lines()).collect();
+    for name in names.into_iter().filter(|name| name.starts_with(PREFIX)) {
+        Stores::named(deployed, name.to_owned())?.drop().await?;
+    }
+    Ok(())
+}
+
 /// A database of Postgres and one of ClickHouse, and the secrets that lead functions to them.
 struct Stores<'a> {
     deployed: &'a Deployed,
@@ -82,7 +98,10 @@ struct Stores<'a> {
 
 impl<'a> Stores<'a> {
     fn new(deployed: &'a Deployed) -> Result<Self, Failure> {
-        let name = format!("bench_{}", Uuid::now_v7().simple());
+        Self::named(deployed, format!("{PREFIX}{}", Uuid::now_v7().simple()))
+    }
+
+    fn named(deployed: &'a Deployed, name: String) -> Result<Self, Failure> {
         let relay = Relay::start(address(deployed, "CLICKHOUSE_URL")?)?;
         Ok(Self { deployed, client: reqwest::Client::builder().tcp_nodelay(true).build()?, name, relay })
     }
@@ -108,7 +127,10 @@ impl<'a> Stores<'a> {
     async fn drop(&self) -> Result<(), Failure> {
         for store in ["postgres", "clickhouse"] {
             let secret = json!({ "SecretId": format!("{}-{store}", self.name), "ForceDeleteWithoutRecovery": true });
-            self.secrets("DeleteSecret", &secret).await?;
+            match self.secrets("DeleteSecret", &secret).await {
+                Err(error) if !error.to_string().contains("ResourceNotFoundException") => return Err(error),
+                _ => {}
+            }
         }
         self.sql("default", &format!("DROP DATABASE IF EXISTS {}", self.name)).await?;
         let mut postgres = PgConnection::connect(address(self.deployed, "DATABASE_URL")?).await?;
