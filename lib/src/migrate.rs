@@ -9,6 +9,7 @@ use crate::analytics::writer;
 use crate::auth::email::Email;
 use crate::auth::password::{self, NewPassword};
 use crate::config::{self, Stage};
+use crate::crypto;
 use crate::error::{Error, Result};
 use crate::http::validate::{Fields, FromFields};
 use crate::store::clickhouse::{ClickHouse, Reader, identifier};
@@ -92,11 +93,19 @@ impl Migrations {
         let mut turn = self.turns.wait(PATIENCE).await?;
         POSTGRES.run(self.database.pool()).await.map_err(Error::internal)?;
         let done = prepare(&self.clickhouse).await?;
+        if let Some((version, name, _)) = CLICKHOUSE.iter().find(|(version, _, statements)| {
+            done.iter().any(|applied| applied.version == *version && applied.checksum != checksum(statements))
+        }) {
+            return Err(Error::internal(format!(
+                "migration {version} ({name}) of ClickHouse was changed since it was applied; \
+                 a local stack begins anew by `make reset`"
+            )));
+        }
         if !done.is_empty() {
             writer::replay(&mut turn, &self.clickhouse).await?;
         }
         for (version, name, statements) in CLICKHOUSE {
-            if !done.contains(version) {
+            if !done.iter().any(|applied| applied.version == *version) {
                 apply(&self.clickhouse, *version, name, statements).await?;
             }
         }
@@ -144,10 +153,16 @@ impl Migrations {
 #[derive(clickhouse::Row, Deserialize)]
 struct Applied {
     version: u32,
+    checksum: String,
 }
 
-/// Makes database and table of versions; gives the versions that are in place.
-async fn prepare(clickhouse: &ClickHouse) -> Result<Vec<u32>> {
+/// Tells a migration that was changed from the one that was applied.
+fn checksum(statements: &str) -> String {
+    crypto::hex(&crypto::sha256(statements.as_bytes()))
+}
+
+/// Makes database and table of versions; gives the migrations that are in place.
+async fn prepare(clickhouse: &ClickHouse) -> Result<Vec<Applied>> {
     let server = clickhouse.client().clone().with_database("default");
     let database = identifier(clickhouse.database())?;
     server.query_raw(&fill(&format!("CREATE DATABASE IF NOT EXISTS {database} ${{on_cluster}}"))?).execute().await?;
@@ -155,9 +170,10 @@ async fn prepare(clickhouse: &ClickHouse) -> Result<Vec<u32>> {
             version UInt32, name String, applied_at DateTime DEFAULT now()
         ) ENGINE = ${replicated}ReplacingMergeTree ORDER BY version";
     clickhouse.client().query_raw(&fill(versions)?).execute().await?;
-    let applied: Vec<Applied> =
-        clickhouse.client().query("SELECT version FROM schema_migrations FINAL ORDER BY version").fetch_all().await?;
-    Ok(applied.into_iter().map(|applied| applied.version).collect())
+    let checksums = "ALTER TABLE schema_migrations ${on_cluster} ADD COLUMN IF NOT EXISTS checksum String";
+    clickhouse.client().query_raw(&fill(checksums)?).execute().await?;
+    let applied = "SELECT version, checksum FROM schema_migrations FINAL ORDER BY version";
+    Ok(clickhouse.client().query(applied).fetch_all().await?)
 }
 
 async fn apply(clickhouse: &ClickHouse, version: u32, name: &str, statements: &str) -> Result<()> {
@@ -169,9 +185,10 @@ async fn apply(clickhouse: &ClickHouse, version: u32, name: &str, statements: &s
     }
     clickhouse
         .client()
-        .query("INSERT INTO schema_migrations (version, name) VALUES (?, ?)")
+        .query("INSERT INTO schema_migrations (version, name, checksum) VALUES (?, ?, ?)")
         .bind(version)
         .bind(name)
+        .bind(checksum(statements))
         .execute()
         .await?;
     tracing::info!(migration.version = version, migration.name = name, "a ClickHouse migration was applied");

@@ -131,3 +131,15 @@ async fn a_migration_that_was_cut_short_runs_again() {
     }
     stores.drop().await;
 }
+
+#[tokio::test]
+async fn a_migration_that_was_changed_after_it_was_applied_is_found() {
+    let stores = Stores::empty().await;
+    stores.migrations().run(&json!({})).await.expect("first");
+    let client = stores.clickhouse.client();
+    let other = "INSERT INTO schema_migrations (version, name, checksum) VALUES (2, 'views', 'another')";
+    client.query(other).execute().await.expect("another");
+    let error = stores.migrations().run(&json!({})).await.expect_err("refused");
+    assert!(error.to_string().contains("migration 2 (views) of ClickHouse was changed"), "{error}");
+    stores.drop().await;
+}
