@@ -57,7 +57,7 @@ fn build() -> Result<SdkConfig> {
         .sleep_impl(aws_smithy_async::rt::sleep::TokioSleep::new())
         .time_source(aws_smithy_async::time::SystemTimeSource::new())
         .retry_config(RetryConfig::standard().with_max_attempts(3))
-        // They do not change while the process lives.
+        // The credentials do not change while the process lives.
         .identity_cache(IdentityCache::no_cache())
         // Requests and replies are small, and each attempt has its time-out.
         .stalled_stream_protection(StalledStreamProtectionConfig::disabled())

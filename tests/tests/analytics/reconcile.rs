@@ -20,8 +20,8 @@ async fn what_differs_is_rebuilt_and_nothing_else() {
     let client = stores.clickhouse.client();
     let sum = || async {
         let messages = client.query("SELECT sum(messages) FROM chat_statistics").fetch_one::<u64>();
-        let active = client.query("SELECT sum(messages) FROM user_metrics").fetch_one::<u64>();
-        futures_util::try_join!(messages, active).expect("sums")
+        let of_users = client.query("SELECT sum(messages) FROM user_metrics").fetch_one::<u64>();
+        futures_util::try_join!(messages, of_users).expect("sums")
     };
     let right = sum().await;
     for damage in [
