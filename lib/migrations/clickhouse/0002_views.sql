@@ -1,5 +1,5 @@
--- Eight of the ten views; the two of users come next. Each writes aggregates into a table of its own; sums and distinct users of any range are
--- merged from them when they are read, never summed from averages or distinct counts.
+-- Eight of the ten views; the two of users come next. Each writes aggregates into a table of its own; sums and
+-- distinct users of any range are merged from them when they are read, never summed from averages or distinct counts.
 
 -- Who was active in each hour, by the plan on the event, and what happened to accounts.
 CREATE TABLE IF NOT EXISTS daily_active_users ${on_cluster} (

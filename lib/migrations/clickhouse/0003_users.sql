@@ -1,11 +1,4 @@
--- The two views of users; an earlier release made them with more bytes in other tables of these names.
-DROP VIEW IF EXISTS user_metrics_view ${on_cluster};
-
-DROP TABLE IF EXISTS user_metrics ${on_cluster} SYNC;
-
-DROP VIEW IF EXISTS user_retention_view ${on_cluster};
-
-DROP TABLE IF EXISTS user_retention ${on_cluster} SYNC;
+-- The two views of users.
 
 -- What each user did on each day in each conversation; the epoch where the user was not active. Users and
 -- conversations are grouped by hashes of 64 bits, which are a fifth as long as their ids and met twice by no two.
