@@ -1,8 +1,8 @@
 //! Figures over events, from ClickHouse: how events get there, and what is read from them.
 
-pub mod block;
+pub use event_codec::{block, event};
+
 pub mod chat;
-pub mod event;
 pub mod ingest;
 pub mod metrics;
 pub mod providers;

@@ -79,4 +79,9 @@ mod tests {
         assert!(Plan::ALL.iter().all(|plan| Plan::parse(plan.as_str()) == Some(*plan)));
         assert_eq!(Plan::parse("Free"), None);
     }
+
+    #[test]
+    fn events_know_the_same_plans() {
+        assert_eq!(Plan::ALL.map(Plan::as_str), crate::analytics::event::PLANS);
+    }
 }

@@ -1,7 +1,7 @@
 //! Events as one block in ClickHouse's Native format: columns with their names and types, so that a block
 //! written before a migration can still be inserted after it.
 
-use crate::analytics::event::{Event, Field};
+use crate::event::{Event, Field};
 
 /// Bytes of an event, about, over all columns.
 const ROW_BYTES: usize = 320;
