@@ -227,9 +227,9 @@ pub fn day(date: Date) -> String {
 }
 
 #[derive(Serialize)]
-struct Reply<'a, T> {
+struct Reply<T> {
     success: bool,
-    data: &'a T,
+    data: T,
     meta: Meta,
 }
 
@@ -293,18 +293,24 @@ impl Reports {
         Ok(self.query(sql, query).fetch_one().instrument(span("SELECT")).await?)
     }
 
-    /// The reply with the data, or 304 when the browser has the same data already.
+    /// The reply with the figure, or 304 when the browser has the same already. Its freshness is asked meanwhile.
     ///
     /// # Errors
-    /// When the data cannot be written as JSON, or the store does not answer.
-    pub async fn reply<T: Serialize>(&self, request: &Request, query: &Query, data: &T) -> Result<Response> {
+    /// The figure's; also when it cannot be written as JSON, or the store does not answer.
+    pub async fn reply<T: Serialize>(
+        &self,
+        request: &Request,
+        query: &Query,
+        figure: impl Future<Output = Result<T>>,
+    ) -> Result<Response> {
+        let (data, freshness_seconds) = futures_util::try_join!(figure, self.freshness())?;
         let meta = Meta {
             from: day(query.range.from),
             to: day(query.range.to),
             interval: query.interval,
             timezone: "UTC",
             generated_at: clock::now(),
-            freshness_seconds: self.freshness().await?,
+            freshness_seconds,
         };
         // The tag is over the data alone: when they were read changes with every request.
         let tag = serde_json::to_vec(&(&data, &meta.from, &meta.to, query.interval))?;

@@ -174,17 +174,13 @@ impl Chat {
     /// 404 for another's conversation, 400 `model_not_available`, 429 `quota_exceeded`, and the provider's
     /// failure by its cause; then nothing is stored and nothing spent.
     pub async fn ask(&'static self, ask: Ask, visit: &Visit, time_left: Duration) -> Result<Answer> {
-        let (exchange, call, reserved) = self.prepare(ask, visit).await?;
+        let (exchange, call) = self.prepare(ask, visit).await?;
         let prompt_tokens = call.turns.iter().map(|turn| turn.content.as_str()).chain(call.system.as_deref());
         let prompt_tokens = prompt_tokens.map(prompt::estimate).sum();
         let started = Instant::now();
         let longest = TOTAL.min(time_left.saturating_sub(RESERVE));
         let begin = self.providers.begin(call, longest);
-        // The tokens are reserved and their row is locked: what is left is the database's disk, which the provider
-        // need not wait for. Nothing of an answer goes out before both are there.
-        let reserved = async { reserved.commit().await.map_err(Error::from) };
-        let begin = async { Ok(exchange.reservation.keep_alive(self.database.pool(), begin).await) };
-        let ((), begun) = futures_util::try_join!(reserved, begin)?;
+        let begun = exchange.reservation.keep_alive(self.database.pool(), begin).await;
         let begun = match begun {
             Ok(begun) => begun,
             Err(refused) => {
@@ -207,11 +203,10 @@ impl Chat {
         record::answered(&mut connection, user_id, request_id).await
     }
 
-    /// Everything before the provider is called: one statement for a new conversation, in a transaction that is
-    /// still to be committed.
-    async fn prepare(&self, ask: Ask, visit: &Visit) -> Result<(Exchange, Call, Reserving)> {
+    /// Everything before the provider is called: one statement for a new conversation.
+    async fn prepare(&self, ask: Ask, visit: &Visit) -> Result<(Exchange, Call)> {
         let asked_at = clock::now();
-        let mut connection = self.database.pool().begin().await?;
+        let mut connection = self.database.pool().acquire().await?;
         let (ongoing, left) = match ask.conversation {
             Named::New => (None, 0),
             ref named => {
@@ -270,7 +265,7 @@ impl Chat {
             reservation,
         };
         let call = Call { choice: chosen, system, turns, max_tokens, temperature: ask.temperature };
-        Ok((exchange, call, connection))
+        Ok((exchange, call))
     }
 
     /// Releases what was reserved. If that fails the sweep does it, and the client still learns what happened.
@@ -570,9 +565,6 @@ impl Reader {
         }
     }
 }
-
-/// A transaction that reserves tokens.
-type Reserving = sqlx::Transaction<'static, sqlx::Postgres>;
 
 /// Milliseconds since then.
 fn millis(since: Instant) -> i64 {

@@ -259,15 +259,6 @@ pub struct Outcome {
     pub fallback_from: Option<ProviderId>,
 }
 
-/// Where the messages of an exchange go.
-struct Place {
-    conversation: Uuid,
-    /// How many the conversation has with them.
-    messages: i32,
-    /// Whether the conversation was made for them.
-    is_made: bool,
-}
-
 /// What was stored.
 #[derive(Debug, Clone)]
 pub struct Stored {
@@ -288,31 +279,11 @@ impl Exchange {
     /// # Errors
     /// When the database does not answer.
     pub async fn store(&self, mut transaction: Transaction, outcome: &Outcome) -> Result<Stored> {
-        let cost = outcome.model.model.cost(&outcome.usage);
-        let connection = transaction.connection();
-        let (noted, quota) = self.note(connection, outcome, cost).await?;
-        if !noted {
-            transaction.commit().await?;
-            return Ok(Stored { quota, conversation_id: self.conversation_id, is_new: false, cost_micro_usd: cost });
-        }
-        let place = if self.is_new { Some(self.begin(connection).await?) } else { self.go_on(connection).await? };
-        if let Some(place) = &place {
-            self.messages(connection, place, outcome, cost).await?;
-        }
-        let conversation_id = place.as_ref().map_or(self.conversation_id, |place| place.conversation);
-        let is_new = place.is_some_and(|place| place.is_made);
-        if is_new {
-            let event = Event::about(&self.subject, "chat.conversation_created");
-            transaction.publish(event.with("conversationId", conversation_id.to_string()));
-        }
-        transaction.publish(self.event(outcome, cost, conversation_id)?);
-        transaction.commit().await?;
-        Ok(Stored { quota, conversation_id, is_new, cost_micro_usd: cost })
-    }
-
-    /// Writes the ledger and settles the reservation; tells whether this was the first time.
-    async fn note(&self, connection: &mut PgConnection, outcome: &Outcome, cost: Option<i64>) -> Result<(bool, Quota)> {
-        let usage = &outcome.usage;
+        let (cost, usage) = (outcome.model.model.cost(&outcome.usage), &outcome.usage);
+        let (provider, owner) = (outcome.model.model.provider.as_str(), self.subject.user_id);
+        let title = title_of(&self.question);
+        // In the order of the locks: the ledger, the user's month, the conversation. Two first messages at once under
+        // one client id end up in one conversation; one that was deleted meanwhile takes none.
         let row = sqlx::query!(
             r#"WITH noted AS (
                    INSERT INTO usage_ledger (id, user_id, period, conversation_id, provider, model, input_tokens,
@@ -320,14 +291,59 @@ impl Exchange {
                        request_id)
                    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) ON CONFLICT DO NOTHING
                    RETURNING input_tokens + output_tokens AS spent
+               ), settled AS (
+                   SELECT * FROM quota_settle($15, $2, $3, coalesce((SELECT spent FROM noted), 0))
+               ), made AS (
+                   INSERT INTO conversations (id, user_id, client_id, title, provider, model, system_prompt, terms,
+                       created_at, message_count, last_message_at, updated_at)
+                   SELECT $4, $2, $16, $17, $18, $19, $20, array_to_tsvector($21::text[]), $22, 2,
+                       date_trunc('milliseconds', clock_timestamp()), date_trunc('milliseconds', clock_timestamp())
+                   FROM noted WHERE $23::boolean
+                   ON CONFLICT (user_id, client_id) WHERE client_id IS NOT NULL DO UPDATE
+                       SET message_count = conversations.message_count + 2, provider = excluded.provider,
+                           model = excluded.model, last_message_at = excluded.last_message_at,
+                           updated_at = excluded.updated_at
+                   RETURNING id, message_count
+               ), continued AS (
+                   UPDATE conversations
+                   SET message_count = message_count + CASE WHEN $24::boolean THEN 0 ELSE 2 END,
+                       provider = $18, model = $19, last_message_at = date_trunc('milliseconds', clock_timestamp()),
+                       updated_at = date_trunc('milliseconds', clock_timestamp())
+                   WHERE id = $4 AND user_id = $2 AND NOT $23 AND EXISTS (SELECT FROM noted)
+                   RETURNING id, message_count
+               ), place AS (
+                   SELECT * FROM made UNION ALL SELECT * FROM continued
+               ), written AS (
+                   INSERT INTO messages (conversation_id, position, id, role, content, provider, model, finish_reason,
+                       input_tokens, cached_input_tokens, output_tokens, reasoning_tokens, cost_micro_usd, estimated,
+                       terms, created_at)
+                   SELECT id, message_count - 2, $25::uuid, 'user', $26::text, NULL, NULL, NULL,
+                       NULL, NULL, NULL, NULL, NULL, false, array_to_tsvector($27::text[]), $22
+                   FROM place WHERE NOT $24
+                   UNION ALL
+                   SELECT id, message_count - 1, $1, 'assistant', $28::text, $5, $6, $29::text,
+                       $7, $8, $9, $10, $11, $13, array_to_tsvector($30::text[]),
+                       date_trunc('milliseconds', clock_timestamp())
+                   FROM place
+                   -- The answer that is made anew is there.
+                   ON CONFLICT (conversation_id, position) DO UPDATE
+                       SET id = excluded.id, content = excluded.content, provider = excluded.provider,
+                           model = excluded.model, finish_reason = excluded.finish_reason,
+                           input_tokens = excluded.input_tokens, cached_input_tokens = excluded.cached_input_tokens,
+                           output_tokens = excluded.output_tokens, reasoning_tokens = excluded.reasoning_tokens,
+                           cost_micro_usd = excluded.cost_micro_usd, estimated = excluded.estimated,
+                           terms = excluded.terms, created_at = excluded.created_at
+                       WHERE $24
+                   RETURNING id
                )
-               SELECT q.used AS "used!", q.reserved AS "reserved!", EXISTS (SELECT FROM noted) AS "noted!"
-               FROM quota_settle($15, $2, $3, coalesce((SELECT spent FROM noted), 0)) q"#,
+               SELECT s.used AS "used!", s.reserved AS "reserved!", p.id AS "conversation?",
+                   (SELECT count(*) FROM noted) AS "noted!", (SELECT count(*) FROM written) AS "written!"
+               FROM settled s LEFT JOIN place p ON true"#,
             self.answer_id,
-            self.subject.user_id,
+            owner,
             self.reservation.month(),
             self.conversation_id,
-            outcome.model.model.provider.as_str(),
+            provider,
             outcome.model.model.id,
             usage.input_tokens,
             usage.cached_input_tokens,
@@ -338,111 +354,40 @@ impl Exchange {
             usage.estimated,
             self.request_id,
             self.reservation.id(),
-        )
-        .fetch_one(connection)
-        .await?;
-        Ok((row.noted, Quota::new(self.reservation.plan(), row.used, row.reserved)))
-    }
-
-    /// Makes the conversation, with room for two messages.
-    async fn begin(&self, connection: &mut PgConnection) -> Result<Place> {
-        let title = title_of(&self.question);
-        // Two first messages at once under one client id end up in one conversation.
-        let row = sqlx::query!(
-            r#"INSERT INTO conversations (id, user_id, client_id, title, provider, model, system_prompt, terms,
-                   created_at, message_count, last_message_at, updated_at)
-               VALUES ($1, $2, $3, $4, $5, $6, $7, array_to_tsvector($8::text[]), $9, 2,
-                   date_trunc('milliseconds', clock_timestamp()), date_trunc('milliseconds', clock_timestamp()))
-               ON CONFLICT (user_id, client_id) WHERE client_id IS NOT NULL DO UPDATE
-                   SET message_count = conversations.message_count + 2, provider = excluded.provider,
-                       model = excluded.model, last_message_at = excluded.last_message_at,
-                       updated_at = excluded.updated_at
-               RETURNING id, message_count, (id = $1) AS "made!""#,
-            self.conversation_id,
-            self.subject.user_id,
             self.client_id,
             title,
             self.chosen.model.provider.as_str(),
             self.chosen.model.id,
             self.system_prompt,
-            &search::terms(self.subject.user_id, &title),
+            &search::terms(owner, &title),
             self.asked_at,
-        )
-        .fetch_one(connection)
-        .await?;
-        Ok(Place { conversation: row.id, messages: row.message_count, is_made: row.made })
-    }
-
-    /// Makes room in the conversation; `None` if it was deleted meanwhile.
-    async fn go_on(&self, connection: &mut PgConnection) -> Result<Option<Place>> {
-        let added: i32 = if self.regenerates { 0 } else { 2 };
-        let row = sqlx::query!(
-            "UPDATE conversations SET message_count = message_count + $3, provider = $4, model = $5,
-                 last_message_at = date_trunc('milliseconds', clock_timestamp()),
-                 updated_at = date_trunc('milliseconds', clock_timestamp())
-             WHERE id = $1 AND user_id = $2 RETURNING message_count",
-            self.conversation_id,
-            self.subject.user_id,
-            added,
-            self.chosen.model.provider.as_str(),
-            self.chosen.model.id,
-        )
-        .fetch_optional(connection)
-        .await?;
-        Ok(row.map(|row| Place { conversation: self.conversation_id, messages: row.message_count, is_made: false }))
-    }
-
-    /// Adds question and answer, or puts the answer in the place of the last one.
-    async fn messages(
-        &self,
-        connection: &mut PgConnection,
-        place: &Place,
-        outcome: &Outcome,
-        cost: Option<i64>,
-    ) -> Result<()> {
-        let owner = self.subject.user_id;
-        if self.regenerates {
-            let last = place.messages - 1;
-            sqlx::query!("DELETE FROM messages WHERE conversation_id = $1 AND position = $2", place.conversation, last)
-                .execute(&mut *connection)
-                .await?;
-        }
-        let usage = &outcome.usage;
-        sqlx::query!(
-            "INSERT INTO messages (conversation_id, position, id, role, content, provider, model, finish_reason,
-                 input_tokens, cached_input_tokens, output_tokens, reasoning_tokens, cost_micro_usd, estimated, terms,
-                 created_at)
-             SELECT $1::uuid, $2::integer - 2, $3::uuid, 'user', $4::text, NULL, NULL, NULL,
-                 NULL::bigint, NULL::bigint, NULL::bigint, NULL::bigint, NULL::bigint, false,
-                 array_to_tsvector($5::text[]), $6::timestamptz
-             WHERE NOT $7::boolean
-             UNION ALL
-             SELECT $1, $2 - 1, $8::uuid, 'assistant', $9::text, $10::text, $11::text, $12::text,
-                 $13::bigint, $14::bigint, $15::bigint, $16::bigint, $17::bigint, $18::boolean,
-                 array_to_tsvector($19::text[]), date_trunc('milliseconds', clock_timestamp())",
-            place.conversation,
-            place.messages,
+            self.is_new,
+            self.regenerates,
             self.question_id,
             self.question,
             &search::terms(owner, &self.question),
-            self.asked_at,
-            self.regenerates,
-            self.answer_id,
             outcome.text,
-            outcome.model.model.provider.as_str(),
-            outcome.model.model.id,
             outcome.finish.as_str(),
-            usage.input_tokens,
-            usage.cached_input_tokens,
-            usage.output_tokens,
-            usage.reasoning_tokens,
-            cost,
-            usage.estimated,
             &search::terms(owner, &outcome.text),
         )
-        .execute(connection)
+        .fetch_one(transaction.connection())
         .await?;
-        Ok(())
+        let expected = if self.regenerates { 1 } else { 2 };
+        if row.conversation.is_some() && row.written != expected {
+            return Err(Error::internal("the place of a message is taken"));
+        }
+        let conversation_id = row.conversation.unwrap_or(self.conversation_id);
+        let is_new = self.is_new && row.conversation == Some(self.conversation_id);
+        if row.noted > 0 {
+            if is_new {
+                let event = Event::about(&self.subject, "chat.conversation_created");
+                transaction.publish(event.with("conversationId", conversation_id.to_string()));
+            }
+            transaction.publish(self.event(outcome, cost, conversation_id)?);
+        }
+        transaction.commit().await?;
+        let quota = Quota::new(self.reservation.plan(), row.used, row.reserved);
+        Ok(Stored { quota, conversation_id, is_new, cost_micro_usd: cost })
     }
 
     fn event(&self, outcome: &Outcome, cost: Option<i64>, conversation_id: Uuid) -> Result<Event> {

@@ -13,6 +13,5 @@ fn main() -> ExitCode {
 async fn handle(reports: &Reports, request: Request) -> Result<Response> {
     request.admin()?;
     let query = Query::of(&request)?;
-    let data = reports.providers_cost(&query).await?;
-    reports.reply(&request, &query, &data).await
+    reports.reply(&request, &query, reports.providers_cost(&query)).await
 }

@@ -13,6 +13,5 @@ fn main() -> ExitCode {
 async fn handle(reports: &Reports, request: Request) -> Result<Response> {
     request.admin()?;
     let query = Query::of(&request)?;
-    let data = reports.revenue_mrr(&query).await?;
-    reports.reply(&request, &query, &data).await
+    reports.reply(&request, &query, reports.revenue_mrr(&query)).await
 }

@@ -18,6 +18,5 @@ fn main() -> ExitCode {
 async fn handle(reports: &Reports, request: Request) -> Result<Response> {
     request.admin()?;
     let (query, RetentionRequest { cohort }) = Query::with(&request)?;
-    let data = reports.users_retention(&query, cohort).await?;
-    reports.reply(&request, &query, &data).await
+    reports.reply(&request, &query, reports.users_retention(&query, cohort)).await
 }
