@@ -1,5 +1,6 @@
 -- Eight of the ten views; the two of users come next. Each writes aggregates into a table of its own; sums and
 -- distinct users of any range are merged from them when they are read, never summed from averages or distinct counts.
+-- A table by the hour or the day has few rows, of which a granule of the usual size would hold months.
 
 -- Who was active in each hour, by the plan on the event, and what happened to accounts.
 CREATE TABLE IF NOT EXISTS daily_active_users ${on_cluster} (
@@ -14,7 +15,7 @@ CREATE TABLE IF NOT EXISTS daily_active_users ${on_cluster} (
 ENGINE = ${replicated}AggregatingMergeTree
 PARTITION BY toYYYYMM(hour)
 ORDER BY (hour, plan)
-SETTINGS ${deduplication};
+SETTINGS index_granularity = 256, ${deduplication};
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS daily_active_users_view ${on_cluster} TO daily_active_users AS
 SELECT
@@ -53,7 +54,7 @@ CREATE TABLE IF NOT EXISTS chat_statistics ${on_cluster} (
 ENGINE = ${replicated}AggregatingMergeTree
 PARTITION BY toYYYYMM(day)
 ORDER BY (day, provider, model, plan)
-SETTINGS ${deduplication};
+SETTINGS index_granularity = 256, ${deduplication};
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS chat_statistics_view ${on_cluster} TO chat_statistics AS
 SELECT
@@ -92,7 +93,7 @@ CREATE TABLE IF NOT EXISTS chat_metrics_hourly ${on_cluster} (
 ENGINE = ${replicated}AggregatingMergeTree
 PARTITION BY toYYYYMM(hour)
 ORDER BY (hour, provider)
-SETTINGS ${deduplication};
+SETTINGS index_granularity = 256, ${deduplication};
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS chat_metrics_hourly_view ${on_cluster} TO chat_metrics_hourly AS
 SELECT
@@ -120,7 +121,7 @@ CREATE TABLE IF NOT EXISTS provider_usage ${on_cluster} (
 ENGINE = ${replicated}AggregatingMergeTree
 PARTITION BY toYYYYMM(day)
 ORDER BY (day, provider, error_class)
-SETTINGS ${deduplication};
+SETTINGS index_granularity = 256, ${deduplication};
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS provider_usage_view ${on_cluster} TO provider_usage AS
 SELECT
@@ -144,7 +145,7 @@ CREATE TABLE IF NOT EXISTS revenue_analytics ${on_cluster} (
 ENGINE = ${replicated}AggregatingMergeTree
 PARTITION BY toYYYYMM(hour)
 ORDER BY (hour, currency, plan)
-SETTINGS ${deduplication};
+SETTINGS index_granularity = 256, ${deduplication};
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS revenue_analytics_view ${on_cluster} TO revenue_analytics AS
 SELECT
@@ -168,7 +169,7 @@ CREATE TABLE IF NOT EXISTS mrr_metrics ${on_cluster} (
 ENGINE = ${replicated}AggregatingMergeTree
 PARTITION BY toYYYYMM(hour)
 ORDER BY (hour, currency, movement)
-SETTINGS ${deduplication};
+SETTINGS index_granularity = 256, ${deduplication};
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS mrr_metrics_view ${on_cluster} TO mrr_metrics AS
 SELECT

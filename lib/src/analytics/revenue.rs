@@ -472,8 +472,12 @@ impl Reports {
              FROM (
                 SELECT max(last_success) AS paid,
                     minIf((first_failure.1, first_failure.2, first_failure.3, toString(currency)), failed > 0) AS first
-                FROM revenue_by_country WHERE day <= {to:Date} AND invoice_id != ''
-                GROUP BY invoice_id HAVING sum(failed) > 0
+                FROM revenue_by_country
+                PREWHERE day <= {to:Date} AND invoice_id IN (
+                    SELECT invoice_id FROM revenue_by_country
+                    WHERE day BETWEEN {from:Date} AND {to:Date} AND failed > 0 AND invoice_id != ''
+                )
+                GROUP BY invoice_id
              )
              WHERE paid > (tupleElement(first, 1), tupleElement(first, 2))
                 AND toDate(tupleElement(first, 1)) BETWEEN {from:Date} AND {to:Date}

@@ -188,46 +188,38 @@ impl Reports {
     /// When the store does not answer.
     pub async fn users_active(&self, query: &Query) -> Result<Active> {
         #[derive(clickhouse::Row, Deserialize)]
-        struct Windows {
-            dau: u64,
-            wau: u64,
-            mau: u64,
-        }
-        #[derive(clickhouse::Row, Deserialize)]
-        struct ByPlan {
+        struct Row {
+            name: String,
+            bucket: i64,
             plan: String,
             users: u64,
         }
-        #[derive(clickhouse::Row, Deserialize)]
-        struct Row {
-            bucket: i64,
-            users: u64,
-        }
-        let windows = "SELECT
-                uniqCombined64MergeIf(users, toDate(hour) = {to:Date}) AS dau,
-                uniqCombined64MergeIf(users, toDate(hour) > {to:Date} - 7) AS wau,
-                uniqCombined64Merge(users) AS mau
-             FROM daily_active_users WHERE toDate(hour) > {to:Date} - 30 AND toDate(hour) <= {to:Date}";
-        let by_plan = "SELECT toString(plan) AS plan, uniqCombined64Merge(users) AS users
-             FROM daily_active_users WHERE toDate(hour) = {to:Date} GROUP BY plan";
-        let series = concat!(
-            "SELECT ",
+        // One reading for all: each hour counts in every window that it lies in.
+        let sql = concat!(
+            "SELECT window.1 AS name, window.2 AS bucket, window.3 AS plan, uniqCombined64Merge(users) AS users
+             FROM (
+                SELECT users, arrayJoin(arrayConcat(
+                    if(toDate(hour) = {to:Date}, [('day', 0, ''), ('plan', 0, toString(plan))], []),
+                    if(toDate(hour) > {to:Date} - 7, [('week', 0, '')], []),
+                    if(toDate(hour) > {to:Date} - 30, [('month', 0, '')], []),
+                    if(toDate(hour) >= {from:Date}, [('bucket', ",
             bucket!("hour"),
-            " AS bucket, uniqCombined64Merge(users) AS users
-             FROM daily_active_users WHERE toDate(hour) BETWEEN {from:Date} AND {to:Date} GROUP BY bucket",
+            ", '')], [])
+                )) AS window
+                FROM daily_active_users WHERE toDate(hour) BETWEEN least({from:Date}, {to:Date} - 29) AND {to:Date}
+             ) GROUP BY window",
         );
-        let (windows, by_plan, series) = futures_util::try_join!(
-            self.row::<Windows>(windows, query),
-            self.rows::<ByPlan>(by_plan, query),
-            self.rows::<Row>(series, query),
-        )?;
-        let counts: HashMap<i64, u64> = series.into_iter().map(|row| (row.bucket, row.users)).collect();
+        let rows: Vec<Row> = self.rows(sql, query).await?;
+        let of = |name: &'static str| rows.iter().filter(move |row| row.name == name);
+        let all = |name| of(name).map(|row| row.users).sum::<u64>();
+        let counts: HashMap<i64, u64> = of("bucket").map(|row| (row.bucket, row.users)).collect();
+        let (dau, mau) = (all("day"), all("month"));
         Ok(Active {
-            dau: windows.dau,
-            wau: windows.wau,
-            mau: windows.mau,
-            stickiness: ratio(windows.dau as f64, windows.mau as f64),
-            by_plan: by_plan.into_iter().filter(|row| row.users > 0).map(|row| (row.plan, row.users)).collect(),
+            dau,
+            wau: all("week"),
+            mau,
+            stickiness: ratio(dau as f64, mau as f64),
+            by_plan: of("plan").filter(|row| row.users > 0).map(|row| (row.plan.clone(), row.users)).collect(),
             series: query
                 .buckets()
                 .iter()
