@@ -94,6 +94,7 @@ impl Billing {
             return Err(Error::internal(format!("{failed} of Stripe's events could not be handled")));
         }
         self.advance(until).await?;
+        self.forget(until - KEPT - OVERLAP).await?;
         tracing::info!(stripe.listed = done.listed, stripe.made_good = done.made_good, "Stripe's events were compared");
         Ok(done)
     }
@@ -106,6 +107,14 @@ impl Billing {
         )
         .execute(self.database.pool())
         .await?;
+        Ok(())
+    }
+
+    /// Events that Stripe itself no longer lists or delivers.
+    async fn forget(&self, before: OffsetDateTime) -> Result<()> {
+        sqlx::query!("DELETE FROM stripe_events WHERE received_at < $1 AND processed_at IS NOT NULL", before)
+            .execute(self.database.pool())
+            .await?;
         Ok(())
     }
 

@@ -5,6 +5,9 @@ use serde_json::{Value, json};
 use super::{replica, stores};
 use crate::support::*;
 
+/// A run of the reconciliation is for all customers: one that a test waits for must not be another's.
+static RECONCILIATION: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// A person who is a customer already, and whose own card's id nobody else's requests contain.
 struct Payer {
     api: Api,
@@ -149,16 +152,26 @@ async fn a_payment_that_takes_too_long_is_made_once() {
 async fn an_event_that_was_never_delivered_is_found() {
     let payer = Payer::new(&Api::of_router()).await;
     payer.subscribe("found").await.expect_status(201);
+    let _alone = RECONCILIATION.lock().await;
     replica::control("webhooks", &json!({"customer": payer.customer, "mode": "drop"})).await;
     let stripe_id = replica::subscription(&payer.person).await["id"].as_str().unwrap().to_owned();
     replica::post(&format!("/v1/subscriptions/{stripe_id}"), "cancel_at_period_end=true").await;
     replica::control("advance", &json!({"subscription": stripe_id, "to": "period_end"})).await;
     let shown = async || payer.get("/api/billing/subscriptions").await["subscriptions"][0].clone();
     assert_eq!(shown().await["status"], "active");
+    // What Stripe no longer lists is no longer kept, unless it was not handled.
+    let noted = "WITH noted AS (INSERT INTO stripe_events (id, kind, object_id, received_at, processed_at)
+                     SELECT 'evt_' || how || $1, 'invoice.paid', 'in_1', now() - interval '31 days', at
+                     FROM (VALUES ('handled', now()), ('left', NULL)) AS events (how, at) RETURNING 1)
+                 SELECT to_jsonb(count(*)) FROM noted";
+    assert_eq!(stores::row(noted, &payer.person.id).await, 2);
     let done = invoke("workers-reconcile-stripe", json!({"atOnce": true}).to_string()).await;
     assert!(done["madeGood"].as_u64().unwrap() > 0, "{done}");
     assert_eq!(shown().await["status"], "canceled");
     assert_eq!(payer.get("/api/auth/me").await["user"]["plan"], "free");
+    let kept = "SELECT to_jsonb(string_agg(id, ',')) FROM stripe_events
+                WHERE id LIKE 'evt\\_%' || $1 AND received_at < now() - interval '30 days'";
+    assert_eq!(stores::row(kept, &payer.person.id).await, format!("evt_left{}", payer.person.id));
 }
 
 #[tokio::test]
@@ -198,7 +211,9 @@ async fn an_unpaid_plan_ends_with_its_grace_and_comes_back_with_the_payment() {
         &life.person.id,
     )
     .await;
+    let alone = RECONCILIATION.lock().await;
     invoke("workers-reconcile-stripe", json!({}).to_string()).await;
+    drop(alone);
     expected.entitled = "free";
     stores::agree(&api, &life.person, &expected).await;
 
