@@ -285,7 +285,7 @@ mod tests {
             for (_, _, statements) in CLICKHOUSE {
                 let filled = fill_for(statements, cluster).unwrap();
                 let tables = filled.matches("CREATE TABLE").count();
-                assert_eq!(filled.matches(&format!("SETTINGS{setting}lication_window = 1000")).count(), tables);
+                assert_eq!(filled.matches(&format!("{setting}lication_window = 1000;")).count(), tables);
             }
         }
     }
