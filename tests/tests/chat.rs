@@ -348,6 +348,7 @@ async fn a_reservation_that_is_not_committed_lets_nobody_in() {
     run(format!("DROP TRIGGER {name} ON quota_reservations; DROP FUNCTION {name}()")).await;
     assert!(outcome.is_err());
     assert_eq!((month(user).await, count(user, "answers").await), ((0, 0), 0));
+    assert_eq!(journal.calls.load(Ordering::SeqCst), 0);
     assert!(chat.ask(ask(user, "Hi"), &visit(), TIME).await.is_ok());
 }
 

@@ -78,7 +78,8 @@ pub struct Reservation {
     pub tokens: i64,
 }
 
-/// Sets aside `wanted` tokens of the user's plan, or what is left if that is at least `minimum`.
+/// Sets aside `wanted` tokens of the user's plan, or what is left if that is at least `minimum`. It is committed with
+/// the caller's transaction, or at once without one, and does not wait for the disk.
 ///
 /// # Errors
 /// 429 `quota_exceeded`; 503 when the database does not answer: then nobody spends anything.

@@ -281,7 +281,7 @@ impl Exchange {
     pub async fn store(&self, mut transaction: Transaction, outcome: &Outcome) -> Result<Stored> {
         let (cost, usage) = (outcome.model.model.cost(&outcome.usage), &outcome.usage);
         let (provider, owner) = (outcome.model.model.provider.as_str(), self.subject.user_id);
-        let title = title_of(&self.question);
+        let title = if self.is_new { title_of(&self.question) } else { String::new() };
         // In the order of the locks: the ledger, the user's month, the conversation. Two first messages at once under
         // one client id end up in one conversation; one that was deleted meanwhile takes none.
         let row = sqlx::query!(

@@ -69,7 +69,7 @@ async fn run(deployed: &Deployed, events: usize) -> Result<(), Failure> {
         ingest(&main, &twin, &third, events).await?;
         // What merges from now on is what the figures read.
         for others in [&twin, &third] {
-            others.sql("default", &format!("DROP DATABASE {}", others.name)).await?;
+            others.drop().await?;
         }
         main.settle().await?;
         figures(&stack, &main, events).await
@@ -279,7 +279,7 @@ impl Batch {
 }
 
 /// Fills the databases, then gives the last batches to the worker of the first, to bare inserts of the second, and to
-/// what the worker does once it has its messages, with the third.
+/// what the worker does once it has its event, with the third.
 async fn ingest(main: &Stores<'_>, twin: &Stores<'_>, third: &Stores<'_>, events: usize) -> Result<(), Failure> {
     let batches = BATCHES.min(events / BATCH).max(1);
     let mut history = History::new(events);
