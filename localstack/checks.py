@@ -24,7 +24,7 @@ def run() -> int:
     checks: dict[str, list[str]] = {
         "format": ["cargo", "fmt", "--all", "--check"],
         "lints": ["cargo", "clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
-        "routes": ["cargo", "test", "-p", "tests", "--test", "routes"],
+        "routes": ["cargo", "dev-test", "-p", "tests", "--test", "routes"],
         "template (SAM)": [str(sam / "sam"), "validate", "--lint", "-t", template, "--region", REGION],
         "template (cfn-lint)": [str(sam / "cfn-lint"), template],
         "permissions and limits": [str(sam / "python"), str(DEPLOY / "policies.py"), "dev", "prod"],

@@ -91,7 +91,7 @@ def _suites() -> dict[str, list[str]]:
     python = str(VENV / "bin" / "python")
     suites = {
         "local stack": [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "tests")],
-        "workspace": ["cargo", "test", "--workspace", "--lib", "--tests", "--no-fail-fast"],
+        "workspace": ["cargo", "dev-test", "--workspace", "--lib", "--tests", "--no-fail-fast"],
     }
     suites |= OF_NODE
     if FUZZ.exists():

@@ -55,6 +55,8 @@ def watch(profile: Profile) -> int:
                 **os.environ,
                 "SQLX_OFFLINE": "true",
                 ENVIRONMENTS: str(variables),
+                # As `cargo dev` builds them.
+                "CARGO_BUILD_RUSTFLAGS": "-Cprefer-dynamic",
                 f"CARGO_TARGET_{target}_RUNNER": f"{VENV / 'bin' / 'python'} {Path(__file__).resolve()}",
             },
             check=False,
