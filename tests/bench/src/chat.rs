@@ -132,25 +132,39 @@ async fn timed(call: reqwest::RequestBuilder, body: &Value, mark: &str) -> Resul
     Ok(Stream { first, total: started.elapsed() })
 }
 
+/// Streams through port 4000 and of the stand-in itself, in turns, by people who ask in the same moment and again
+/// when the last of them has the answer.
+async fn in_turns(stack: &Stack, message: &str, people: usize, samples: usize) -> Result<[Vec<Stream>; 2], Failure> {
+    let people = try_join_all((0..people).map(|_| stack.sign_up())).await?;
+    let mut found = [Vec::new(), Vec::new()];
+    for round in 0..WARM_UP + samples {
+        let through = try_join_all(people.iter().map(|bearer| stack.ask(bearer, message))).await?;
+        let direct = try_join_all(people.iter().map(|_| stack.ask_model(message))).await?;
+        if round >= WARM_UP {
+            found[0].extend(through);
+            found[1].extend(direct);
+        }
+    }
+    Ok(found)
+}
+
 async fn streams(stack: &Stack) -> Result<(), Failure> {
     let heads = ["", "at once", "through 4000 ms", "direct ms", "added ms", "added p95 ms"];
     let mut rows = vec![heads.map(str::to_owned).to_vec()];
-    for (name, message, at_once) in [
-        ("first delta", "Hello", 1),
-        ("first delta", "Hello", AT_ONCE),
-        ("first delta of 32 pieces", "AIMOCK:pieces", 1),
-        ("first delta of 32 pieces", "AIMOCK:pieces", AT_ONCE),
+    for (name, message, groups, people) in [
+        ("first delta", "Hello", 1, 1),
+        ("first delta, asked in the same moment", "Hello", 1, AT_ONCE),
+        ("first delta of 32 pieces", "AIMOCK:pieces", 1, 1),
+        ("first delta of 32 pieces, each when it likes", "AIMOCK:pieces", AT_ONCE, 1),
+        ("first delta of 32 pieces, asked in the same moment", "AIMOCK:pieces", 1, AT_ONCE),
     ] {
-        let people = try_join_all((0..at_once).map(|_| stack.sign_up())).await?;
-        let (mut through, mut direct) = (Vec::new(), Vec::new());
+        let at_once = groups * people;
         let samples = SAMPLES[usize::from(message != "Hello")] / if at_once > 1 { 4 } else { 1 };
-        for round in 0..WARM_UP + samples {
-            let api = try_join_all(people.iter().map(|bearer| stack.ask(bearer, message))).await?;
-            let bare = try_join_all(people.iter().map(|_| stack.ask_model(message))).await?;
-            if round >= WARM_UP {
-                through.extend(api);
-                direct.extend(bare);
-            }
+        let found = try_join_all((0..groups).map(|_| in_turns(stack, message, people, samples))).await?;
+        let (mut through, mut direct) = (Vec::new(), Vec::new());
+        for [of_api, of_model] in found {
+            through.extend(of_api);
+            direct.extend(of_model);
         }
         let mut row = |name: &str, of: fn(&Stream) -> Duration| {
             let (through, direct): (Vec<_>, Vec<_>) =

@@ -2,6 +2,7 @@
 //! SQS would hand it over; a long one is written by the function's own writer, in larger blocks and without SQS.
 //! Either way every event is read as strictly as any other, counted once, and seen by every view.
 
+use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -89,13 +90,16 @@ fn in_bulk(deployed: &Deployed, count: usize) -> Result<String, String> {
 
 fn in_slices(count: usize, size: usize, mut take: impl FnMut(&[Told]) -> Result<(), String>) -> Result<(), String> {
     let mut history = History::new(count);
-    let mut done = 0;
+    let (mut done, mut output) = (0, std::io::stdout());
+    let shown = output.is_terminal();
     while done < count {
         let told: Vec<Told> = history.by_ref().take(size).collect();
         take(&told)?;
         done += told.len();
-        print!("\r{done} of {count} events");
-        std::io::Write::flush(&mut std::io::stdout()).map_err(|error| error.to_string())?;
+        if shown {
+            print!("\r{done} of {count} events");
+            output.flush().map_err(|error| error.to_string())?;
+        }
     }
     Ok(())
 }
