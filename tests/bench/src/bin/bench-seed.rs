@@ -46,7 +46,7 @@ fn run() -> Result<(), String> {
     let started = Instant::now();
     let new = if count <= SHORT { through_the_function(&deployed, count)? } else { in_bulk(&deployed, count)? };
     let seconds = started.elapsed().as_secs_f64();
-    println!("\n{count} events in {seconds:.0} s, {:.0} a second{new}", count as f64 / seconds);
+    println!("{count} events in {seconds:.0} s, {:.0} a second{new}", count as f64 / seconds);
     Ok(())
 }
 
@@ -100,6 +100,9 @@ fn in_slices(count: usize, size: usize, mut take: impl FnMut(&[Told]) -> Result<
             print!("\r{done} of {count} events");
             output.flush().map_err(|error| error.to_string())?;
         }
+    }
+    if shown {
+        println!();
     }
     Ok(())
 }
