@@ -62,20 +62,6 @@ async fn compare(api: &Api, person: &Person, expected: &Expected) -> Result<(), 
         wanted.sort();
         same("events in ClickHouse", &json!(told(person).await), &json!(wanted))?;
     }
-    let paid = row(
-        "SELECT to_jsonb(coalesce(sum(amount_paid), 0)) FROM invoices WHERE user_id = $1::uuid AND status = 'paid'",
-        &person.id,
-    );
-    let sums = clickhouse(&format!(
-        "SELECT sum(mrr_delta_minor), sumIf(amount_minor, type = 'billing.payment_succeeded')
-         FROM events FINAL WHERE subject = '{}' FORMAT JSONCompactEachRow SETTINGS output_format_json_quote_64bit_integers = 0",
-        person.id
-    ))
-    .await;
-    let sums: Value = serde_json::from_str(sums.trim()).unwrap();
-    same("monthly revenue in ClickHouse", &sums[0], &kept["mrr_minor"])?;
-    same("payments in ClickHouse", &sums[1], &paid.await)?;
-
     let stripe = replica::subscription(person).await;
     let item = &stripe["items"]["data"][0];
     same("Stripe's id in Postgres", &kept["stripe_id"], &stripe["id"])?;
@@ -87,6 +73,18 @@ async fn compare(api: &Api, person: &Person, expected: &Expected) -> Result<(), 
     same("end of the period at Stripe", &item["current_period_end"], &kept["period_end"])?;
     let customer = stripe["customer"].as_str().unwrap();
     let invoices = replica::get(&format!("/v1/invoices?limit=100&customer={customer}")).await;
+    // What was paid there is certain: what the mirror lacks now, it may have when it is asked again below.
+    let paid = invoices["data"].as_array().unwrap().iter().filter(|invoice| invoice["status"] == "paid");
+    let paid: i64 = paid.map(|invoice| invoice["amount_paid"].as_i64().unwrap()).sum();
+    let sums = clickhouse(&format!(
+        "SELECT sum(mrr_delta_minor), sumIf(amount_minor, type = 'billing.payment_succeeded')
+         FROM events FINAL WHERE subject = '{}' FORMAT JSONCompactEachRow SETTINGS output_format_json_quote_64bit_integers = 0",
+        person.id
+    ))
+    .await;
+    let sums: Value = serde_json::from_str(sums.trim()).unwrap();
+    same("monthly revenue in ClickHouse", &sums[0], &kept["mrr_minor"])?;
+    same("payments in ClickHouse", &sums[1], &paid.into())?;
     let mut invoices = rows(&invoices["data"], &["number", "status", "amount_due", "amount_paid", "currency"]);
     // A draft is nothing yet.
     invoices.retain(|row| !row.contains("draft"));
