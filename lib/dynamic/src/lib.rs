@@ -1,0 +1,3 @@
+//! All of `lib`, and what it depends on, in one dynamic file that is linked once.
+
+pub use ::lib::*;
