@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cloudformation
+import tools
 from settings import ROOT, Failure
 
 # CloudFormation sees a new function whenever its zip has other bytes, so the
@@ -23,9 +23,7 @@ def build() -> None:
     """Every function of the template: `cargo build`, then `target/lambda/<bin>/bootstrap.zip`."""
     started = time.monotonic()
     print("Building the functions (minutes the first time) ...", flush=True)
-    # Queries are checked against the committed descriptions, not a running database.
-    environment = {**os.environ, "SQLX_OFFLINE": "true"}
-    if subprocess.run(["cargo", "build", "--release", "--bins"], cwd=ROOT, env=environment, check=False).returncode:
+    if tools.compiler().wait():
         raise Failure("The build failed; the compiler's messages above say where.")
     names = sorted(cloudformation.functions(cloudformation.template()))
     missing = [name for name in names if not binary(name).exists()]

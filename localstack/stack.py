@@ -24,6 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import tools
 from settings import ADMIN_EMAIL, LOCAL, PROFILES, ROOT, VENV, Failure, Profile
 
+# When the command began, be it before the tools were there.
+STARTED = float(os.environ.pop("STACK_STARTED", time.monotonic()))
+
 
 def main() -> int:
     """Run one command; a failure is one sentence and exit code 1."""
@@ -34,9 +37,10 @@ def main() -> int:
             shutil.rmtree(profile.dir, ignore_errors=True)
             return 0
         if Path(sys.prefix) != VENV:
-            tools.ensure()
+            tools.ensure(building=arguments.command in BUILDING)
             # What follows uses packages of the stack's own environment.
-            os.execv(VENV / "bin" / "python", [str(VENV / "bin" / "python"), *sys.argv])
+            python = str(VENV / "bin" / "python")
+            os.execve(python, [python, *sys.argv], {**os.environ, "STACK_STARTED": str(STARTED)})
         with _alone(profile) if arguments.command in CHANGING else nullcontext():
             return COMMANDS[arguments.command](profile, arguments) or 0
     except Failure as failure:
@@ -60,9 +64,8 @@ def _alone(profile: Profile) -> Iterator[None]:
 
 def up(profile: Profile, _arguments: argparse.Namespace) -> None:
     """Everything, from a bare machine to a served product."""
-    started = time.monotonic()
     bring_up(profile, with_build=True)
-    _print_summary(profile, time.monotonic() - started)
+    _print_summary(profile, time.monotonic() - STARTED)
 
 
 def bring_up(profile: Profile, with_build: bool) -> None:
@@ -316,6 +319,7 @@ COMMANDS = {
 }  # fmt: skip
 
 CHANGING = ("up", "down", "reset", "test")
+BUILDING = ("up", "build", "test")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from settings import HERE, LOCAL, ROOT, SAM_VENV, TOOLS, VENV, Failure
@@ -17,15 +19,36 @@ from settings import HERE, LOCAL, ROOT, SAM_VENV, TOOLS, VENV, Failure
 POSTGRES_FOLDERS = Path("/usr/lib/postgresql")
 
 
-def ensure() -> None:
+def ensure(building: bool) -> None:
     """Every tool of the native stack; returns at once when all are there."""
     LOCAL.mkdir(exist_ok=True)
     _require_toolchains()
-    _python(VENV, HERE / "requirements.txt", "emulators, supervisor and build tools")
-    _python(SAM_VENV, HERE / "requirements-sam.txt", "SAM CLI")
-    _node_packages()
-    _stripe_world()
-    ensure_postgres()
+    # On a bare machine both take minutes.
+    with _compiling() if building and not VENV.exists() else nullcontext():
+        _python(VENV, HERE / "requirements.txt", "emulators, supervisor and build tools")
+        _python(SAM_VENV, HERE / "requirements-sam.txt", "SAM CLI")
+        _node_packages()
+        _stripe_world()
+        ensure_postgres()
+
+
+@contextmanager
+def _compiling() -> Iterator[None]:
+    """Compiles meanwhile, and goes on afterwards, unless there is no afterwards."""
+    print("Building the functions meanwhile ...", flush=True)
+    compiling = compiler()
+    try:
+        yield
+    except BaseException:
+        compiling.terminate()
+        raise
+
+
+def compiler() -> subprocess.Popen[bytes]:
+    """Compiles the functions; by cargo's own lock, a second one waits for the first."""
+    # Queries are checked against the committed descriptions, not a running database.
+    environment = {**os.environ, "SQLX_OFFLINE": "true"}
+    return subprocess.Popen(["cargo", "build", "--release", "--bins"], cwd=ROOT, env=environment)
 
 
 def _require_toolchains() -> None:
