@@ -56,7 +56,7 @@ def watch(profile: Profile) -> int:
                 "SQLX_OFFLINE": "true",
                 ENVIRONMENTS: str(variables),
                 # As `cargo dev` builds them.
-                "CARGO_BUILD_RUSTFLAGS": "--cfg=dynamic",
+                "CARGO_BUILD_RUSTFLAGS": "--cfg=dynamic -Cprefer-dynamic",
                 f"CARGO_TARGET_{target}_RUNNER": f"{VENV / 'bin' / 'python'} {Path(__file__).resolve()}",
             },
             check=False,
