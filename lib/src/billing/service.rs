@@ -49,11 +49,15 @@ impl Billing {
         Ok(transaction)
     }
 
-    /// Stripe's id of the user as a customer, who is made on first use.
+    /// Stripe's id of the user as a customer, who is made on first use, and anew when deleted there.
     pub(crate) async fn customer(&self, user_id: Uuid) -> Result<String> {
         let known = sqlx::query_scalar!("SELECT stripe_id FROM billing_customers WHERE user_id = $1", user_id);
-        if let Some(id) = known.fetch_optional(self.database.pool()).await? {
-            return Ok(id);
+        let known = known.fetch_optional(self.database.pool()).await?;
+        if let Some(id) = &known {
+            let found = self.stripe.find(&format!("/customers/{id}"), &Vec::new()).await?;
+            if found.is_some_and(|customer| customer["deleted"] != true) {
+                return Ok(id.clone());
+            }
         }
         let user = sqlx::query!("SELECT email, name FROM users WHERE id = $1", user_id)
             .fetch_optional(self.database.pool())
@@ -71,15 +75,22 @@ impl Billing {
             None => {
                 let mut form = vec![("email", user.email), ("metadata[user_id]", own)];
                 form.extend(user.name.map(|name| ("name", name)));
-                let made = self.stripe.post("/customers", &form, &format!("customer-{user_id}")).await?;
+                // The first key stands for the customer that was made with it, deleted or not.
+                let key = match &known {
+                    Some(deleted) => format!("customer-{user_id}-{deleted}"),
+                    None => format!("customer-{user_id}"),
+                };
+                let made = self.stripe.post("/customers", &form, &key).await?;
                 object::id_of(&made).ok_or_else(|| Error::internal("Stripe made a customer without an id"))?
             }
         };
         let stored = sqlx::query_scalar!(
             "INSERT INTO billing_customers (user_id, stripe_id) VALUES ($1, $2)
-             ON CONFLICT (user_id) DO UPDATE SET stripe_id = billing_customers.stripe_id RETURNING stripe_id",
+             ON CONFLICT (user_id) DO UPDATE SET stripe_id = CASE billing_customers.stripe_id
+                 WHEN $3 THEN excluded.stripe_id ELSE billing_customers.stripe_id END RETURNING stripe_id",
             user_id,
             id,
+            known,
         );
         Ok(stored.fetch_one(self.database.pool()).await?)
     }

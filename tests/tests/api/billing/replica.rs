@@ -48,3 +48,8 @@ pub async fn post(path: &str, form: &str) -> Value {
     let call = call.header("content-type", "application/x-www-form-urlencoded");
     call.body(form.to_owned()).send().await.unwrap().json().await.unwrap()
 }
+
+pub async fn delete(path: &str) -> Value {
+    let url = format!("{}{path}", variable("STRIPE_URL").trim_end_matches('/'));
+    client().delete(url).bearer_auth("sk_test_local").send().await.unwrap().json().await.unwrap()
+}

@@ -153,6 +153,26 @@ through_both_doors! {
         page.expect_problem(409, "already_subscribed");
     }
 
+    async fn a_customer_who_was_deleted_at_stripe_is_made_anew(api: Api) {
+        let person = api.sign_up().await;
+        subscribe(&api, &person, "pro").await;
+        let mut customers = vec![replica::customer(&person).await];
+        // Twice, since the key under which the first was made anew stands for that one.
+        for plan in ["enterprise", "pro"] {
+            // What a deleted customer subscribed to ends at Stripe; the replica leaves that to whoever deletes.
+            let subscription = replica::subscription(&person).await["id"].clone();
+            replica::delete(&format!("/v1/subscriptions/{}", subscription.as_str().unwrap())).await;
+            replica::delete(&format!("/v1/customers/{}", customers.last().unwrap())).await;
+            until(&api, &person, "the end of the subscription", |newest| newest["status"] == "canceled").await;
+            assert_eq!(plan_of(&api, &person).await, "free");
+            subscribe(&api, &person, plan).await;
+            assert_eq!(plan_of(&api, &person).await, plan);
+            let customer = replica::customer(&person).await;
+            assert!(!customers.contains(&customer), "{customers:?}");
+            customers.push(customer);
+        }
+    }
+
     async fn stripes_pages_are_pointed_to(api: Api) {
         let person = api.sign_up().await;
         let page = api.post("/api/billing/checkout").bearer(&person.jwt).json(&json!({"plan": "pro"})).send().await;
