@@ -5,7 +5,7 @@
 //! from the item's random seed and a key in Secrets Manager, so that every tab that refreshes the same token
 //! gets the same successor, and an old token can be told from a forged one, with no secret stored.
 
-use aws_sdk_dynamodb::types::{AttributeValue, ReturnValue};
+use aws_sdk_dynamodb::types::AttributeValue;
 use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
@@ -273,22 +273,20 @@ impl Sessions {
         Ok(sessions)
     }
 
-    /// Ends a session; tells whether there was one.
+    /// Ends a session, if it has not ended.
     ///
     /// # Errors
     /// When the table does not answer.
-    pub async fn end(&self, user_id: Uuid, session_id: Uuid) -> Result<bool> {
-        let reply = self
-            .table
+    pub async fn end(&self, user_id: Uuid, session_id: Uuid) -> Result<()> {
+        self.table
             .client()
             .delete_item()
             .table_name(&self.table.name)
             .key("user_id", text(user_id))
             .key("session_id", text(session_id))
-            .return_values(ReturnValue::AllOld)
             .send()
             .await?;
-        Ok(reply.attributes.is_some_and(|item| !item.is_empty()))
+        Ok(())
     }
 
     /// Ends all sessions of a user but one.

@@ -106,3 +106,18 @@ async fn a_request_with_a_key_is_not_taken_for_its_own_predecessor() {
     let reply = Lossy::on("ends_at").ask("chat-send", &event);
     assert_eq!(reply["statusCode"], 200, "{reply}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_was_revoked_counts_as_revoked() {
+    let api = Api::of_router();
+    let person = api.sign_up().await;
+    let other = Person::of(&person.email, &api.sign_in(&person.email, PASSWORD).await);
+    let sessions = api.get("/api/auth/sessions").bearer(&person.jwt).send().await.expect_status(200);
+    let sessions = sessions.body["sessions"].as_array().unwrap().clone();
+    let id = &sessions.iter().find(|session| session["current"] == false).unwrap()["id"];
+    let mut event = Deployed::event("auth-revoke-session", &random_address(), None, Some(&person.jwt)).unwrap();
+    event["pathParameters"]["id"] = id.clone();
+    let reply = Lossy::on("DeleteItem").ask("auth-revoke-session", &event);
+    assert_eq!(reply["statusCode"], 204, "{reply}");
+    assert_eq!(api.me(&other.jwt).await, 401);
+}
