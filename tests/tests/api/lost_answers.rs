@@ -10,6 +10,7 @@ use sandbox::Sandbox;
 use sandbox::deployed::{Deployed, random_address};
 use serde_json::{Value, json};
 
+use crate::auth::sessions::list;
 use crate::support::*;
 
 /// A way to AWS on which the first answer to a call that contains these words is lost.
@@ -112,8 +113,7 @@ async fn a_session_that_was_revoked_counts_as_revoked() {
     let api = Api::of_router();
     let person = api.sign_up().await;
     let other = Person::of(&person.email, &api.sign_in(&person.email, PASSWORD).await);
-    let sessions = api.get("/api/auth/sessions").bearer(&person.jwt).send().await.expect_status(200);
-    let sessions = sessions.body["sessions"].as_array().unwrap().clone();
+    let sessions = list(&api, &person.jwt).await;
     let id = &sessions.iter().find(|session| session["current"] == false).unwrap()["id"];
     let mut event = Deployed::event("auth-revoke-session", &random_address(), None, Some(&person.jwt)).unwrap();
     event["pathParameters"]["id"] = id.clone();

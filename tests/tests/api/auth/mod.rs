@@ -12,7 +12,7 @@ mod me;
 mod refresh;
 mod resend_verification;
 mod reset_password;
-mod sessions;
+pub mod sessions;
 mod signin;
 mod signout;
 mod signup;

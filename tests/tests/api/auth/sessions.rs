@@ -1,6 +1,6 @@
 use crate::support::*;
 
-async fn list(api: &Api, bearer: &str) -> Vec<serde_json::Value> {
+pub async fn list(api: &Api, bearer: &str) -> Vec<serde_json::Value> {
     let reply = api.get("/api/auth/sessions").bearer(bearer).send().await.expect_status(200);
     assert_eq!(reply.header("cache-control"), Some("no-store"));
     reply.body["sessions"].as_array().unwrap().clone()

@@ -4,14 +4,20 @@ use serde_json::Value;
 
 use crate::support::*;
 
+fn url(path: &str) -> String {
+    format!("{}{path}", variable("STRIPE_URL").trim_end_matches('/'))
+}
+
+async fn answer(call: reqwest::RequestBuilder) -> Value {
+    call.bearer_auth("sk_test_local").send().await.unwrap().json().await.unwrap()
+}
+
 pub async fn get(path: &str) -> Value {
-    let url = format!("{}{path}", variable("STRIPE_URL").trim_end_matches('/'));
-    client().get(url).bearer_auth("sk_test_local").send().await.unwrap().json().await.unwrap()
+    answer(client().get(url(path))).await
 }
 
 pub async fn control(path: &str, body: &Value) -> Value {
-    let url = format!("{}/_replica/{path}", variable("STRIPE_URL").trim_end_matches('/'));
-    let reply = client().post(url).body(body.to_string()).send().await.unwrap();
+    let reply = client().post(url(&format!("/_replica/{path}"))).body(body.to_string()).send().await.unwrap();
     assert!(reply.status().is_success(), "{path} {body}: {}", reply.text().await.unwrap());
     reply.json().await.unwrap()
 }
@@ -43,13 +49,10 @@ pub async fn complete(client_secret: &str, method: &str) -> Value {
 }
 
 pub async fn post(path: &str, form: &str) -> Value {
-    let url = format!("{}{path}", variable("STRIPE_URL").trim_end_matches('/'));
-    let call = client().post(url).bearer_auth("sk_test_local");
-    let call = call.header("content-type", "application/x-www-form-urlencoded");
-    call.body(form.to_owned()).send().await.unwrap().json().await.unwrap()
+    let call = client().post(url(path)).header("content-type", "application/x-www-form-urlencoded");
+    answer(call.body(form.to_owned())).await
 }
 
 pub async fn delete(path: &str) -> Value {
-    let url = format!("{}{path}", variable("STRIPE_URL").trim_end_matches('/'));
-    client().delete(url).bearer_auth("sk_test_local").send().await.unwrap().json().await.unwrap()
+    answer(client().delete(url(path))).await
 }
