@@ -154,6 +154,16 @@ impl Rows {
         }
     }
 
+    /// Adds those of another, behind its own.
+    pub fn append(&mut self, other: &Self) {
+        self.ids.extend_from_slice(&other.ids);
+        self.clamped += other.clamped;
+        for (Column { nulls, values }, more) in self.columns.iter_mut().zip(&other.columns) {
+            nulls.extend_from_slice(&more.nulls);
+            values.extend_from_slice(&more.values);
+        }
+    }
+
     /// The events' ids, in the order of their coming.
     #[must_use]
     pub fn ids(&self) -> &[u128] {

@@ -2,4 +2,5 @@
 //! else is compiled for size: an ingest worker does this ten thousand times a batch.
 
 pub mod block;
+pub mod delivery;
 pub mod event;

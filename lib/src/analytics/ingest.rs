@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use crate::analytics::block::Rows;
-use crate::analytics::event::{Event, Rejection};
+use crate::analytics::delivery::{Events, Record};
+use crate::analytics::event::Rejection;
 use crate::analytics::writer::Writer;
 use crate::clock;
 use crate::config;
@@ -11,7 +12,6 @@ use crate::error::{Code, Result};
 use crate::store::clickhouse::ClickHouse;
 use crate::store::postgres::Database;
 use crate::store::queue::{DeadLetter, Queue};
-use crate::worker::Message;
 
 /// Writing is tried again for so long before the messages go back to the queue.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -42,18 +42,8 @@ impl Ingest {
     }
 
     /// Counts a batch; gives the ids of the messages that SQS shall deliver again.
-    pub async fn batch(&self, messages: &[Message]) -> Vec<String> {
-        let mut rows = Rows::new(clock::millis(clock::now()));
-        let (mut carriers, mut rejected) = (Vec::new(), Vec::new());
-        for message in messages {
-            match Event::parse(message.body(), message.sent_millis()) {
-                Ok(event) => {
-                    rows.push(&event);
-                    carriers.push(message);
-                }
-                Err(rejection) => rejected.push((message, rejection)),
-            }
-        }
+    pub async fn batch(&self, records: &[Record<'_>]) -> Vec<String> {
+        let Events { rows, carriers, rejected } = Events::read(records, clock::millis(clock::now()));
         let mut failed = self.reject(&rejected).await;
         match self.write(&rows).await {
             Ok(written) => tracing::info!(
@@ -66,7 +56,7 @@ impl Ingest {
             Err(error) => {
                 tracing::error!(events.received = carriers.len(), error.cause = %error, "events could not be written");
                 self.note_given_up(&carriers).await;
-                failed.extend(carriers.iter().map(|message| message.id().to_owned()));
+                failed.extend(carriers.iter().map(|record| record.id().to_owned()));
             }
         }
         failed
@@ -88,12 +78,14 @@ impl Ingest {
 
     /// Sends what can never be counted to the dead letters, with the reason; gives the ids of those that the
     /// dead-letter queue did not take.
-    async fn reject(&self, rejected: &[(&Message, Rejection)]) -> Vec<String> {
+    async fn reject(&self, rejected: &[(&Record<'_>, Rejection)]) -> Vec<String> {
+        let mut bodies = vec![String::new(); rejected.len()];
         let letters: Vec<DeadLetter<'_>> = rejected
             .iter()
-            .map(|(message, rejection)| DeadLetter {
-                message_id: message.id(),
-                body: message.body(),
+            .zip(&mut bodies)
+            .map(|((record, rejection), body)| DeadLetter {
+                message_id: record.id(),
+                body: record.body(body),
                 reason: rejection.to_string(),
             })
             .collect();
@@ -105,11 +97,10 @@ impl Ingest {
     }
 
     /// Counts the messages that SQS itself is about to move to the dead letters.
-    async fn note_given_up(&self, messages: &[&Message]) {
-        let is_last = |message: &&&Message| message.deliveries().is_some_and(|count| count >= self.max_receive_count);
-        let given_up = messages.iter().filter(is_last);
-        self.note_dead(given_up.map(|message| (message.id().to_owned(), "not written in time".to_owned())).unzip())
-            .await;
+    async fn note_given_up(&self, records: &[&Record<'_>]) {
+        let is_last = |record: &&&Record<'_>| record.deliveries().is_some_and(|count| count >= self.max_receive_count);
+        let given_up = records.iter().filter(is_last);
+        self.note_dead(given_up.map(|record| (record.id().to_owned(), "not written in time".to_owned())).unzip()).await;
     }
 
     /// The total of dead letters is kept by message id, since a message may be rejected more than once.

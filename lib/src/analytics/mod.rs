@@ -1,6 +1,6 @@
 //! Figures over events, from ClickHouse: how events get there, and what is read from them.
 
-pub use event_codec::{block, event};
+pub use event_codec::{block, delivery, event};
 
 pub mod chat;
 pub mod ingest;

@@ -2,16 +2,17 @@
 //!
 //! Under its turn a writer first finishes what a dead one left, then drops the events that are known, then
 //! writes the block ahead into Postgres, inserts it under a token of its own and forgets it. While it asks for
-//! known ids it already writes ahead, in a transaction that ends well only if there are none. A block that is
-//! inserted twice changes nothing, since the raw table and every target of a view remember tokens; so the
-//! crash between any two of these steps is made good by the next writer.
+//! known ids it already writes ahead, in a transaction that ends well only if there are none, and sends the block
+//! but for its last byte. A block that is inserted twice changes nothing, since the raw table and every target of
+//! a view remember tokens; so the crash between any two of these steps is made good by the next writer.
 
 use std::collections::HashSet;
 
 use bytes::Bytes;
+use clickhouse::insert_formatted::InsertFormatted;
 use lz4_flex::block::{compress_prepend_size, decompress_size_prepended};
 use sqlx::{Connection, PgConnection};
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 use uuid::Uuid;
 
 use crate::analytics::block::Rows;
@@ -71,22 +72,24 @@ impl Writer {
         // As a rule all are new.
         let all = firsts(rows.ids(), HashSet::new());
         let (mut block, mut written) = (Block::of(rows, &all), count(&all));
+        let mut upload = Upload::begin(&self.clickhouse, &block).await?;
         let mut transaction = turn.connection().begin().await?;
         let (known, ()) = futures_util::try_join!(self.known(rows.ids()), write_ahead(&mut transaction, &block))?;
         let new = firsts(rows.ids(), known);
         if new == all {
             transaction.commit().await?;
         } else {
+            drop(upload);
             transaction.rollback().await?;
             (block, written) = (Block::of(rows, &new), count(&new));
-            if written > 0 {
-                write_ahead(turn.connection(), &block).await?;
+            if written == 0 {
+                return self.turns.end(turn).await.map(|()| 0);
             }
+            upload = Upload::begin(&self.clickhouse, &block).await?;
+            write_ahead(turn.connection(), &block).await?;
         }
-        if written > 0 {
-            insert(&self.clickhouse, &block).instrument(span("INSERT events")).await?;
-            forget(&mut turn, &block).await?;
-        }
+        upload.end().await?;
+        forget(&mut turn, &block).await?;
         self.turns.end(turn).await?;
         Ok(written)
     }
@@ -138,7 +141,7 @@ pub async fn replay(turn: &mut Turn, clickhouse: &ClickHouse) -> Result<()> {
         };
         let block = Block { id: left.id, bytes: bytes.into() };
         tracing::warn!(batch.id = %block.id, "a batch that was cut short is inserted again");
-        insert(clickhouse, &block).await?;
+        Upload::begin(clickhouse, &block).await?.end().await?;
         forget(turn, &block).await?;
     }
 }
@@ -168,23 +171,43 @@ async fn write_ahead(connection: &mut PgConnection, block: &Block) -> Result<()>
     Ok(())
 }
 
-async fn insert(clickhouse: &ClickHouse, block: &Block) -> Result<()> {
-    let mut insert = clickhouse
-        .client()
-        .insert_formatted_with("INSERT INTO events FORMAT Native")
-        .with_setting("insert_deduplication_token", block.id.to_string())
-        // The server's defaults for these have changed between versions.
-        .with_setting("insert_deduplicate", "1")
-        .with_setting("deduplicate_blocks_in_dependent_materialized_views", "1")
-        .with_setting("async_insert", "0")
-        .with_setting("parallel_view_processing", "1")
-        // What a view made of a block is aggregated already: merging it once more before it is stored finds nothing.
-        .with_setting("optimize_on_insert", "0")
-        // Events of many months may come together: old ones are late, not wrong.
-        .with_setting("max_partitions_per_insert_block", "0");
-    insert.send(block.bytes.clone()).await?;
-    insert.end().await?;
-    Ok(())
+/// A block that is sent while Postgres still writes it down. Without its last byte it is none, so that the server does
+/// nothing with it before its end has come, and nothing at all when it does not come.
+struct Upload {
+    insert: InsertFormatted,
+    last: Bytes,
+    span: Span,
+}
+
+impl Upload {
+    async fn begin(clickhouse: &ClickHouse, block: &Block) -> Result<Self> {
+        let span = span("INSERT events");
+        let mut insert = clickhouse
+            .client()
+            .insert_formatted_with("INSERT INTO events FORMAT Native")
+            .with_setting("insert_deduplication_token", block.id.to_string())
+            // The server's defaults for these have changed between versions.
+            .with_setting("insert_deduplicate", "1")
+            .with_setting("deduplicate_blocks_in_dependent_materialized_views", "1")
+            .with_setting("async_insert", "0")
+            .with_setting("parallel_view_processing", "1")
+            // What a view made of a block is aggregated already: merging it once more before it is stored finds nothing.
+            .with_setting("optimize_on_insert", "0")
+            // Events of many months may come together: old ones are late, not wrong.
+            .with_setting("max_partitions_per_insert_block", "0");
+        let mut most = block.bytes.clone();
+        let last = most.split_off(most.len() - 1);
+        insert.send(most).instrument(span.clone()).await?;
+        Ok(Self { insert, last, span })
+    }
+
+    async fn end(mut self) -> Result<()> {
+        let sent = async {
+            self.insert.send(self.last).await?;
+            self.insert.end().await
+        };
+        Ok(sent.instrument(self.span).await?)
+    }
 }
 
 /// Without waiting for the disk: a block that comes back is inserted once more, which changes nothing.

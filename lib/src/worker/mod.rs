@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use aws_lambda_events::sqs::{BatchItemFailure, SqsBatchResponse};
+use event_codec::delivery::{self, Record};
 use futures_util::FutureExt;
 use lambda_runtime::LambdaEvent;
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -23,7 +23,7 @@ use crate::telemetry::spans;
 /// A handler of one message.
 pub type HandleMessage<C> = fn(&'static C, Message) -> BoxFuture<'static, Result<()>>;
 /// A handler of a whole batch, which gives the ids of the messages that SQS shall deliver again.
-pub type HandleBatch<C> = fn(&'static C, Vec<Message>) -> BoxFuture<'static, Result<Vec<String>>>;
+pub type HandleBatch<C> = for<'a> fn(&'static C, &'a [Record<'a>]) -> BoxFuture<'a, Result<Vec<String>>>;
 
 /// Runs a queue consumer that handles messages one by one; SQS delivers again those that fail.
 pub fn serve_queue<C, F>(function: &'static str, init: fn() -> F, handle: HandleMessage<C>) -> ExitCode
@@ -34,12 +34,13 @@ where
     let init: BatchInit = Box::new(move || {
         Box::pin(async move {
             let context: &'static C = Box::leak(Box::new(init().await?));
-            Ok(Box::new(move |messages: Vec<Message>| -> BoxFuture<'static, Result<Vec<String>>> {
+            Ok(batch_handler(move |records| {
+                let messages: Vec<Message> = records.iter().map(Message::of).collect();
                 Box::pin(async move {
                     let mut failed = Vec::new();
                     for message in messages {
-                        let id = message.id().to_owned();
-                        let span = spans::message(function, message.body());
+                        let id = message.id.clone();
+                        let span = spans::message(function, &message.body);
                         if let Err(error) = handle(context, message).instrument(span.clone()).await {
                             spans::fail(&span, error.code().as_str());
                             report(function, &id, &error);
@@ -49,7 +50,7 @@ where
                     }
                     Ok(failed)
                 })
-            }) as BatchHandler)
+            }))
         })
     });
     run_queue(function, init)
@@ -64,12 +65,14 @@ where
     let init: BatchInit = Box::new(move || {
         Box::pin(async move {
             let context: &'static C = Box::leak(Box::new(init().await?));
-            Ok(Box::new(move |messages: Vec<Message>| -> BoxFuture<'static, Result<Vec<String>>> {
+            Ok(batch_handler(move |records| {
                 Box::pin(async move {
                     // Each message is a part of its own trace for as long as the batch takes.
+                    let mut body = String::new();
+                    let traced = if spans::are_collected() { records } else { &[] };
                     let spans: Vec<_> =
-                        messages.iter().map(|message| spans::message(function, message.body())).collect();
-                    let outcome = handle(context, messages).await;
+                        traced.iter().map(|record| spans::message(function, record.body(&mut body))).collect();
+                    let outcome = handle(context, records).await;
                     if let Err(error) = &outcome {
                         for span in &spans {
                             spans::fail(span, error.code().as_str());
@@ -77,7 +80,7 @@ where
                     }
                     outcome
                 })
-            }) as BatchHandler)
+            }))
         })
     });
     run_queue(function, init)
@@ -95,7 +98,15 @@ fn report(function: &str, id: &str, error: &Error) {
     });
 }
 
-type BatchHandler = Box<dyn Fn(Vec<Message>) -> BoxFuture<'static, Result<Vec<String>>> + Send + Sync>;
+type BatchHandler = Box<dyn for<'a> Fn(&'a [Record<'a>]) -> BoxFuture<'a, Result<Vec<String>>> + Send + Sync>;
+/// The type is spelt out where a closure is made: none is inferred for borrowed records.
+fn batch_handler<H>(handle: H) -> BatchHandler
+where
+    H: for<'a> Fn(&'a [Record<'a>]) -> BoxFuture<'a, Result<Vec<String>>> + Send + Sync + 'static,
+{
+    Box::new(handle)
+}
+
 type BatchInit = Box<dyn FnOnce() -> BoxFuture<'static, Result<BatchHandler>> + Send>;
 
 fn run_queue(function: &'static str, init: BatchInit) -> ExitCode {
@@ -107,10 +118,9 @@ fn run_queue(function: &'static str, init: BatchInit) -> ExitCode {
             Ok(Arc::new(move |event: Box<RawValue>| -> BoxFuture<'static, Result<Value>> {
                 let handle = handle.clone();
                 Box::pin(async move {
-                    let messages = messages(&event)?;
-                    drop(event);
-                    let received = messages.len();
-                    let failed = handle(messages).await?;
+                    let records = delivery::records(&event)?;
+                    let received = records.len();
+                    let failed = handle(&records).await?;
                     tracing::info!(
                         function,
                         messages.received = received,
@@ -153,63 +163,17 @@ where
     run(function, init)
 }
 
-/// A message of a queue: of what SQS tells with it, that which is used here.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+/// A message of a queue.
 pub struct Message {
-    #[serde(default)]
-    message_id: Option<String>,
-    #[serde(default)]
-    body: Option<String>,
-    #[serde(default)]
-    attributes: Option<Attributes>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Attributes {
-    #[serde(default)]
-    sent_timestamp: Option<String>,
-    #[serde(default)]
-    approximate_receive_count: Option<String>,
-}
-
-/// The messages of an event of SQS.
-///
-/// # Errors
-/// When it is none.
-pub fn messages(event: &RawValue) -> Result<Vec<Message>> {
-    #[derive(Deserialize)]
-    struct Delivery {
-        #[serde(rename = "Records")]
-        records: Vec<Message>,
-    }
-    Ok(serde_json::from_str::<Delivery>(event.get())?.records)
+    id: String,
+    body: String,
 }
 
 impl Message {
-    /// SQS's id of the message.
-    #[must_use]
-    pub fn id(&self) -> &str {
-        self.message_id.as_deref().unwrap_or_default()
-    }
-
-    /// The text.
-    #[must_use]
-    pub fn body(&self) -> &str {
-        self.body.as_deref().unwrap_or_default()
-    }
-
-    /// When SQS took the message, in milliseconds since the epoch.
-    #[must_use]
-    pub fn sent_millis(&self) -> Option<i64> {
-        self.attributes.as_ref()?.sent_timestamp.as_deref()?.parse().ok()
-    }
-
-    /// How often SQS has delivered it, this time included.
-    #[must_use]
-    pub fn deliveries(&self) -> Option<u32> {
-        self.attributes.as_ref()?.approximate_receive_count.as_deref()?.parse().ok()
+    fn of(record: &Record<'_>) -> Self {
+        let mut body = String::new();
+        record.body(&mut body);
+        Self { id: record.id().to_owned(), body }
     }
 
     /// The text as JSON.
@@ -217,7 +181,7 @@ impl Message {
     /// # Errors
     /// When it is not what is expected; after a few deliveries the message goes to the dead letters.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T> {
-        Ok(serde_json::from_str(self.body())?)
+        Ok(serde_json::from_str(&self.body)?)
     }
 }
 

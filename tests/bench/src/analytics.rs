@@ -5,16 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use lib::analytics::block::Rows;
+use lib::analytics::delivery::{self, Events};
 use lib::analytics::event::Event;
 use lib::analytics::writer::Writer;
 use lib::clock;
 use lib::config::Secret;
 use lib::store::clickhouse::ClickHouse;
 use lib::store::postgres::Database;
-use lib::worker;
 use sandbox::Sandbox;
 use sandbox::deployed::{Deployed, Environment, random_address};
-use sandbox::history::{History, Told, delivery};
+use sandbox::history::{self, History, Told};
 use sandbox::relay::Relay;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
@@ -270,7 +270,7 @@ struct Batch {
 impl Batch {
     fn of(history: &mut History) -> Result<Self, Failure> {
         let told: Vec<Told> = history.by_ref().take(BATCH).collect();
-        let (delivery, parsed) = (delivery(&told), parse(&told)?);
+        let (delivery, parsed) = (history::delivery(&told), parse(&told)?);
         let mut rows = Rows::new(clock::millis(clock::now()));
         rows.extend(&parsed);
         let rows = rows.encode(&vec![true; parsed.len()]);
@@ -316,13 +316,9 @@ async fn ingest(main: &Stores<'_>, twin: &Stores<'_>, third: &Stores<'_>, events
                     }
                     1 => {
                         let started = Instant::now();
-                        let messages = worker::messages(&batch.text)?;
-                        let mut rows = Rows::new(clock::millis(clock::now()));
-                        for message in &messages {
-                            let event = Event::parse(message.body(), message.sent_millis());
-                            rows.push(&event.map_err(|rejection| rejection.to_string())?);
-                        }
-                        third.write_rows(&rows).await?;
+                        let records = delivery::records(&batch.text)?;
+                        let events = Events::read(&records, clock::millis(clock::now()));
+                        third.write_rows(&events.rows).await?;
                         of_core.push(started.elapsed());
                     }
                     2 => {

@@ -2,14 +2,15 @@
 
 use std::process::ExitCode;
 
+use lib::analytics::delivery::Record;
 use lib::analytics::ingest::Ingest;
 use lib::error::Result;
-use lib::worker::{Message, serve_batches};
+use lib::worker::serve_batches;
 
 fn main() -> ExitCode {
-    serve_batches(env!("CARGO_BIN_NAME"), Ingest::init, |ingest, messages| Box::pin(handle(ingest, messages)))
+    serve_batches(env!("CARGO_BIN_NAME"), Ingest::init, |ingest, records| Box::pin(handle(ingest, records)))
 }
 
-async fn handle(ingest: &Ingest, messages: Vec<Message>) -> Result<Vec<String>> {
-    Ok(ingest.batch(&messages).await)
+async fn handle(ingest: &Ingest, records: &[Record<'_>]) -> Result<Vec<String>> {
+    Ok(ingest.batch(records).await)
 }
