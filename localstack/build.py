@@ -6,6 +6,7 @@ import hashlib
 import os
 import time
 import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def package(executable: Path, target: Path) -> bool:
     stamp = target.with_suffix(".sha256")
     content = executable.read_bytes()
     wanted = digest(content)
-    if target.exists() and stamp.exists() and stamp.read_text() == wanted:
+    if _holds(target, content) and stamp.exists() and stamp.read_text() == wanted:
         return False
     target.parent.mkdir(parents=True, exist_ok=True)
     entry = zipfile.ZipInfo("bootstrap", FIXED_TIME)
@@ -68,6 +69,16 @@ def package(executable: Path, target: Path) -> bool:
     partial.replace(target)
     stamp.write_text(wanted)
     return True
+
+
+def _holds(target: Path, content: bytes) -> bool:
+    """Whether that is what is zipped: the build of a deploy, for other machines, leaves its zips in the same place."""
+    try:
+        with zipfile.ZipFile(target) as zipped:
+            entries = [(entry.filename, entry.CRC) for entry in zipped.infolist()]
+    except (FileNotFoundError, zipfile.BadZipFile):
+        return False
+    return entries == [("bootstrap", zlib.crc32(content))]
 
 
 def digest(content: bytes) -> str:

@@ -35,3 +35,17 @@ def test_only_changed_code_is_zipped_again(tmp_path):
     assert not build.package(executable, target)
     executable.write_bytes(b"two")
     assert build.package(executable, target)
+
+
+def test_a_zip_of_another_build_is_replaced(tmp_path):
+    executable, ours, target = tmp_path / "auth-me", tmp_path / "1" / "bootstrap.zip", tmp_path / "2" / "bootstrap.zip"
+    executable.write_bytes(b"code")
+    build.package(executable, ours)
+    build.package(executable, target)
+    with zipfile.ZipFile(target, "w") as zipped:
+        zipped.writestr("bootstrap", b"code for another processor")
+    assert build.package(executable, target)
+    assert target.read_bytes() == ours.read_bytes()
+    target.write_bytes(b"half a zip")
+    assert build.package(executable, target)
+    assert target.read_bytes() == ours.read_bytes()
