@@ -145,7 +145,7 @@ fn unescape(text: &[u8], out: &mut Vec<u8>) -> Option<()> {
         let mut word = [0; WORD];
         match text.get(from..from + WORD) {
             Some(bytes) => word.copy_from_slice(bytes),
-            None => text[from..].iter().zip(&mut word).for_each(|(byte, place)| *place = *byte),
+            None => word[..text.len() - from].copy_from_slice(&text[from..]),
         }
         out[to..to + WORD].copy_from_slice(&word);
         // The high bit of each byte that is a backslash; above the lowest of them, perhaps of others.

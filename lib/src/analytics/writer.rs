@@ -71,20 +71,21 @@ impl Writer {
         replay(&mut turn, &self.clickhouse).await?;
         // As a rule all are new.
         let all = firsts(rows.ids(), HashSet::new());
-        let (mut block, mut written) = (Block::of(rows, &all), count(&all));
+        let mut block = Block::of(rows, &all);
         let mut upload = Upload::begin(&self.clickhouse, &block).await?;
         let mut transaction = turn.connection().begin().await?;
         let (known, ()) = futures_util::try_join!(self.known(rows.ids()), write_ahead(&mut transaction, &block))?;
         let new = firsts(rows.ids(), known);
+        let written = new.iter().filter(|new| **new).count();
         if new == all {
             transaction.commit().await?;
         } else {
             drop(upload);
             transaction.rollback().await?;
-            (block, written) = (Block::of(rows, &new), count(&new));
             if written == 0 {
                 return self.turns.end(turn).await.map(|()| 0);
             }
+            block = Block::of(rows, &new);
             upload = Upload::begin(&self.clickhouse, &block).await?;
             write_ahead(turn.connection(), &block).await?;
         }
@@ -150,10 +151,6 @@ pub async fn replay(turn: &mut Turn, clickhouse: &ClickHouse) -> Result<()> {
 fn firsts(ids: &[u128], mut seen: HashSet<u128>) -> Vec<bool> {
     seen.reserve(ids.len());
     ids.iter().map(|id| seen.insert(*id)).collect()
-}
-
-fn count(kept: &[bool]) -> usize {
-    kept.iter().filter(|kept| **kept).count()
 }
 
 impl Block {

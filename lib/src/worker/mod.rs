@@ -35,17 +35,16 @@ where
         Box::pin(async move {
             let context: &'static C = Box::leak(Box::new(init().await?));
             Ok(batch_handler(move |records| {
-                let messages: Vec<Message> = records.iter().map(Message::of).collect();
                 Box::pin(async move {
                     let mut failed = Vec::new();
-                    for message in messages {
-                        let id = message.id.clone();
+                    for record in records {
+                        let (id, message) = (record.id(), Message::of(record));
                         let span = spans::message(function, &message.body);
                         if let Err(error) = handle(context, message).instrument(span.clone()).await {
                             spans::fail(&span, error.code().as_str());
-                            report(function, &id, &error);
+                            report(function, id, &error);
                             tracing::error!(message.id = id, error.cause = %error, "a message could not be handled");
-                            failed.push(id);
+                            failed.push(id.to_owned());
                         }
                     }
                     Ok(failed)
@@ -99,6 +98,8 @@ fn report(function: &str, id: &str, error: &Error) {
 }
 
 type BatchHandler = Box<dyn for<'a> Fn(&'a [Record<'a>]) -> BoxFuture<'a, Result<Vec<String>>> + Send + Sync>;
+type BatchInit = Box<dyn FnOnce() -> BoxFuture<'static, Result<BatchHandler>> + Send>;
+
 /// The type is spelt out where a closure is made: none is inferred for borrowed records.
 fn batch_handler<H>(handle: H) -> BatchHandler
 where
@@ -106,8 +107,6 @@ where
 {
     Box::new(handle)
 }
-
-type BatchInit = Box<dyn FnOnce() -> BoxFuture<'static, Result<BatchHandler>> + Send>;
 
 fn run_queue(function: &'static str, init: BatchInit) -> ExitCode {
     // The runtime notes where in an event it reads, field by field, which takes longer than the reading: it gets
@@ -165,7 +164,6 @@ where
 
 /// A message of a queue.
 pub struct Message {
-    id: String,
     body: String,
 }
 
@@ -173,7 +171,7 @@ impl Message {
     fn of(record: &Record<'_>) -> Self {
         let mut body = String::new();
         record.body(&mut body);
-        Self { id: record.id().to_owned(), body }
+        Self { body }
     }
 
     /// The text as JSON.

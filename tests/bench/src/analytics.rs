@@ -318,6 +318,9 @@ async fn ingest(main: &Stores<'_>, twin: &Stores<'_>, third: &Stores<'_>, events
                         let started = Instant::now();
                         let records = delivery::records(&batch.text)?;
                         let events = Events::read(&records, clock::millis(clock::now()));
+                        if let Some((_, rejection)) = events.rejected.first() {
+                            return Err(rejection.to_string().into());
+                        }
                         third.write_rows(&events.rows).await?;
                         of_core.push(started.elapsed());
                     }
