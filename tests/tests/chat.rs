@@ -178,6 +178,12 @@ async fn count(user: Uuid, what: &str) -> i64 {
     sqlx::query_scalar(statement).bind(user).fetch_one(database().pool()).await.unwrap()
 }
 
+/// Events of a type about the user that wait in the outbox: nothing here sends them.
+async fn told(user: Uuid, kind: &str) -> i64 {
+    let statement = "SELECT count(*) FROM outbox WHERE body::jsonb ->> 'subject' = $1 AND body::jsonb ->> 'type' = $2";
+    sqlx::query_scalar(statement).bind(user.to_string()).bind(kind).fetch_one(database().pool()).await.unwrap()
+}
+
 #[tokio::test]
 async fn a_hundred_at_once_spend_at_most_what_there_is() {
     // "Hello" is bound by 19 tokens, the prompt around it by 16, and 200 are asked for.
@@ -256,6 +262,50 @@ async fn nothing_is_lost_or_doubled_in_two_thousand_requests_to_a_failing_provid
     }
     assert_eq!((count(user, "ledger tokens").await, count(user, "reservations").await), (tokens, 0));
     assert_eq!(month(user).await, (tokens, 0));
+}
+
+#[tokio::test]
+async fn first_messages_under_one_client_id_end_up_in_one_conversation() {
+    let user = new_user(0).await;
+    let journal = Arc::new(Journal::default());
+    let chats: Vec<_> = (0..4).map(|_| chat(&journal, &[Part::Answer(11, 12)])).collect();
+    // None is stored before all have asked.
+    let answers = join_all(chats.iter().map(|chat| async {
+        let asked = Ask { conversation: Named::Client("one".to_owned()), ..ask(user, "Hello") };
+        chat.ask(asked, &visit(), TIME).await.unwrap()
+    }))
+    .await;
+    let replies = join_all(answers.into_iter().map(|answer| async { answer.complete().await.unwrap() })).await;
+    assert!(replies.iter().all(|reply| reply.conversation_id == replies[0].conversation_id));
+    for (what, number) in [("conversations", 1), ("questions", 4), ("answers", 4), ("ledger", 4)] {
+        assert_eq!(count(user, what).await, number, "{what}");
+    }
+    assert_eq!(month(user).await, (4 * 23, 0));
+    assert_eq!((told(user, "chat.conversation_created").await, told(user, "chat.message_sent").await), (1, 4));
+}
+
+#[tokio::test]
+async fn an_answer_whose_place_is_taken_leaves_nothing() {
+    let (journal, user) = (Arc::new(Journal::default()), new_user(0).await);
+    let chat = chat(&journal, &[Part::Answer(11, 12)]);
+    let first = chat.ask(ask(user, "Hello"), &visit(), TIME).await.unwrap().complete().await.unwrap();
+    sqlx::query(
+        "INSERT INTO messages (conversation_id, position, id, role, content, terms, created_at)
+         VALUES ($1, 3, $2, 'user', 'In the way', '', now())",
+    )
+    .bind(first.conversation_id)
+    .bind(Uuid::now_v7())
+    .execute(database().pool())
+    .await
+    .unwrap();
+    let asked = Ask { conversation: Named::Id(first.conversation_id), ..ask(user, "Hello") };
+    let answer = chat.ask(asked, &visit(), TIME).await.unwrap();
+    assert_eq!(answer.complete().await.unwrap_err().code(), Code::Internal);
+    assert_eq!((count(user, "ledger").await, count(user, "answers").await), (1, 1));
+    assert_eq!((count(user, "questions").await, told(user, "chat.message_sent").await), (2, 1));
+    // The sweep gives back what is reserved.
+    let (used, reserved) = month(user).await;
+    assert!(used == 23 && reserved > 0, "{used} {reserved}");
 }
 
 #[tokio::test]

@@ -280,8 +280,7 @@ impl Chat {
     async fn store(&self, exchange: &Exchange, outcome: &Outcome, trace: &TraceContext) -> Result<Stored> {
         let mut attempt = 1;
         loop {
-            let stored = async { exchange.store(self.database.begin(trace).await?, outcome).await };
-            match stored.await {
+            match exchange.store(&self.database, outcome, trace).await {
                 Err(error) if attempt < STORE_ATTEMPTS => {
                     tracing::warn!(error.cause = %error, attempt, "an answer could not be stored yet");
                     tokio::time::sleep(Duration::from_millis(100) * 2_u32.pow(attempt)).await;

@@ -12,11 +12,15 @@ use crate::chat::provider::{FinishReason, Role, Turn, Usage};
 use crate::chat::quota::{Quota, Reservation};
 use crate::chat::search;
 use crate::error::{Error, Result};
+use crate::events::outbox::Messages;
 use crate::events::{Event, Subject};
-use crate::store::postgres::Transaction;
+use crate::store::postgres::{Database, Transaction};
+use crate::telemetry::trace::TraceContext;
 
 /// Messages of a conversation that are ever sent along.
 const HISTORY: i64 = 400;
+/// The index by which a user has one conversation of a client id.
+const ONE_OF_A_NAME: &str = "conversations_client_id";
 
 /// How a request names its conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -273,17 +277,24 @@ pub struct Stored {
 }
 
 impl Exchange {
-    /// Stores messages, tokens, cost and event, and settles the reservation: all or nothing. A second try after
-    /// a commit whose answer was lost changes nothing.
+    /// Stores messages, tokens, cost and events, and settles the reservation, all in one statement. A second try after
+    /// one whose answer was lost changes nothing.
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn store(&self, mut transaction: Transaction, outcome: &Outcome) -> Result<Stored> {
+    pub async fn store(&self, database: &Database, outcome: &Outcome, trace: &TraceContext) -> Result<Stored> {
         let (cost, usage) = (outcome.model.model.cost(&outcome.usage), &outcome.usage);
         let (provider, owner) = (outcome.model.model.provider.as_str(), self.subject.user_id);
         let title = if self.is_new { title_of(&self.question) } else { String::new() };
-        // In the order of the locks: the ledger, the user's month, the conversation. Two first messages at once under
-        // one client id end up in one conversation; one that was deleted meanwhile takes none.
+        let mut messages = Messages::of(trace);
+        if self.is_new {
+            let event = Event::about(&self.subject, "chat.conversation_created");
+            messages.event(event.with("conversationId", self.conversation_id.to_string()));
+        }
+        messages.event(self.event(outcome, cost)?);
+        let rows = messages.rows();
+        // In the order of the locks: the ledger, the user's month, the conversation. A conversation that was deleted
+        // meanwhile takes no messages.
         let row = sqlx::query!(
             r#"WITH noted AS (
                    INSERT INTO usage_ledger (id, user_id, period, conversation_id, provider, model, input_tokens,
@@ -299,10 +310,6 @@ impl Exchange {
                    SELECT $4, $2, $16, $17, $18, $19, $20, array_to_tsvector($21::text[]), $22, 2,
                        date_trunc('milliseconds', clock_timestamp()), date_trunc('milliseconds', clock_timestamp())
                    FROM noted WHERE $23::boolean
-                   ON CONFLICT (user_id, client_id) WHERE client_id IS NOT NULL DO UPDATE
-                       SET message_count = conversations.message_count + 2, provider = excluded.provider,
-                           model = excluded.model, last_message_at = excluded.last_message_at,
-                           updated_at = excluded.updated_at
                    RETURNING id, message_count
                ), continued AS (
                    UPDATE conversations
@@ -325,19 +332,20 @@ impl Exchange {
                        $7, $8, $9, $10, $11, $13, array_to_tsvector($30::text[]),
                        date_trunc('milliseconds', clock_timestamp())
                    FROM place
-                   -- The answer that is made anew is there.
+                   -- The answer that is made anew is there; any other place that is taken fails the statement.
                    ON CONFLICT (conversation_id, position) DO UPDATE
-                       SET id = excluded.id, content = excluded.content, provider = excluded.provider,
-                           model = excluded.model, finish_reason = excluded.finish_reason,
+                       SET id = CASE WHEN $24 THEN excluded.id END, content = excluded.content,
+                           provider = excluded.provider, model = excluded.model, finish_reason = excluded.finish_reason,
                            input_tokens = excluded.input_tokens, cached_input_tokens = excluded.cached_input_tokens,
                            output_tokens = excluded.output_tokens, reasoning_tokens = excluded.reasoning_tokens,
                            cost_micro_usd = excluded.cost_micro_usd, estimated = excluded.estimated,
                            terms = excluded.terms, created_at = excluded.created_at
-                       WHERE $24
-                   RETURNING id
+               ), told AS (
+                   INSERT INTO outbox (id, queue, body)
+                   SELECT * FROM unnest($31::uuid[], $32::text[], $33::text[]) WHERE EXISTS (SELECT FROM noted)
                )
-               SELECT s.used AS "used!", s.reserved AS "reserved!", p.id AS "conversation?",
-                   (SELECT count(*) FROM noted) AS "noted!", (SELECT count(*) FROM written) AS "written!"
+               SELECT s.used AS "used!", s.reserved AS "reserved!", p.id IS NOT NULL AS "placed!",
+                   EXISTS (SELECT FROM noted) AS "noted!"
                FROM settled s LEFT JOIN place p ON true"#,
             self.answer_id,
             owner,
@@ -369,28 +377,42 @@ impl Exchange {
             outcome.text,
             outcome.finish.as_str(),
             &search::terms(owner, &outcome.text),
+            &rows.ids,
+            &rows.queues,
+            &rows.bodies,
         )
-        .fetch_one(transaction.connection())
-        .await?;
-        let expected = if self.regenerates { 1 } else { 2 };
-        if row.conversation.is_some() && row.written != expected {
-            return Err(Error::internal("the place of a message is taken"));
-        }
-        let conversation_id = row.conversation.unwrap_or(self.conversation_id);
-        let is_new = self.is_new && row.conversation == Some(self.conversation_id);
-        if row.noted > 0 {
-            if is_new {
-                let event = Event::about(&self.subject, "chat.conversation_created");
-                transaction.publish(event.with("conversationId", conversation_id.to_string()));
+        .fetch_one(database.pool())
+        .await;
+        let row = match row {
+            Err(sqlx::Error::Database(refused)) if self.is_new && refused.constraint() == Some(ONE_OF_A_NAME) => {
+                return Box::pin(self.joining(database).await?.store(database, outcome, trace)).await;
             }
-            transaction.publish(self.event(outcome, cost, conversation_id)?);
+            row => row?,
+        };
+        if row.noted {
+            database.dispatch(messages);
         }
-        transaction.commit().await?;
-        let quota = Quota::new(self.reservation.plan(), row.used, row.reserved);
-        Ok(Stored { quota, conversation_id, is_new, cost_micro_usd: cost })
+        Ok(Stored {
+            quota: Quota::new(self.reservation.plan(), row.used, row.reserved),
+            conversation_id: self.conversation_id,
+            is_new: self.is_new && row.placed,
+            cost_micro_usd: cost,
+        })
     }
 
-    fn event(&self, outcome: &Outcome, cost: Option<i64>, conversation_id: Uuid) -> Result<Event> {
+    /// The same exchange in the conversation that another one has just made under the same client id.
+    async fn joining(&self, database: &Database) -> Result<Self> {
+        let id = sqlx::query_scalar!(
+            "SELECT id FROM conversations WHERE user_id = $1 AND client_id = $2",
+            self.subject.user_id,
+            self.client_id,
+        )
+        .fetch_one(database.pool())
+        .await?;
+        Ok(Self { conversation_id: id, is_new: false, ..self.clone() })
+    }
+
+    fn event(&self, outcome: &Outcome, cost: Option<i64>) -> Result<Event> {
         let usage = &outcome.usage;
         let event = match outcome.failure {
             None => Event::about(&self.subject, "chat.message_sent")
@@ -403,7 +425,7 @@ impl Exchange {
             Some(class) => Event::about(&self.subject, "chat.message_failed").with("errorClass", class),
         };
         Ok(event
-            .with("conversationId", conversation_id.to_string())
+            .with("conversationId", self.conversation_id.to_string())
             .with("provider", outcome.model.model.provider.as_str())
             .with("model", outcome.model.model.id.as_str())
             .with("requestedModel", self.requested_model.as_str())
@@ -440,7 +462,7 @@ impl Exchange {
             attempts,
             fallback_from: None,
         };
-        let mut event = self.event(&outcome, None, self.conversation_id)?;
+        let mut event = self.event(&outcome, None)?;
         if self.is_new {
             // The conversation was never made.
             event = event.with("conversationId", serde_json::Value::Null);

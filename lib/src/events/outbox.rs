@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use serde::Serialize;
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
@@ -12,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::events::Event;
 use crate::mail::Mail;
 use crate::store::queue::{Outgoing, Queue};
+use crate::telemetry::trace::TraceContext;
 
 /// Rows younger than this are left to the function that wrote them.
 const RELAY_AFTER: Duration = Duration::from_secs(15);
@@ -49,59 +51,91 @@ impl Destination {
     }
 }
 
-/// A message that waits for its transaction's commit.
+/// A message that waits for the commit of what it tells of.
 #[derive(Debug, Clone)]
-pub struct Pending {
+struct Pending {
     destination: Destination,
     message: Outgoing,
 }
 
-impl Pending {
-    /// An event.
+/// The messages of a transaction, or of a statement that is one by itself.
+#[derive(Debug)]
+pub struct Messages {
+    pending: Vec<Pending>,
+    traceparent: String,
+}
+
+/// Messages as the columns of the outbox, for `unnest`.
+pub struct Rows {
+    /// The messages' ids.
+    pub ids: Vec<Uuid>,
+    /// The queues that they are for.
+    pub queues: Vec<String>,
+    /// Their JSON text.
+    pub bodies: Vec<String>,
+}
+
+impl Messages {
+    /// None yet, of a trace.
     #[must_use]
-    pub fn event(event: &Event) -> Self {
-        Self { destination: Destination::Events, message: event.to_outgoing() }
+    pub fn of(trace: &TraceContext) -> Self {
+        Self { pending: Vec::new(), traceparent: trace.to_string() }
     }
 
-    /// A mail.
+    /// Adds an event.
+    pub fn event(&mut self, mut event: Event) {
+        event.traceparent = Some(self.traceparent.clone());
+        self.pending.push(Pending { destination: Destination::Events, message: event.to_outgoing() });
+    }
+
+    /// Adds a mail.
     ///
     /// # Errors
     /// When the job cannot be written as JSON.
-    pub fn mail(mail: &Mail) -> Result<Self> {
-        let message = Outgoing { id: Uuid::now_v7(), body: serde_json::to_string(mail)? };
-        Ok(Self { destination: Destination::Mail, message })
+    pub fn mail(&mut self, mail: &Mail) -> Result<()> {
+        self.job(Destination::Mail, mail)
     }
 
-    /// An object of Stripe that changed.
+    /// Adds an object of Stripe that changed.
     ///
     /// # Errors
     /// When the notice cannot be written as JSON.
-    pub fn notice(notice: &Notice) -> Result<Self> {
-        let message = Outgoing { id: Uuid::now_v7(), body: serde_json::to_string(notice)? };
-        Ok(Self { destination: Destination::Stripe, message })
+    pub fn notice(&mut self, notice: &Notice) -> Result<()> {
+        self.job(Destination::Stripe, notice)
     }
-}
 
-/// Writes the messages as rows of the transaction.
-///
-/// # Errors
-/// When the database refuses.
-pub async fn insert(connection: &mut PgConnection, pending: &[Pending]) -> Result<()> {
-    if pending.is_empty() {
-        return Ok(());
+    fn job(&mut self, destination: Destination, job: &impl Serialize) -> Result<()> {
+        let message = Outgoing { id: Uuid::now_v7(), body: serde_json::to_string(job)? };
+        self.pending.push(Pending { destination, message });
+        Ok(())
     }
-    let ids: Vec<Uuid> = pending.iter().map(|p| p.message.id).collect();
-    let queues: Vec<String> = pending.iter().map(|p| p.destination.as_str().to_owned()).collect();
-    let bodies: Vec<String> = pending.iter().map(|p| p.message.body.clone()).collect();
-    sqlx::query!(
-        "INSERT INTO outbox (id, queue, body) SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[])",
-        &ids,
-        &queues,
-        &bodies,
-    )
-    .execute(connection)
-    .await?;
-    Ok(())
+
+    /// What the statement writes that tells of something by itself.
+    #[must_use]
+    pub fn rows(&self) -> Rows {
+        Rows {
+            ids: self.pending.iter().map(|p| p.message.id).collect(),
+            queues: self.pending.iter().map(|p| p.destination.as_str().to_owned()).collect(),
+            bodies: self.pending.iter().map(|p| p.message.body.clone()).collect(),
+        }
+    }
+
+    /// Writes them as rows of the transaction.
+    pub(crate) async fn insert(&self, connection: &mut PgConnection) -> Result<()> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        let rows = self.rows();
+        sqlx::query!(
+            "INSERT INTO outbox (id, queue, body) SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[])",
+            &rows.ids,
+            &rows.queues,
+            &rows.bodies,
+        )
+        .execute(connection)
+        .await?;
+        Ok(())
+    }
 }
 
 /// Sends committed messages to their queues and deletes the rows that SQS took.
@@ -122,7 +156,8 @@ impl Dispatcher {
     }
 
     /// Sends in the background; failures are logged and left to the relay.
-    pub fn dispatch(self, pending: Vec<Pending>) {
+    pub(crate) fn dispatch(self, messages: Messages) {
+        let pending = messages.pending;
         if pending.is_empty() {
             return;
         }
@@ -148,7 +183,7 @@ impl Dispatcher {
 }
 
 /// What one run of the relay did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Relayed {
     /// Messages sent.

@@ -12,7 +12,7 @@ use crate::billing::webhook::Notice;
 use crate::config::{self, Secret};
 use crate::error::{Error, Result};
 use crate::events::Event;
-use crate::events::outbox::{Dispatcher, Pending};
+use crate::events::outbox::{Dispatcher, Messages};
 use crate::mail::Mail;
 use crate::secrets;
 use crate::telemetry::trace::TraceContext;
@@ -155,10 +155,14 @@ impl Database {
     pub async fn begin(&self, trace: &TraceContext) -> Result<Transaction> {
         Ok(Transaction {
             inner: self.pool.begin().await?,
-            pending: Vec::new(),
+            messages: Messages::of(trace),
             dispatcher: self.dispatcher.clone(),
-            traceparent: trace.to_string(),
         })
+    }
+
+    /// Hands the messages to their queues in the background, which a statement has written and committed by itself.
+    pub fn dispatch(&self, messages: Messages) {
+        self.dispatcher.clone().dispatch(messages);
     }
 
     /// Asks for nothing, for health checks.
@@ -174,9 +178,8 @@ impl Database {
 /// A transaction that carries its events and mails: all are committed, or none.
 pub struct Transaction {
     inner: sqlx::Transaction<'static, sqlx::Postgres>,
-    pending: Vec<Pending>,
+    messages: Messages,
     dispatcher: Dispatcher,
-    traceparent: String,
 }
 
 impl Transaction {
@@ -186,9 +189,8 @@ impl Transaction {
     }
 
     /// Publishes an event with this transaction.
-    pub fn publish(&mut self, mut event: Event) {
-        event.traceparent = Some(self.traceparent.clone());
-        self.pending.push(Pending::event(&event));
+    pub fn publish(&mut self, event: Event) {
+        self.messages.event(event);
     }
 
     /// Sends a mail with this transaction.
@@ -196,8 +198,7 @@ impl Transaction {
     /// # Errors
     /// When the job cannot be written as JSON.
     pub fn send_mail(&mut self, mail: &Mail) -> Result<()> {
-        self.pending.push(Pending::mail(mail)?);
-        Ok(())
+        self.messages.mail(mail)
     }
 
     /// Has an object of Stripe read anew once this transaction is committed.
@@ -205,8 +206,7 @@ impl Transaction {
     /// # Errors
     /// When the notice cannot be written as JSON.
     pub fn send_notice(&mut self, notice: &Notice) -> Result<()> {
-        self.pending.push(Pending::notice(notice)?);
-        Ok(())
+        self.messages.notice(notice)
     }
 
     /// Commits, then hands events and mails to the queues in the background; what that does not manage, the
@@ -215,9 +215,9 @@ impl Transaction {
     /// # Errors
     /// When the commit fails; then nothing is sent.
     pub async fn commit(mut self) -> Result<()> {
-        crate::events::outbox::insert(&mut self.inner, &self.pending).await?;
+        self.messages.insert(&mut self.inner).await?;
         self.inner.commit().await?;
-        self.dispatcher.dispatch(self.pending);
+        self.dispatcher.dispatch(self.messages);
         Ok(())
     }
 }
