@@ -110,7 +110,7 @@ impl Messages {
         Ok(())
     }
 
-    /// What the statement writes that tells of something by itself.
+    /// The rows, for a statement that writes them beside what they tell of.
     #[must_use]
     pub fn rows(&self) -> Rows {
         Rows {

@@ -160,7 +160,7 @@ impl Database {
         })
     }
 
-    /// Hands the messages to their queues in the background, which a statement has written and committed by itself.
+    /// Hands messages to their queues in the background that one statement has written and committed.
     pub fn dispatch(&self, messages: Messages) {
         self.dispatcher.clone().dispatch(messages);
     }

@@ -1,6 +1,7 @@
 //! What an answer through port 4000 costs beyond the provider's own: every figure next to a direct call to the
 //! same stand-in, taken in turns. And how Postgres answers for somebody with very many conversations.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
@@ -225,14 +226,16 @@ async fn processor_time(stack: &Stack) -> Result<(), Failure> {
         people.push(stack.sign_up().await?);
     }
     let functions = processes_with(&format!("AWS_LAMBDA_RUNTIME_API={}/.rt/chat-send", stack.runtime));
-    let before = (ticks(&functions), ticks(&backends(&mut database).await?));
+    let (function, postgres) = (ticks(&functions), ticks_of_each(&backends(&mut database).await?));
     for turn in 0..CPU_REQUESTS {
         stack.ask(&people[turn as usize % people.len()], "Hello").await?;
     }
-    let after = (ticks(&functions), ticks(&backends(&mut database).await?));
+    let function = ticks(&functions).saturating_sub(function);
+    // A backend that has ended since takes its time along.
+    let living = ticks_of_each(&backends(&mut database).await?).into_iter();
+    let postgres = living.map(|(backend, ticks)| ticks.saturating_sub(*postgres.get(&backend).unwrap_or(&0))).sum();
     let each = |ticks: u64| millis(Duration::from_millis(ticks * 10) / CPU_REQUESTS);
     println!("\nProcessor time of a streamed request, over {CPU_REQUESTS} of them (target: 3 ms)\n");
-    let (function, postgres) = (after.0.saturating_sub(before.0), after.1.saturating_sub(before.1));
     print(&[
         vec!["chat-send ms".to_owned(), each(function)],
         vec!["Postgres ms".to_owned(), each(postgres)],
@@ -261,13 +264,17 @@ async fn backends(database: &mut PgConnection) -> Result<Vec<i32>, Failure> {
 
 /// Hundredths of a second that the processes have run.
 pub(crate) fn ticks(processes: &[i32]) -> u64 {
+    ticks_of_each(processes).values().sum()
+}
+
+fn ticks_of_each(processes: &[i32]) -> HashMap<i32, u64> {
     let of = |process: &i32| {
         let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
         // The fields after the name, which may have spaces: the 12th and 13th are user and system time.
         let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-        Some(fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?)
+        Some((*process, fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?))
     };
-    processes.iter().filter_map(of).sum()
+    processes.iter().filter_map(of).collect()
 }
 
 async fn conversations(stack: &Stack) -> Result<(), Failure> {
