@@ -54,6 +54,25 @@ impl Payer {
             .collect()
     }
 
+    /// Waits until all is handled that Stripe has told of this customer: a notice that is handled later would find what
+    /// Stripe has not told.
+    async fn all_handled(&self) {
+        let is_read = |kind: &str| {
+            ["customer.subscription.", "invoice.", "payment_intent."].iter().any(|of| kind.starts_with(of))
+        };
+        let left = "SELECT to_jsonb(count(*)) FROM unnest(string_to_array($1, ',')) told (id)
+            WHERE NOT EXISTS (SELECT FROM stripe_events e WHERE e.id = told.id AND e.processed_at IS NOT NULL)";
+        eventually("Stripe's events to be handled", || async {
+            let events = replica::get("/v1/events?limit=100").await;
+            let events = events["data"].as_array().unwrap().iter();
+            let ours = events.filter(|event| event["data"]["object"]["customer"] == self.customer.as_str());
+            let read = ours.filter(|event| is_read(event["type"].as_str().unwrap()));
+            let ids: Vec<&str> = read.map(|event| event["id"].as_str().unwrap()).collect();
+            (!ids.is_empty() && stores::row(left, &ids.join(",")).await == 0).then_some(())
+        })
+        .await;
+    }
+
     async fn fails(&self, words: &str, how: Value) {
         let mut fault = how;
         fault["match"] = words.into();
@@ -152,6 +171,7 @@ async fn a_payment_that_takes_too_long_is_made_once() {
 async fn an_event_that_was_never_delivered_is_found() {
     let payer = Payer::new(&Api::of_router()).await;
     payer.subscribe("found").await.expect_status(201);
+    payer.all_handled().await;
     let _alone = RECONCILIATION.lock().await;
     replica::control("webhooks", &json!({"customer": payer.customer, "mode": "drop"})).await;
     let stripe_id = replica::subscription(&payer.person).await["id"].as_str().unwrap().to_owned();
