@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 use sqlx::{PgConnection, PgPool};
 use time::{Date, Month, OffsetDateTime, Time};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::billing::plan::Plan;
@@ -147,8 +148,8 @@ impl Reservation {
     /// Does some work while the reservation is shown to be in use.
     pub async fn keep_alive<T>(&self, pool: &PgPool, work: impl Future<Output = T>) -> T {
         tokio::pin!(work);
-        let mut beats = tokio::time::interval(HEARTBEAT);
-        beats.tick().await;
+        // An interval that begins now ticks at the timer's next millisecond: the work would wait for that.
+        let mut beats = tokio::time::interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
         loop {
             tokio::select! {
                 done = &mut work => return done,
@@ -228,6 +229,7 @@ pub async fn audit(pool: &PgPool) -> Result<Audited> {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
     use time::macros::date;
 
     use super::*;
@@ -237,6 +239,19 @@ mod tests {
         assert_eq!(month_of(date!(2026 - 11 - 22)), date!(2026 - 11 - 01));
         assert_eq!(month_after(date!(2026 - 12 - 31)), date!(2027 - 01 - 01));
         assert_eq!(month_after(date!(2026 - 01 - 31)), date!(2026 - 02 - 01));
+    }
+
+    #[tokio::test]
+    async fn work_that_is_kept_alive_begins_at_once() {
+        let reservation = Reservation {
+            id: Uuid::nil(),
+            user_id: Uuid::nil(),
+            plan: Plan::Free,
+            month: date!(2026 - 11 - 01),
+            tokens: 1,
+        };
+        let pool = PgPool::connect_lazy("postgres://nobody@127.0.0.1:1/none").unwrap();
+        assert_eq!(reservation.keep_alive(&pool, std::future::ready(1)).now_or_never(), Some(1));
     }
 
     #[test]

@@ -162,6 +162,8 @@ impl Dispatcher {
             return;
         }
         background::spawn(async move {
+            // The reply, or the last event of a stream, is not held up by what comes behind it.
+            background::requests_sent().await;
             if let Err(error) = self.send(&pending).await {
                 tracing::warn!(error.cause = %error, messages = pending.len(), "messages were left to the outbox relay");
             }
@@ -177,7 +179,12 @@ impl Dispatcher {
                 sent.extend(queue.send(&messages).await?);
             }
         }
-        sqlx::query!("DELETE FROM outbox WHERE id = ANY($1)", &sent).execute(&self.pool).await?;
+        // A deletion that a crash of the database takes back has the relay send them again, under the same ids.
+        let deleted = sqlx::query!(
+            "DELETE FROM outbox WHERE id = ANY($1) AND set_config('synchronous_commit', 'off', true) = 'off'",
+            &sent
+        );
+        deleted.execute(&self.pool).await?;
         Ok(sent.len())
     }
 }
