@@ -3,6 +3,7 @@
 import itertools
 import os
 import random
+import re
 import threading
 import uuid
 from collections.abc import Callable
@@ -15,6 +16,9 @@ API = os.environ["API_URL"].rstrip("/")
 USES = 60
 ENDS_ITS_SESSION = ("/api/auth/signout", "/api/auth/refresh", "/api/auth/sessions/{id}", "/api/auth/change-password")
 FOR_ADMINS = ("/metrics", "/api/analytics/")
+# A key that is taken, as the description has it.
+KEY = re.compile(r"[\t -~]*[!-~][\t -~]*")
+LONGEST_KEY = 255
 MIGRATE = (
     f"{os.environ['AWS_ENDPOINT_URL'].rstrip('/')}/2015-03-31/functions/"
     f"{os.environ['STACK_NAME']}-workers-migrate/invocations"
@@ -93,3 +97,7 @@ class Bearer:
 def before_call(context, case, kwargs):
     case.headers = case.headers or {}
     case.headers["X-Forwarded-For"] = address()
+    # What was generated is the same each time, and a key that was used before answers for what comes with it.
+    key = case.headers.get("Idempotency-Key")
+    if isinstance(key, str) and len(key) <= LONGEST_KEY - 32 and KEY.fullmatch(key):
+        case.headers["Idempotency-Key"] = key + uuid.uuid4().hex
