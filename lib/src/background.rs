@@ -48,6 +48,15 @@ pub fn spawn(work: impl Future<Output = ()> + Send + 'static) {
     tokio::spawn(work.in_current_span());
 }
 
+/// As [`spawn`], for what the client does not wait for: it begins once what the caller does next, such as writing its
+/// reply or the last event of a stream, has gone out.
+pub(crate) fn spawn_behind_reply(work: impl Future<Output = ()> + Send + 'static) {
+    spawn(async move {
+        requests_sent().await;
+        work.await;
+    });
+}
+
 /// Whether this platform stops the process between invocations.
 #[must_use]
 pub fn sandbox_freezes() -> bool {

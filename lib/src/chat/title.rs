@@ -52,7 +52,7 @@ pub(super) fn model_from_env(providers: &Providers) -> Result<Option<Choice>> {
 /// Has a title written, while the client has its reply already.
 pub(super) fn improve(providers: &'static Providers, database: &Database, model: Choice, untitled: Untitled) {
     let database = database.clone();
-    background::spawn(async move {
+    background::spawn_behind_reply(async move {
         match write(providers, model, &untitled).await {
             Ok(written) => {
                 if let Err(error) = written.store(&database, &untitled).await {

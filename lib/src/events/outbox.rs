@@ -161,9 +161,7 @@ impl Dispatcher {
         if pending.is_empty() {
             return;
         }
-        background::spawn(async move {
-            // The reply, or the last event of a stream, is not held up by what comes behind it.
-            background::requests_sent().await;
+        background::spawn_behind_reply(async move {
             if let Err(error) = self.send(&pending).await {
                 tracing::warn!(error.cause = %error, messages = pending.len(), "messages were left to the outbox relay");
             }

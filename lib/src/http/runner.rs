@@ -295,11 +295,7 @@ impl Shell {
         let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let answered = Answered { id, trace, method, status, duration_ms, cold, user, error };
         let shell = self.clone();
-        background::spawn(async move {
-            // The client does not wait for what is told of its request.
-            background::requests_sent().await;
-            shell.tell(&answered);
-        });
+        background::spawn_behind_reply(async move { shell.tell(&answered) });
         spans::end_request(&span, status);
         if let Body::Streamed(chunks) = response.body {
             response.body = Body::Streamed(Box::pin(Spanned { chunks, span, status }));
