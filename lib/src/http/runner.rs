@@ -27,6 +27,7 @@ use crate::http::request::Request;
 use crate::http::response::{Body, Chunks, Response};
 use crate::http::streaming;
 use crate::runtime;
+use crate::store;
 use crate::telemetry::faults::{self, Fault};
 use crate::telemetry::record::Recorder;
 use crate::telemetry::spans;
@@ -322,6 +323,7 @@ impl Shell {
                 allowance.check()?;
             }
         }
+        store::connect().await;
         (self.handler)(request).await
     }
 
@@ -411,7 +413,8 @@ impl Guard {
         match (credential, known.owner) {
             (None, _) => *allowance = limiter.count(address, now).await?,
             (Some(credential), Some(owner)) => {
-                let (caller, count) = futures_util::future::join(
+                let ((), caller, count) = futures_util::future::join3(
+                    store::connect(),
                     self.caller(Some(credential), &known),
                     limiter.count(ClientKey::User(owner), now),
                 )
@@ -421,8 +424,11 @@ impl Guard {
             }
             (Some(credential), None) => {
                 request.caller = self.caller(Some(credential), &known).await?;
-                let client = request.user_if_any().map_or(address, |caller| ClientKey::User(caller.user_id()));
-                *allowance = limiter.count(client, now).await?;
+                let user = request.user_if_any().map(|caller| ClientKey::User(caller.user_id()));
+                if user.is_some() {
+                    store::connect().await;
+                }
+                *allowance = limiter.count(user.unwrap_or(address), now).await?;
             }
         }
         Ok(())

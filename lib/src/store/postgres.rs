@@ -1,11 +1,14 @@
 //! Postgres: a pool of one lazy connection, and transactions whose events and mails are committed with the
 //! state they tell of and sent right after.
 
+use std::pin::pin;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use futures_util::future::poll_immediate;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
 use sqlx::{Connection, PgPool};
+use tokio::sync::oneshot;
 
 use crate::background;
 use crate::billing::webhook::Notice;
@@ -96,6 +99,36 @@ pub(crate) fn credentials_refused() {
     });
 }
 
+/// Begins to connect, unless there is a connection, and returns when whoever wants one waits for this one.
+///
+/// This is done on another thread. The answer to the server's challenge takes 4,096 rounds of a hash, and sqlx gives way
+/// to the event loop after every fifth, which asks the system for news each time: on the thread of that loop it takes
+/// three times as long and holds up whatever else is under way.
+async fn connect(pool: &PgPool) {
+    if pool.size() > 0 {
+        return;
+    }
+    let (begun, has_begun) = oneshot::channel();
+    let (pool, runtime) = (pool.clone(), tokio::runtime::Handle::current());
+    background::spawn(async move {
+        let connecting = background::blocking(move || {
+            runtime.block_on(async {
+                let mut connecting = pin!(pool.acquire());
+                let connected = poll_immediate(&mut connecting).await;
+                let _ = begun.send(());
+                if connected.is_none() {
+                    // A failure is told by the statement that needs the connection.
+                    let _ = connecting.await;
+                }
+            });
+        });
+        if let Err(error) = connecting.await {
+            tracing::error!(error.cause = %error, "connecting to Postgres ended early");
+        }
+    });
+    let _ = has_begun.await;
+}
+
 /// The business data.
 #[derive(Clone)]
 pub struct Database {
@@ -112,6 +145,13 @@ impl Database {
         let database = Self::with_options(options().await?)?;
         // A process has one database; a second handle on it lives through a rotation by its open connection.
         let _ = POOL.set(database.pool.clone());
+        super::connect_by(|| {
+            Box::pin(async {
+                if let Some(pool) = POOL.get() {
+                    connect(pool).await;
+                }
+            })
+        });
         Ok(database)
     }
 
@@ -219,5 +259,27 @@ impl Transaction {
         self.inner.commit().await?;
         self.dispatcher.dispatch(self.messages);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn to_begin_to_connect_does_not_wait_for_the_server() {
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = silent.local_addr().unwrap().port();
+        let database = Database::connect_lazy(&format!("postgres://nobody@127.0.0.1:{port}/none")).unwrap();
+
+        tokio::time::timeout(Duration::from_secs(1), connect(&database.pool)).await.unwrap();
+
+        assert_eq!(database.pool.size(), 1);
+        let (mut connection, _) = tokio::time::timeout(Duration::from_secs(1), silent.accept()).await.unwrap().unwrap();
+        let mut first = [0; 1];
+        tokio::io::AsyncReadExt::read_exact(&mut connection, &mut first).await.unwrap();
+        // Another one that begins finds it under way.
+        connect(&database.pool).await;
+        assert!(tokio::time::timeout(Duration::from_millis(50), silent.accept()).await.is_err());
     }
 }
