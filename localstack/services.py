@@ -19,6 +19,8 @@ from supervision import Program
 
 PYTHON = str(VENV / "bin" / "python")
 CLICKHOUSE_USER = "app"
+# Bytes, of some hundred thousand spans.
+MOST_TRACES = 64 << 20
 
 
 def programs(profile: Profile) -> list[Program]:
@@ -41,7 +43,8 @@ def await_ready(profile: Profile) -> None:
         "aws": lambda: answers(f"{profile.url('aws')}/_ministack/health"),
         "llm": lambda: answers(f"{profile.url('llm')}/health"),
         "stripe": lambda: answers(f"{profile.url('stripe')}/health"),
-        "traces": lambda: answers(f"{profile.url('traces')}/"),
+        # Its page counts all spans; where they are sent to is asked for nothing.
+        "traces": lambda: answers(f"{profile.url('traces')}/v1/traces"),
     }
     for name, check in checks.items():
         wait_for(check, 60, f"{name} does not start; {profile.logs / name}.log says why.")
@@ -208,10 +211,22 @@ def _trace_viewer(profile: Profile) -> Program:
     return Program(
         "traces",
         [str(VENV / "bin" / "tv"), "serve"],
-        {"TV_PORT": str(profile.port("traces")), "TV_DB_PATH": str(profile.data / "traces.sqlite3")},
+        {"TV_PORT": str(profile.port("traces")), "TV_DB_PATH": str(_traces(profile))},
         profile.data,
         priority=20,
     )
+
+
+def _traces(profile: Profile) -> Path:
+    return profile.data / "traces.sqlite3"
+
+
+def forget_traces(profile: Profile) -> None:
+    """Before a start: the viewer keeps every span, and its page takes seconds when there are some hundred thousand."""
+    traces = _traces(profile)
+    if traces.exists() and traces.stat().st_size > MOST_TRACES:
+        for ending in ("", "-wal", "-shm"):
+            traces.with_name(traces.name + ending).unlink(missing_ok=True)
 
 
 def parameters(profile: Profile) -> dict[str, str]:

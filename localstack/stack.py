@@ -91,6 +91,7 @@ def bring_up(profile: Profile, with_build: bool) -> None:
         supervisor.resume()
     else:
         print("Starting the services ...", flush=True)
+        services.forget_traces(profile)
         supervisor.apply(wanted)
     services.await_ready(profile)
     postgres.ensure_database(profile)
