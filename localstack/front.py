@@ -10,6 +10,7 @@ included, passes as it is.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import tools
@@ -53,8 +54,9 @@ PROBLEM = (
 
 MALFORMED = (
     "content-type application/problem+json hdr x-request-id %[unique-id] lf-string '"
-    '{"type":"urn:problem:validation_failed","title":"The request is not valid","status":400,'
-    '"detail":"A header has characters outside ASCII.","code":"validation_failed","requestId":"%[unique-id]"}'
+    '{"type":"urn:problem:validation_failed","title":"Some fields are not valid","status":400,'
+    '"detail":"A header has characters outside ASCII.","code":"validation_failed","requestId":"%[unique-id]",'
+    '"errors":[{"field":"headers","code":"malformed","message":"Must be ASCII."}]}'
     "'"
 )
 
@@ -63,8 +65,11 @@ def program(profile: Profile) -> Program:
     """HAProxy with this stack's ports."""
     path: Path = profile.dir / "router" / "haproxy.cfg"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(configuration(profile))
-    return Program("front", [str(tools.haproxy()), "-db", "-f", str(path)], priority=35)
+    text = configuration(profile)
+    path.write_text(text)
+    # It reads the file when it starts: with another one it starts anew.
+    read = {"CONFIGURATION": hashlib.sha256(text.encode()).hexdigest()}
+    return Program("front", [str(tools.haproxy()), "-db", "-f", str(path)], read, priority=35)
 
 
 def configuration(profile: Profile) -> str:
