@@ -1,11 +1,13 @@
 """Who fuzzes: fresh users for the routes of users, the administrator for those of administrators."""
 
+import copy
 import itertools
 import os
 import random
 import re
 import threading
 import uuid
+import zlib
 from collections.abc import Callable
 
 import requests
@@ -19,12 +21,15 @@ FOR_ADMINS = ("/metrics", "/api/analytics/")
 # A key that is taken, as the description has it.
 KEY = re.compile(r"[\t -~]*[!-~][\t -~]*")
 LONGEST_KEY = 255
+ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 MIGRATE = (
     f"{os.environ['AWS_ENDPOINT_URL'].rstrip('/')}/2015-03-31/functions/"
     f"{os.environ['STACK_NAME']}-workers-migrate/invocations"
 )
 
 addresses = random.Random(0)
+issued: set[str] = set()
+lock = threading.Lock()
 
 
 def address() -> str:
@@ -32,15 +37,17 @@ def address() -> str:
     return f"10.{addresses.randrange(256)}.{addresses.randrange(256)}.{addresses.randrange(256)}"
 
 
-def session(path: str, **credentials: str) -> str:
-    reply = requests.post(
-        f"{API}{path}",
-        json={"transport": "bearer", **credentials},
-        headers={"x-forwarded-for": address()},
-        timeout=30,
-    )
+def ask(method: str, path: str, body: dict | None = None, token: str | None = None) -> requests.Response:
+    headers = {"x-forwarded-for": address()} | ({"authorization": f"Bearer {token}"} if token else {})
+    reply = requests.request(method, f"{API}{path}", json=body, headers=headers, timeout=30)
     reply.raise_for_status()
-    return reply.json()["sessionToken"]
+    return reply
+
+
+def session(path: str, **credentials: str) -> str:
+    token = ask("POST", path, {"transport": "bearer", **credentials}).json()["sessionToken"]
+    issued.add(token)
+    return token
 
 
 def sign_up() -> str:
@@ -70,7 +77,44 @@ class Tokens:
         return self.token
 
 
-lock = threading.Lock()
+def own_session(token: str) -> str:
+    return ask("GET", "/api/auth/sessions", token=token).json()["sessions"][0]["id"]
+
+
+def conversation(token: str) -> str:
+    return ask("POST", "/api/chat", {"message": "Hello"}, token).json()["conversationId"]
+
+
+def stream(token: str) -> str:
+    events = ask("POST", "/api/chat", {"message": "Hello", "stream": True}, token).text
+    return re.search(r'"streamId":"([^"]+)"', events).group(1)
+
+
+def subscription(token: str) -> str:
+    try:
+        ask("POST", "/api/subscriptions", {"plan": "pro", "paymentMethodId": "pm_card_visa"}, token)
+    except requests.HTTPError as error:
+        # Another request may have made one.
+        if error.response.status_code != requests.codes.conflict:
+            raise
+    return ask("GET", "/api/subscriptions", token=token).json()["subscriptions"][0]["id"]
+
+
+THINGS = {"sessions": own_session, "conversations": conversation, "streams": stream, "subscriptions": subscription}
+THING = re.compile(rf"/({'|'.join(THINGS)})/{{id}}")
+
+things: dict[tuple[str, str], str] = {}
+
+
+def thing_of(token: str, kind: str, ends: bool) -> str:
+    """The id of something that the token's owner has, and that does not outlive the request if that ends it."""
+    with lock:
+        thing = things.pop((token, kind), None) or THINGS[kind](token)
+        if not ends:
+            things[token, kind] = thing
+    return thing
+
+
 users, administrators = Tokens(sign_up), Tokens(administrator)
 
 
@@ -93,11 +137,27 @@ class Bearer:
         case.headers["Authorization"] = f"Bearer {data}"
 
 
+def found(case) -> str | None:
+    """An id that leads somewhere, for every other one that was generated and leads nowhere."""
+    kind = THING.search(case.operation.path)
+    token = str(case.headers.get("Authorization", "")).removeprefix("Bearer ")
+    generated = str((case.path_parameters or {}).get("id", ""))
+    if not kind or token not in issued or not ID.fullmatch(generated):
+        return None
+    if zlib.crc32(repr((generated, case.query, case.body)).encode()) % 2:
+        return None
+    ends = case.method == "DELETE" and kind.group(1) == "conversations"
+    return thing_of(token, kind.group(1), ends)
+
+
 @schemathesis.hook
 def before_call(context, case, kwargs):
-    case.headers = case.headers or {}
+    # Cases share what was generated for them.
+    case.headers = copy.copy(case.headers) or {}
     case.headers["X-Forwarded-For"] = address()
     # What was generated is the same each time, and a key that was used before answers for what comes with it.
     key = case.headers.get("Idempotency-Key")
     if isinstance(key, str) and len(key) <= LONGEST_KEY - 32 and KEY.fullmatch(key):
         case.headers["Idempotency-Key"] = key + uuid.uuid4().hex
+    if own := found(case):
+        case.path_parameters = {**case.path_parameters, "id": own}

@@ -24,4 +24,4 @@ mkdir -p "$root/.local/fuzz"
 cd "$root/.local/fuzz"
 export SCHEMATHESIS_HOOKS=hooks PYTHONPATH="$here" PYTHONDONTWRITEBYTECODE=1
 exec "$venv/bin/schemathesis" --config-file "$here/schemathesis.toml" run "$root/openapi.yaml" \
-    --url "$API_URL" --no-color --max-time "${FUZZ_SECONDS:-240}" "$@"
+    --url "$API_URL" --no-color "$@"
