@@ -1,11 +1,10 @@
 //! Passwords: 8 to 128 characters of any kind, hashed with Argon2id off the async thread.
 
 use std::fmt;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
-use argon2::password_hash::phc::PasswordHash;
-use argon2::password_hash::{PasswordHasher, PasswordVerifier};
-use argon2::{Algorithm, Argon2, Params, Version};
+use argon2::password_hash::phc::{Output, ParamsString, PasswordHash, Salt};
+use argon2::{Algorithm, Argon2, Block, Params, Version};
 
 use crate::background;
 use crate::config;
@@ -104,9 +103,69 @@ impl Blocklist {
     }
 }
 
-fn hasher() -> Result<Argon2<'static>> {
-    let params = Params::new(MEMORY_KIB, PASSES, LANES, None).map_err(|error| Error::internal(error.to_string()))?;
-    Ok(Argon2::new(Algorithm::Argon2id, Version::V0x13, params))
+/// The memory of a computation, kept for the next one: to ask for it and clear it is a tenth of a sign-in, and with
+/// what is given back to the allocator a sandbox grows to hundreds of megabytes. It computes one at a time.
+static MEMORY: Mutex<Vec<Block>> = Mutex::new(Vec::new());
+
+/// How a password is made into a hash.
+struct Recipe {
+    algorithm: Algorithm,
+    version: Version,
+    params: Params,
+    salt: Salt,
+}
+
+impl Recipe {
+    /// The one for new hashes.
+    fn new() -> Result<Self> {
+        let salt = crypto::random()?;
+        Ok(Self {
+            algorithm: Algorithm::Argon2id,
+            version: Version::V0x13,
+            params: Params::new(MEMORY_KIB, PASSES, LANES, None).map_err(text)?,
+            salt: Salt::new(&salt[..16]).map_err(text)?,
+        })
+    }
+
+    /// The one of a stored hash.
+    fn of(stored: &PasswordHash) -> Result<Self> {
+        Ok(Self {
+            algorithm: Algorithm::try_from(stored.algorithm.as_str()).map_err(text)?,
+            version: stored.version.map(Version::try_from).transpose().map_err(text)?.unwrap_or_default(),
+            params: Params::try_from(stored).map_err(text)?,
+            salt: stored.salt.ok_or_else(|| Error::internal("a stored password hash has no salt"))?,
+        })
+    }
+
+    fn is_current(&self) -> bool {
+        (self.params.m_cost(), self.params.t_cost(), self.params.p_cost()) == (MEMORY_KIB, PASSES, LANES)
+    }
+
+    fn compute(&self, password: &Password) -> Result<PasswordHash> {
+        let mut output = [0; Output::MAX_LENGTH];
+        let output = output
+            .get_mut(..self.params.output_len().unwrap_or(Params::DEFAULT_OUTPUT_LEN))
+            .ok_or_else(|| Error::internal("a password hash is too long"))?;
+        let mut memory = MEMORY.lock().unwrap_or_else(PoisonError::into_inner);
+        let missing = self.params.block_count().saturating_sub(memory.len());
+        memory.try_reserve_exact(missing).map_err(Error::internal)?;
+        let blocks = memory.len() + missing;
+        memory.resize(blocks, Block::new());
+        Argon2::new(self.algorithm, self.version, self.params.clone())
+            .hash_password_into_with_memory(password.0.as_bytes(), &self.salt, output, memory.as_mut_slice())
+            .map_err(text)?;
+        Ok(PasswordHash {
+            algorithm: self.algorithm.ident(),
+            version: Some(self.version.into()),
+            params: ParamsString::try_from(&self.params).map_err(text)?,
+            salt: Some(self.salt),
+            hash: Some(Output::new(output).map_err(text)?),
+        })
+    }
+}
+
+fn text(error: impl fmt::Display) -> Error {
+    Error::internal(error.to_string())
 }
 
 /// Hashes a new password to a PHC string.
@@ -118,14 +177,8 @@ pub async fn hash(password: NewPassword) -> Result<String> {
 }
 
 async fn hash_any(password: Password) -> Result<String> {
-    let salt = crypto::random()?;
-    background::blocking(move || {
-        hasher()?
-            .hash_password_with_salt(password.0.as_bytes(), &salt[..16])
-            .map(|hash| hash.to_string())
-            .map_err(|error| Error::internal(error.to_string()))
-    })
-    .await?
+    let recipe = Recipe::new()?;
+    background::blocking(move || recipe.compute(&password).map(|hash| hash.to_string())).await?
 }
 
 /// What a password check found.
@@ -149,15 +202,11 @@ pub async fn verify(password: Password, stored: Option<String>) -> Result<Verifi
             Some(stored) => stored.as_str(),
             None => dummy()?,
         };
-        let parsed = PasswordHash::new(phc).map_err(|error| Error::internal(error.to_string()))?;
-        let matches = Argon2::default().verify_password(password.0.as_bytes(), &parsed).is_ok();
-        let current =
-            Params::new(MEMORY_KIB, PASSES, LANES, None).map_err(|error| Error::internal(error.to_string()))?;
-        let outdated = Params::try_from(&parsed).is_ok_and(|params| {
-            (params.m_cost(), params.t_cost(), params.p_cost())
-                != (current.m_cost(), current.t_cost(), current.p_cost())
-        });
-        Ok(Verified { matches: matches && exists, outdated })
+        let stored = PasswordHash::new(phc).map_err(text)?;
+        let recipe = Recipe::of(&stored)?;
+        // Outputs are compared in constant time.
+        let matches = stored.hash.is_some() && recipe.compute(&password)?.hash == stored.hash;
+        Ok(Verified { matches: matches && exists, outdated: !recipe.is_current() })
     })
     .await?
 }
@@ -186,6 +235,7 @@ fn dummy() -> Result<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use argon2::password_hash::{PasswordHasher, PasswordVerifier};
     use serde_json::Value;
 
     fn new_password(text: &str) -> Result<NewPassword, Invalid> {
@@ -218,6 +268,7 @@ mod tests {
     async fn a_hash_verifies_its_password_and_no_other() {
         let stored = hash(new_password("correct horse").unwrap()).await.unwrap();
         assert!(stored.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{stored}");
+        assert_eq!(Argon2::default().verify_password(b"correct horse", stored.as_str()), Ok(()));
         let right = verify(Password("correct horse".to_owned()), Some(stored.clone())).await.unwrap();
         assert_eq!(right, Verified { matches: true, outdated: false });
         let wrong = verify(Password("correct horsf".to_owned()), Some(stored)).await.unwrap();
@@ -231,5 +282,34 @@ mod tests {
         let stored = old.hash_password_with_salt(b"correct horse", &[7; 16]).unwrap().to_string();
         let found = verify(Password("correct horse".to_owned()), Some(stored)).await.unwrap();
         assert_eq!(found, Verified { matches: true, outdated: true });
+    }
+
+    #[tokio::test]
+    async fn memory_that_was_used_changes_no_hash() {
+        let password = Password("correct horse".to_owned());
+        for (memory, output) in [(64, 32), (8, 16), (512, 64), (64, 32)] {
+            let params = Params::new(memory, 1, 1, Some(output)).unwrap();
+            let stored = Argon2::new(Algorithm::Argon2d, Version::V0x10, params)
+                .hash_password_with_salt(b"correct horse", &[7; 16]);
+            assert!(
+                verify(password.clone(), Some(stored.unwrap().to_string())).await.unwrap().matches,
+                "{memory} {output}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stored_hash_that_is_none_is_an_error_and_no_match() {
+        for stored in [
+            "",
+            "secret",
+            "$argon2id$v=19$m=8,t=1,p=1",
+            "$scrypt$ln=1,r=1,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAA",
+        ] {
+            let found = verify(Password("x".repeat(8)), Some(stored.to_owned())).await;
+            assert!(found.is_err(), "{stored}");
+        }
+        let without_hash = "$argon2id$v=19$m=8,t=1,p=1$AAAAAAAAAAAAAAAAAAAAAA";
+        assert!(!verify(Password("x".repeat(8)), Some(without_hash.to_owned())).await.unwrap().matches);
     }
 }
