@@ -111,7 +111,7 @@ def test_a_queue_made_again_is_empty(emulator):
     assert drain(sqs, url) == []
 
 
-def test_items_survive_as_they_were_last_written(emulator):
+def test_items_survive_as_they_were_last_written(emulator, tmp_path):
     dynamodb = emulator.client("dynamodb")
     dynamodb.create_table(
         TableName="sessions",
@@ -129,6 +129,9 @@ def test_items_survive_as_they_were_last_written(emulator):
         UpdateExpression="ADD n :one",
         ExpressionAttributeValues={":one": {"N": "1"}},
     )
+    emulator.checkpoint()
+    assert b"counted" not in (tmp_path / "dynamodb.json").read_bytes(), "a snapshot is the longer the more it holds"
+    assert len(dynamodb.scan(TableName="sessions")["Items"]) == 2
     emulator.kill()
     emulator.start()
     items = {item["pk"]["S"]: item for item in dynamodb.scan(TableName="sessions")["Items"]}
