@@ -6,6 +6,7 @@ import os
 import random
 import re
 import threading
+import time
 import uuid
 import zlib
 from collections.abc import Callable
@@ -21,6 +22,8 @@ FOR_ADMINS = ("/metrics", "/api/analytics/")
 # A key that is taken, as the description has it.
 KEY = re.compile(r"[\t -~]*[!-~][\t -~]*")
 LONGEST_KEY = 255
+# Tries at making a thing.
+PATIENCE = 30
 ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 MIGRATE = (
     f"{os.environ['AWS_ENDPOINT_URL'].rstrip('/')}/2015-03-31/functions/"
@@ -39,7 +42,12 @@ def address() -> str:
 
 def ask(method: str, path: str, body: dict | None = None, token: str | None = None) -> requests.Response:
     headers = {"x-forwarded-for": address()} | ({"authorization": f"Bearer {token}"} if token else {})
-    reply = requests.request(method, f"{API}{path}", json=body, headers=headers, timeout=30)
+    for _ in range(PATIENCE):
+        reply = requests.request(method, f"{API}{path}", json=body, headers=headers, timeout=30)
+        # A request of the other worker may hold all tokens of the plan for the moment.
+        if reply.status_code != requests.codes.too_many_requests:
+            break
+        time.sleep(0.1)
     reply.raise_for_status()
     return reply
 
