@@ -87,7 +87,6 @@ def deploy(profile: Profile, parameters: dict[str, str]) -> bool:
     if done.returncode:
         raise Failure(f"The deploy failed; {log} says why.\n{_last_lines(log.read_text())}")
     stamp.write_text(wanted)
-    _forget_uploads(profile)
     print(f"Deployed in {time.monotonic() - started:.0f} s.", flush=True)
     return True
 
@@ -153,7 +152,7 @@ def migrate(profile: Profile) -> Any:
     return invoke(profile, "workers-migrate", event)
 
 
-def _forget_uploads(profile: Profile) -> None:
+def forget_uploads(profile: Profile) -> None:
     """Delete what earlier deploys uploaded, 300 MB each; the next one uploads what this template does not name."""
     formation, store = client(profile, "cloudformation"), client(profile, "s3")
     template = json.dumps(formation.get_template(StackName=profile.stack_name)["TemplateBody"])

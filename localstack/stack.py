@@ -99,6 +99,7 @@ def bring_up(profile: Profile, with_build: bool) -> None:
         build.build()
     if deploy.deploy(profile, services.parameters(profile)):
         deploy.checkpoint(profile)
+        deploy.forget_uploads(profile)
     print("Migrating the databases ...", flush=True)
     print(f"  {json.dumps(deploy.migrate(profile))}", flush=True)
     print("Starting the functions ...", flush=True)
