@@ -1,5 +1,6 @@
 mod bodies;
 mod change_password;
+mod connections;
 mod credentials;
 mod csrf;
 mod forgot_password;
