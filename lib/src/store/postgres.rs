@@ -1,11 +1,10 @@
 //! Postgres: a pool of one lazy connection, and transactions whose events and mails are committed with the
 //! state they tell of and sent right after.
 
-use std::pin::pin;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use futures_util::future::poll_immediate;
+use futures_util::future::join;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
 use sqlx::{Connection, PgPool};
 use tokio::sync::oneshot;
@@ -113,14 +112,10 @@ async fn connect(pool: &PgPool) {
     background::spawn(async move {
         let connecting = background::blocking(move || {
             runtime.block_on(async {
-                let mut connecting = pin!(pool.acquire());
-                let mut connected = poll_immediate(&mut connecting).await;
-                let _ = begun.send(());
-                if connected.is_none() {
-                    connected = Some(connecting.await);
-                }
+                // The pool is asked first, and then it is said that it was.
+                let (connected, _) = join(pool.acquire(), async { begun.send(()) }).await;
                 // A failure is told by the statement that needs the connection.
-                if let Some(Ok(mut connection)) = connected {
+                if let Ok(mut connection) = connected {
                     // A connection that is dropped tries itself in a task of its own, which nobody waits for.
                     connection.return_to_pool().await;
                 }
