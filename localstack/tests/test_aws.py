@@ -1,5 +1,6 @@
 """The local AWS keeps what it acknowledged through `kill -9`."""
 
+import io
 import os
 import signal
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import zipfile
 from pathlib import Path
 
 import botocore.config
@@ -109,6 +111,79 @@ def test_a_queue_made_again_is_empty(emulator):
     emulator.kill()
     emulator.start()
     assert drain(sqs, url) == []
+
+
+# A function that asks the emulator for something before it is ready, as one that needs secrets does.
+BOOTSTRAP = """\
+#!{python}
+import io
+import os
+from urllib.request import Request, urlopen
+
+urlopen("http://127.0.0.1:{port}/_ministack/health").close()
+invocation = f"http://{{os.environ['AWS_LAMBDA_RUNTIME_API']}}/2018-06-01/runtime/invocation"
+while True:
+    with urlopen(f"{{invocation}}/next") as event:
+        event.read()
+        request_id = event.headers["Lambda-Runtime-Aws-Request-Id"]
+    urlopen(Request(f"{{invocation}}/{{request_id}}/response", b"{{}}")).close()
+"""
+
+
+# A machine that is slow between reading the state and listening.
+SLOW = """\
+import socket
+import time
+
+listen = socket.socket.listen
+
+
+def slow(listener, *backlog):
+    if listener.getsockname()[1] == {port}:
+        time.sleep(3)
+    listen(listener, *backlog)
+
+
+socket.socket.listen = slow
+"""
+
+
+def test_a_batch_that_waits_at_the_start_is_handled(emulator, tmp_path):
+    sqs, functions = emulator.client("sqs"), emulator.client("lambda")
+    url = sqs.create_queue(QueueName="events", Attributes={"VisibilityTimeout": "360"})["QueueUrl"]
+    names = ["QueueArn", "ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
+    code = io.BytesIO()
+    with zipfile.ZipFile(code, "w") as zipped:
+        bootstrap = zipfile.ZipInfo("bootstrap")
+        bootstrap.external_attr = 0o755 << 16
+        zipped.writestr(bootstrap, BOOTSTRAP.format(python=sys.executable, port=emulator.port))
+    functions.create_function(
+        FunctionName="ingest",
+        Runtime="provided.al2023",
+        Handler="bootstrap",
+        Role="arn:aws:iam::000000000000:role/r",
+        Code={"ZipFile": code.getvalue()},
+        Timeout=10,
+    )
+    arn = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=names)["Attributes"]["QueueArn"]
+    functions.create_event_source_mapping(
+        EventSourceArn=arn, FunctionName="ingest", BatchSize=100, MaximumBatchingWindowInSeconds=3
+    )
+    emulator.checkpoint()
+    sqs.send_message(QueueUrl=url, MessageBody="1")
+    emulator.kill()
+    # Its window is over when the emulator is back.
+    time.sleep(3)
+    (tmp_path / "sitecustomize.py").write_text(SLOW.format(port=emulator.port))
+    emulator.environment["PYTHONPATH"] = str(tmp_path)
+    emulator.start()
+    deadline = time.monotonic() + 30
+    while True:
+        attributes = emulator.client("sqs").get_queue_attributes(QueueUrl=url, AttributeNames=names)["Attributes"]
+        if attributes[names[1]] == attributes[names[2]] == "0":
+            return
+        assert time.monotonic() < deadline, attributes
+        time.sleep(0.1)
 
 
 def test_items_survive_as_they_were_last_written(emulator, tmp_path):

@@ -1,6 +1,6 @@
 """SQS that loses nothing, and event source mappings that batch as AWS does.
 
-Three shortcomings of the emulator are made good:
+Four shortcomings of the emulator are made good:
 
 - Messages lived in memory alone. Each is now in the journal from the moment it
   is accepted until it is deleted. Receive counts and visibility are not kept:
@@ -10,8 +10,13 @@ Three shortcomings of the emulator are made good:
   holds one lock.
 - A mapping took at most 10 messages and never waited. It now honours
   ``BatchSize`` (up to 10,000) and ``MaximumBatchingWindowInSeconds``.
+- Mappings were served seconds before the port was. A function that begins by
+  asking for its secrets then failed, and its batch was out of sight for as long
+  as the queue's visibility timeout. They now wait for the port.
 """
 
+import os
+import socket
 import time
 from collections.abc import Callable, Iterable
 from functools import wraps
@@ -96,8 +101,9 @@ class QueuesByUrl(dict):
 
 def apply() -> None:
     """Lock the actions, journal the messages, batch the mappings."""
-    from ministack.services import sqs
+    from ministack.services import lambda_svc, sqs
 
+    lambda_svc._poll_loop = _once_served(lambda_svc._poll_loop)
     lock = RLock()
     sqs._queues_lock = lock
     for name in LOCKED_ACTIONS:
@@ -121,6 +127,21 @@ def restore() -> None:
 def _deliverable(message: dict) -> dict:
     """A message as it was sent: whoever had received it is gone."""
     return {**message, "receipt_handle": None}
+
+
+def _once_served(poll: Callable[[], None]) -> Callable[[], None]:
+    @wraps(poll)
+    def waiting() -> None:
+        port = int(os.environ["GATEWAY_PORT"])
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.05)
+        poll()
+
+    return waiting
 
 
 def _with_lock(lock: RLock, action: Callable) -> Callable:
