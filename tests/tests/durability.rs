@@ -13,7 +13,7 @@ use sandbox::Sandbox;
 use sandbox::deployed::{Deployed, random_address, root};
 use serde_json::{Value, json};
 use sqlx::postgres::PgPool;
-use tokio::sync::Mutex;
+use tokio::sync::RwLock;
 use uuid::Uuid;
 
 const EVENTS: usize = 10_000;
@@ -23,8 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Relaying waits for a row's age and for the schedule, which starts anew with the emulator.
 const PATIENCE_WITH_RELAY: Duration = Duration::from_secs(120);
 
-/// These tests break what the others need.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
+/// Whoever kills what others need is alone; who only needs it is not.
+static STACK: RwLock<()> = RwLock::const_new(());
 
 #[expect(clippy::disallowed_methods, reason = "this file's one home of environment access")]
 fn variable(name: &str) -> String {
@@ -240,7 +240,7 @@ impl Crowd {
 
 #[tokio::test]
 async fn killing_the_ingest_worker_loses_no_event() {
-    let _alone = ONE_AT_A_TIME.lock().await;
+    let _alone = STACK.write().await;
     let deployed = deployed();
     let crowd = Crowd::new(&deployed, "2001-03-01");
     let before = crowd.figure_before().await;
@@ -266,7 +266,7 @@ async fn set_visibility_timeout(crowd: &Crowd, seconds: u32) {
 
 #[tokio::test]
 async fn killing_the_queue_and_its_consumer_loses_no_event() {
-    let _alone = ONE_AT_A_TIME.lock().await;
+    let _alone = STACK.write().await;
     let deployed = deployed();
     let crowd = Crowd::new(&deployed, "2001-03-02");
     let before = crowd.figure_before().await;
@@ -280,7 +280,7 @@ async fn killing_the_queue_and_its_consumer_loses_no_event() {
 
 #[tokio::test]
 async fn killing_clickhouse_loses_no_event() {
-    let _alone = ONE_AT_A_TIME.lock().await;
+    let _alone = STACK.write().await;
     let deployed = deployed();
     let crowd = Crowd::new(&deployed, "2001-03-03");
     let before = crowd.figure_before().await;
@@ -335,7 +335,7 @@ fn hand_on(mut function: TcpStream, emulator: &str, stalled: &mpsc::Sender<()>) 
 
 #[tokio::test]
 async fn the_relay_delivers_what_a_function_killed_after_its_commit_did_not_send() {
-    let _alone = ONE_AT_A_TIME.lock().await;
+    let _whole = STACK.read().await;
     let deployed = deployed();
     let database = PgPool::connect(&variable("DATABASE_URL")).await.unwrap();
     let stall = Stall::start();
@@ -373,7 +373,7 @@ async fn wrong_passwords_from_everywhere_do_not_lock_the_owner_out() {
     const ATTACKERS: usize = 20;
     const ATTEMPTS_EACH: usize = 10;
 
-    let _alone = ONE_AT_A_TIME.lock().await;
+    let _whole = STACK.read().await;
     let deployed = deployed();
     let email = format!("durability-{}@example.com", Uuid::now_v7().simple());
     let mut sign_up = deployed.start("auth-signup").unwrap();
