@@ -324,7 +324,7 @@ impl Shell {
             }
         }
         // Who proves nothing opens no connection, but where credentials are what is asked for.
-        if user.is_some() || self.policy.own_origins_only {
+        if self.policy.own_origins_only {
             store::connect().await;
         }
         (self.handler)(request).await
@@ -428,9 +428,6 @@ impl Guard {
             (Some(credential), None) => {
                 request.caller = self.caller(Some(credential), &known).await?;
                 let user = request.user_if_any().map(|caller| ClientKey::User(caller.user_id()));
-                if user.is_some() {
-                    store::connect().await;
-                }
                 *allowance = limiter.count(user.unwrap_or(address), now).await?;
             }
         }
@@ -445,7 +442,10 @@ impl Guard {
     ) -> Result<Result<Option<super::credentials::Caller>>> {
         let Some(credential) = credential else { return Ok(Ok(None)) };
         match self.gate.authenticate(credential, known).await {
-            Ok(caller) => Ok(Ok(Some(caller))),
+            Ok(caller) => {
+                store::connect().await;
+                Ok(Ok(Some(caller)))
+            }
             Err(error) if error.code().status() == http::StatusCode::UNAUTHORIZED => Ok(Err(error)),
             Err(error) => Err(error),
         }
