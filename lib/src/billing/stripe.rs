@@ -102,6 +102,8 @@ impl Stripe {
     ///
     /// # Errors
     /// When the HTTP client cannot be built.
+    // Compiled where it is called: what `lib` itself refers to, every function has to carry.
+    #[inline]
     pub fn new(base: &str, key: &Secret) -> Result<Self> {
         Ok(Self {
             client: outbound::client(base, CONNECT)?,
