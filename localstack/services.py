@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+import build
 import postgres
 from settings import HERE, REGION, TOOLS, VENV, Failure, Profile, dotenv
 from supervision import Program
@@ -33,6 +34,12 @@ def programs(profile: Profile) -> list[Program]:
         _stripe(profile),
         _trace_viewer(profile),
     ]
+
+
+def _code(*patterns: str) -> dict[str, str]:
+    """The fingerprint of the files that a program reads when it starts: with another one it starts anew."""
+    files = [file for pattern in patterns for file in sorted(HERE.glob(pattern))]
+    return {"CODE_SHA256": build.digest(b"".join(file.read_bytes() for file in files))}
 
 
 def await_ready(profile: Profile) -> None:
@@ -96,7 +103,10 @@ def _clickhouse(profile: Profile) -> Program:
     return Program(
         "clickhouse",
         [PYTHON, "-m", "servers.clickhouse_http", str(profile.port("clickhouse")), str(data)],
-        {"CLICKHOUSE_PASSWORD": profile.secret("clickhouse")},
+        {
+            "CLICKHOUSE_PASSWORD": profile.secret("clickhouse"),
+            **_code("servers/clickhouse_http.py", "requirements.txt"),
+        },
         HERE,
         stop_signal="KILL",  # the engine has no clean shutdown from outside, and needs none
         priority=10,
@@ -161,6 +171,7 @@ def _aws(profile: Profile) -> Program:
             # The functions inherit these two.
             "AWS_ENDPOINT_URL": profile.url("aws"),
             "OTEL_EXPORTER_OTLP_ENDPOINT": profile.url("traces"),
+            **_code("servers/aws/*.py", "requirements.txt"),
         },
         HERE,
         priority=20,
@@ -188,7 +199,8 @@ def _model_mock(profile: Profile) -> Program:
             "--log-level",
             "warn",
         ],
-        folder=HERE,
+        _code("servers/models.json", "package-lock.json"),
+        HERE,
         priority=20,
     )
 
@@ -201,6 +213,7 @@ def _stripe(profile: Profile) -> Program:
             "PYTHONPATH": str(TOOLS / "stripe-world"),
             "STRIPE_WEBHOOK_URL": f"{profile.url('router')}/api/billing/webhook",
             "STRIPE_WEBHOOK_SECRET": profile.stripe_webhook_secret,
+            **_code("servers/stripe/*.py", "requirements.txt"),
         },
         HERE,
         priority=20,
