@@ -116,7 +116,6 @@ def test_a_queue_made_again_is_empty(emulator):
 # A function that asks the emulator for something before it is ready, as one that needs secrets does.
 BOOTSTRAP = """\
 #!{python}
-import io
 import os
 from urllib.request import Request, urlopen
 
@@ -140,7 +139,7 @@ listen = socket.socket.listen
 
 def slow(listener, *backlog):
     if listener.getsockname()[1] == {port}:
-        time.sleep(3)
+        time.sleep(2)
     listen(listener, *backlog)
 
 
@@ -167,13 +166,13 @@ def test_a_batch_that_waits_at_the_start_is_handled(emulator, tmp_path):
     )
     arn = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=names)["Attributes"]["QueueArn"]
     functions.create_event_source_mapping(
-        EventSourceArn=arn, FunctionName="ingest", BatchSize=100, MaximumBatchingWindowInSeconds=3
+        EventSourceArn=arn, FunctionName="ingest", BatchSize=100, MaximumBatchingWindowInSeconds=1
     )
     emulator.checkpoint()
     sqs.send_message(QueueUrl=url, MessageBody="1")
     emulator.kill()
     # Its window is over when the emulator is back.
-    time.sleep(3)
+    time.sleep(1)
     (tmp_path / "sitecustomize.py").write_text(SLOW.format(port=emulator.port))
     emulator.environment["PYTHONPATH"] = str(tmp_path)
     emulator.start()
