@@ -1,5 +1,6 @@
 """Who fuzzes: fresh users for the routes of users, the administrator for those of administrators."""
 
+import ast
 import itertools
 import os
 import random
@@ -29,6 +30,18 @@ MIGRATE = (
     f"{os.environ['AWS_ENDPOINT_URL'].rstrip('/')}/2015-03-31/functions/"
     f"{os.environ['STACK_NAME']}-workers-migrate/invocations"
 )
+
+# Python 3.11 counts the depth of what it parses for all threads together (CPython's issue 106905), and so fails when
+# hypothesis reads a function's source for both workers at once.
+parse, parsing = ast.parse, threading.Lock()
+
+
+def parse_alone(*arguments, **options) -> ast.AST:
+    with parsing:
+        return parse(*arguments, **options)
+
+
+ast.parse = parse_alone
 
 addresses = random.Random(0)
 issued: set[str] = set()
