@@ -10,9 +10,9 @@ included, passes as it is.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
+import build
 import tools
 from settings import Profile
 from supervision import Program
@@ -68,7 +68,7 @@ def program(profile: Profile) -> Program:
     text = configuration(profile)
     path.write_text(text)
     # It reads the file when it starts: with another one it starts anew.
-    read = {"CONFIGURATION": hashlib.sha256(text.encode()).hexdigest()}
+    read = {"CONFIGURATION": build.digest(text.encode())}
     return Program("front", [str(tools.haproxy()), "-db", "-f", str(path)], read, priority=35)
 
 
