@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use crate::figures::{median, millis, print, quantile};
 
-const WARM_UP: usize = 5;
+const WARM_UP: usize = 48;
 /// Streams of a moment, and streams of a third of a second.
 const SAMPLES: [usize; 2] = [60, 25];
 const AT_ONCE: usize = 8;
