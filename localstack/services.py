@@ -33,6 +33,7 @@ def programs(profile: Profile) -> list[Program]:
         _model_mock(profile),
         _stripe(profile),
         _trace_viewer(profile),
+        Program("logs", [PYTHON, "-m", "servers.logs", str(profile.logs)], _code("servers/logs.py"), HERE),
     ]
 
 
@@ -224,7 +225,12 @@ def _trace_viewer(profile: Profile) -> Program:
     return Program(
         "traces",
         [str(VENV / "bin" / "tv"), "serve"],
-        {"TV_PORT": str(profile.port("traces")), "TV_DB_PATH": str(_traces(profile))},
+        {
+            "TV_PORT": str(profile.port("traces")),
+            "TV_DB_PATH": str(_traces(profile)),
+            # By itself it tells of each request.
+            "RUST_LOG": "warn",
+        },
         profile.data,
         priority=20,
     )

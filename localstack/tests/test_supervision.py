@@ -2,6 +2,7 @@
 
 import configparser
 import shlex
+import subprocess
 
 import pytest
 from supervisor.datatypes import dict_of_key_value_pairs
@@ -30,4 +31,5 @@ def test_values_that_would_be_misread_are_refused(tmp_path, value):
 def test_command_survives_the_configuration(tmp_path):
     command = ["/bin/echo", "two words", 'a "quote"', "100%"]
     read = section(Program("p", command), tmp_path)["command"]
-    assert shlex.split(read.replace("%%", "%")) == command
+    done = subprocess.run(shlex.split(read.replace("%%", "%")), check=True, capture_output=True)
+    assert (done.stdout, (tmp_path / "p.log").read_text()) == (b"", 'two words a "quote" 100%\n')
