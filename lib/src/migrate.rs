@@ -23,6 +23,7 @@ const CLICKHOUSE: &[(u32, &str, &str)] = &[
     (1, "events", include_str!("../migrations/clickhouse/0001_events.sql")),
     (2, "views", include_str!("../migrations/clickhouse/0002_views.sql")),
     (3, "users", include_str!("../migrations/clickhouse/0003_users.sql")),
+    (4, "grains", include_str!("../migrations/clickhouse/0004_grains.sql")),
 ];
 
 /// Seconds that a migration waits for the writers before it.

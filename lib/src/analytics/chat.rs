@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::analytics::report::{Query, Reports, bucket, ratio};
+use crate::analytics::report::{Query, Reports, bucket, grain, ratio};
 use crate::error::Result;
 
 /// Chat of a bucket.
@@ -113,7 +113,9 @@ impl Reports {
             bucket!("hour"),
             " AS bucket, sum(requests) AS requests, sum(messages) AS messages, sum(created) AS created,
                 uniqCombined64Merge(users) AS users
-             FROM chat_metrics_hourly WHERE toDate(hour) BETWEEN {from:Date} AND {to:Date} GROUP BY bucket",
+             FROM chat_metrics_hourly WHERE ",
+            grain!(),
+            " AND toDate(hour) BETWEEN {from:Date} AND {to:Date} GROUP BY bucket",
         );
         let rows: Vec<Row> = self.rows(sql, query).await?;
         let rows: HashMap<i64, Row> = rows.into_iter().map(|row| (row.bucket, row)).collect();
@@ -255,7 +257,9 @@ impl Reports {
             "SELECT if(toDate(hour) < {from:Date}, -1, ",
             bucket!("hour"),
             ") AS bucket, sum(created) AS created, sum(deleted) AS deleted
-             FROM chat_metrics_hourly WHERE toDate(hour) <= {to:Date} GROUP BY bucket",
+             FROM chat_metrics_hourly WHERE ",
+            grain!(),
+            " AND toDate(hour) <= {to:Date} GROUP BY bucket",
         );
         let (lengths, series) =
             futures_util::try_join!(self.row::<Lengths>(lengths, query), self.rows::<Row>(series, query))?;

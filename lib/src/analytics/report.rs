@@ -371,6 +371,14 @@ macro_rules! bucket {
 }
 pub(crate) use bucket;
 
+/// The SQL of the condition for rows just fine enough for the buckets: those of hours, or those of days.
+macro_rules! grain {
+    () => {
+        "grain = if({interval:String} = 'hour', 'hour', 'day')"
+    };
+}
+pub(crate) use grain;
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde::{Deserialize, Serialize};
 
-use crate::analytics::report::{Interval, Query, Reports, bucket, day, ratio};
+use crate::analytics::report::{Interval, Query, Reports, bucket, day, grain, ratio};
 use crate::clock;
 use crate::error::Result;
 
@@ -153,7 +153,8 @@ impl Reports {
                 sumIf(revenue_analytics.gross - revenue_analytics.refunded, in_range) AS net,
                 sumIf(revenue_analytics.gross - revenue_analytics.refunded, toDate(hour) = {today:Date}) AS today,
                 sumIf(revenue_analytics.gross - revenue_analytics.refunded, in_month) AS this_month
-             FROM revenue_analytics WHERE in_range OR in_month GROUP BY currency ORDER BY currency";
+             FROM revenue_analytics WHERE grain = 'day' AND (in_range OR in_month)
+             GROUP BY currency ORDER BY currency";
         self.rows(sql, query).await
     }
 
@@ -202,7 +203,9 @@ impl Reports {
             bucket!("hour"),
             ") AS bucket, toString(currency) AS currency, toString(movement) AS movement,
                 sum(mrr_metrics.delta) AS delta, sum(mrr_metrics.events) AS events
-             FROM mrr_metrics WHERE toDate(hour) <= {to:Date} GROUP BY bucket, currency, movement",
+             FROM mrr_metrics WHERE ",
+            grain!(),
+            " AND toDate(hour) <= {to:Date} GROUP BY bucket, currency, movement",
         );
         let rows: Vec<Row> = self.rows(sql, query).await?;
         let mut currencies: BTreeMap<String, Recurring> = BTreeMap::new();
@@ -239,7 +242,9 @@ impl Reports {
             bucket!("hour"),
             " AS bucket, toString(currency) AS currency, sum(revenue_analytics.gross) AS gross,
                 sum(revenue_analytics.refunded) AS refunded, sum(revenue_analytics.payments) AS payments
-             FROM revenue_analytics WHERE toDate(hour) BETWEEN {from:Date} AND {to:Date} GROUP BY bucket, currency",
+             FROM revenue_analytics WHERE ",
+            grain!(),
+            " AND toDate(hour) BETWEEN {from:Date} AND {to:Date} GROUP BY bucket, currency",
         );
         let rows: Vec<Row> = self.rows(sql, query).await?;
         let currencies: BTreeSet<String> = rows.iter().map(|row| row.currency.clone()).collect();
@@ -282,7 +287,7 @@ impl Reports {
         }
         let revenue = "SELECT toString(currency) AS currency, toString(plan) AS plan,
                 sum(revenue_analytics.gross) AS gross
-             FROM revenue_analytics WHERE toDate(hour) BETWEEN {from:Date} AND {to:Date}
+             FROM revenue_analytics WHERE grain = 'day' AND toDate(hour) BETWEEN {from:Date} AND {to:Date}
              GROUP BY currency, plan HAVING sum(payments) > 0";
         let subscribers = "SELECT state.5 AS currency, state.4 AS plan, count() AS count
              FROM (SELECT max(last) AS state FROM churn_metrics WHERE day <= {to:Date} GROUP BY subscription_id)
@@ -405,7 +410,7 @@ impl Reports {
              )";
         let changes =
             "SELECT sum(daily_active_users.upgrades) AS upgrades, sum(daily_active_users.downgrades) AS downgrades
-             FROM daily_active_users WHERE toDate(hour) BETWEEN {from:Date} AND {to:Date}";
+             FROM daily_active_users WHERE grain = 'day' AND toDate(hour) BETWEEN {from:Date} AND {to:Date}";
         let (states, changes, recurring) = futures_util::try_join!(
             self.row::<States>(states, query),
             self.row::<Changes>(changes, query),

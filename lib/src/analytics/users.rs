@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use serde::{Deserialize, Serialize};
 use time::{Date, Duration};
 
-use crate::analytics::report::{Interval, Query, Reports, bucket, day, ratio};
+use crate::analytics::report::{Interval, Query, Reports, bucket, day, grain, ratio};
 use crate::error::Result;
 use crate::http::validate::{Field, Invalid, Raw};
 
@@ -165,7 +165,9 @@ impl Reports {
             "SELECT if(toDate(hour) < {from:Date}, -1, ",
             bucket!("hour"),
             ") AS bucket, sum(signups) AS count
-             FROM daily_active_users WHERE toDate(hour) <= {to:Date} GROUP BY bucket",
+             FROM daily_active_users WHERE ",
+            grain!(),
+            " AND toDate(hour) <= {to:Date} GROUP BY bucket",
         );
         let rows: Vec<Row> = self.rows(sql, query).await?;
         let counts: HashMap<i64, u64> = rows.into_iter().map(|row| (row.bucket, row.count)).collect();
@@ -194,7 +196,7 @@ impl Reports {
             plan: String,
             users: u64,
         }
-        // One reading for all: each hour counts in every window that it lies in.
+        // One reading for all: each row counts in every window that it lies in.
         let sql = concat!(
             "SELECT window.1 AS name, window.2 AS bucket, window.3 AS plan, uniqCombined64Merge(users) AS users
              FROM (
@@ -206,7 +208,10 @@ impl Reports {
             bucket!("hour"),
             ", '')], [])
                 )) AS window
-                FROM daily_active_users WHERE toDate(hour) BETWEEN least({from:Date}, {to:Date} - 29) AND {to:Date}
+                FROM daily_active_users
+                WHERE ",
+            grain!(),
+            " AND toDate(hour) BETWEEN least({from:Date}, {to:Date} - 29) AND {to:Date}
              ) GROUP BY window",
         );
         let rows: Vec<Row> = self.rows(sql, query).await?;
@@ -246,7 +251,9 @@ impl Reports {
             "SELECT ",
             bucket!("hour"),
             " AS bucket, sum(signups) AS signups, sum(verifications) AS verified
-             FROM daily_active_users WHERE toDate(hour) BETWEEN {from:Date} AND {to:Date} GROUP BY bucket",
+             FROM daily_active_users WHERE ",
+            grain!(),
+            " AND toDate(hour) BETWEEN {from:Date} AND {to:Date} GROUP BY bucket",
         );
         let rows: Vec<Row> = self.rows(sql, query).await?;
         let rows: HashMap<i64, Row> = rows.into_iter().map(|row| (row.bucket, row)).collect();
@@ -311,7 +318,8 @@ impl Reports {
             plan: u8,
             users: u64,
         }
-        let total = "SELECT sum(signups) AS signups FROM daily_active_users WHERE toDate(hour) <= {to:Date}";
+        let total =
+            "SELECT sum(signups) AS signups FROM daily_active_users WHERE grain = 'day' AND toDate(hour) <= {to:Date}";
         let users = concat!(
             "SELECT ",
             last_day!("latest"),
