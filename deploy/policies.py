@@ -133,6 +133,10 @@ def _resource_faults(resource: dict[str, Any]) -> Iterator[str]:
         yield "has no bound on the concurrency of its consumer"
     if kind == "AWS::CloudWatch::Alarm" and not properties.get("AlarmActions"):
         yield "tells nobody"
+    if kind == "AWS::Scheduler::Schedule" and "Name" in properties:
+        yield "has a name that another stack of the account has as well"
+    if kind == "AWS::ApiGateway::Deployment" and "StageName" in properties:
+        yield f"opens a stage that nothing guards, {properties['StageName']}"
 
 
 def _database_readers(resources: dict[str, Any]) -> Iterator[str] | list[str]:

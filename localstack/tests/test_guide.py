@@ -114,6 +114,12 @@ except OSError:
     ], done.stderr  # fmt: skip
 
 
+@pytest.mark.parametrize("stage", ["dev", "prod"])
+def test_a_stage_breaks_no_rule(stage):
+    done = guide(f"import policies\nprint(policies.faults(policies.transformed(policies.parameters('{stage}'))))")
+    assert done.stdout == "[]\n", done.stdout + done.stderr
+
+
 def test_the_policy_check_sees_what_is_too_wide():
     script = """
 import policies
@@ -125,6 +131,8 @@ template = {"Resources": {
             {"Effect": "Allow", "Action": "sqs:SendMessage", "Resource": "*"}]}}]}},
     "Eternal": {"Type": "AWS::Logs::LogGroup", "Properties": {}},
     "Lonely": {"Type": "AWS::SQS::Queue", "Properties": {}},
+    "Twice": {"Type": "AWS::Scheduler::Schedule", "Properties": {"Name": "EveryMinute"}},
+    "Open": {"Type": "AWS::ApiGateway::Deployment", "Properties": {"StageName": "Stage"}},
     "Reader": {"Type": "AWS::Lambda::Function", "Properties": {"Role": {"Fn::GetAtt": ["ReaderRole", "Arn"]},
         "Environment": {"Variables": {"DATABASE_SECRET_ARN": "x"}}}},
 }}
@@ -134,7 +142,7 @@ print("\\n".join(policies.faults(template)))
     for fault in (
         "grants the actions s3:*", "grants s3:* on", "grants sqs:SendMessage on *", "AdministratorAccess",
         "Eternal: keeps logs for ever", "Lonely: is not encrypted", "Lonely: has neither", "Reader: is not traced",
-        "DatabaseSecretPolicy: ReaderRole is missing",
+        "Twice: has a name that another stack", "Open: opens a stage", "DatabaseSecretPolicy: ReaderRole is missing",
     ):  # fmt: skip
         assert fault in found
 
