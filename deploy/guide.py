@@ -32,7 +32,7 @@ TOOLS = ROOT / ".local" / "tools"
 # Asked for at the first deploy of a stage; an empty answer takes the default.
 QUESTIONS = {
     "AppUrl": "Origin of the frontend, such as https://app.example.com",
-    "MailFrom": "Sender of mail, such as no-reply@example.com",
+    "MailFrom": "Sender of mail, of a domain that is verified in SES",
     "AdminEmails": "Addresses of administrators, with commas",
     "AlarmEmail": "Who is told of alarms",
     "DomainName": "Host name of the API (empty: API Gateway's)",
@@ -91,6 +91,8 @@ def check(values: dict[str, str]) -> None:
         raise Refused("DomainName and CertificateArn go together.")
     if "AppUrl" in values and not values["AppUrl"].startswith("https://"):
         raise Refused("AppUrl has to be https: cookies are sent over HTTPS only.")
+    if values.get("MailFrom", "").endswith("@example.com"):
+        raise Refused("MailFrom has to be of a domain that is verified in SES, which example.com never is.")
 
 
 def overrides(values: dict[str, str]) -> list[str]:

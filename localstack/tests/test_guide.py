@@ -53,6 +53,7 @@ def test_a_deploy_without_region_or_stage_says_so():
         ({"Stage": "staging"}, "Stage is one of"),
         ({"Nonsense": "1"}, "no parameter Nonsense"),
         ({"MailFrom": "nobody"}, "MailFrom does not match"),
+        ({"MailFrom": "no-reply@example.com"}, "verified in SES"),
         ({"AppUrl": "http://app.example.com"}, "https"),
         ({"DomainName": "api.example.com"}, "go together"),
         ({"DatabaseUrl": 'postgres://a:"@b/c'}, "DatabaseUrl does not match"),
@@ -145,6 +146,12 @@ print("\\n".join(policies.faults(template)))
         "Twice: has a name that another stack", "Open: opens a stage", "DatabaseSecretPolicy: ReaderRole is missing",
     ):  # fmt: skip
         assert fault in found
+
+
+def test_the_mail_domain_is_made_for_the_emulator_alone():
+    source = cloudformation.template()
+    assert source["Resources"]["MailIdentity"]["Condition"] == "Emulated"
+    assert source["Conditions"]["Emulated"] == {"Equals": [{"Ref": "Stage"}, "local"]}
 
 
 def test_every_environment_variable_is_in_the_operators_table():
