@@ -154,6 +154,15 @@ def test_the_mail_domain_is_made_for_the_emulator_alone():
     assert source["Conditions"]["Emulated"] == {"Equals": [{"Ref": "Stage"}, "local"]}
 
 
+def test_a_restored_database_takes_the_place_of_the_one_that_was_made():
+    resources = cloudformation.template()["Resources"]
+    connection = resources["DatabaseSecret"]["Properties"]["SecretString"]["If"]
+    [statement] = resources["DatabaseSecretPolicy"]["Properties"]["PolicyDocument"]["Statement"]
+    assert connection[0] == statement["Resource"]["If"][0] == "DatabaseSecretGiven"
+    assert "DatabaseSecretArn" in connection[1]["Sub"]
+    assert statement["Resource"]["If"][1] == {"Ref": "DatabaseSecretArn"}
+
+
 def test_every_environment_variable_is_in_the_operators_table():
     table = (ROOT / "docs" / "operations.md").read_text().split("## Environment variables")[1]
     documented = set(re.findall(r"`([A-Z][A-Z0-9_]+)`", table))
