@@ -1,21 +1,24 @@
 """`make deploy`, `make destroy`, `make redrive`: the template in an AWS account, a step at a time.
 
-Runs in the environment of `localstack/requirements-sam.txt`. Nothing is asked twice: what is not secret is kept in
-`.local/deploy/<stage>.json`, and secrets stay in the stack, which sam leaves as they are.
+Runs in the environment of `localstack/requirements-sam.txt`. Nothing is asked twice: the stack remembers what it was
+deployed with. `deploy/<stage>.json` wins over that, and secrets stay in the stack, which sam leaves as they are.
 """
 
 from __future__ import annotations
 
 import argparse
 import getpass
+import hashlib
 import json
 import os
 import re
+import secrets
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,7 @@ from samtranslator.yaml_helper import yaml_parse
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-ANSWERS = ROOT / ".local" / "deploy"
+TEMPLATE = ROOT / "template.yaml"
 STAGES = ("dev", "prod")
 TOOLS = ROOT / ".local" / "tools"
 # Asked for at the first deploy of a stage; an empty answer takes the default.
@@ -36,17 +39,22 @@ QUESTIONS = {
     "AdminEmails": "Addresses of administrators, with commas",
     "AlarmEmail": "Who is told of alarms",
     "DomainName": "Host name of the API (empty: API Gateway's)",
-    "CertificateArn": "Certificate of that name (empty without a name)",
+    "CertificateArn": "Certificate of that name",
+    "HostedZoneId": "Route 53 zone of that name (empty: its DNS record is made elsewhere)",
     "ClickHouseUrl": "Base URL of ClickHouse",
     "ClickHouseUser": "User of ClickHouse that may write",
     "ClickHouseReader": "User of ClickHouse that may only read",
     "ClickHouseManageReader": "Whether the migration makes that user (true or false)",
 }
+OF_A_DOMAIN = ("CertificateArn", "HostedZoneId")
+# An empty answer leaves what there is; at the first deploy that is nothing.
 SECRETS = {
     "ClickHousePassword": "Password of ClickHouse's users",
-    "OpenAiApiKey": "Key of OpenAI (empty: its models are not available)",
+    "OpenAiApiKey": "Key of OpenAI, whose models are not available without one",
     "AnthropicApiKey": "Key of Anthropic",
     "GoogleApiKey": "Key of Google",
+    "StripeSecretKey": "Secret key of Stripe, without which nobody can pay",
+    "StripeWebhookSecret": "Signing secret of Stripe's webhook, without which no webhook is taken",
 }
 
 
@@ -70,7 +78,7 @@ def questions(values: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
 
 def declared() -> dict[str, Any]:
     """The template's parameters."""
-    return yaml_parse((ROOT / "template.yaml").read_text())["Parameters"]
+    return yaml_parse(TEMPLATE.read_text())["Parameters"]
 
 
 def check(values: dict[str, str]) -> None:
@@ -85,6 +93,8 @@ def check(values: dict[str, str]) -> None:
         pattern = known[name].get("AllowedPattern")
         if pattern and not re.fullmatch(pattern, value):
             raise Refused(f"{name} does not match {pattern}.")
+        if re.search(r'["\\]', value):
+            raise Refused(f"{name} has a quotation mark or a backslash, which sam would not pass on.")
     if values.get("Stage") == "local":
         raise Refused("The local stage is for the emulator.")
     if bool(values.get("DomainName")) != bool(values.get("CertificateArn")):
@@ -96,8 +106,29 @@ def check(values: dict[str, str]) -> None:
 
 
 def overrides(values: dict[str, str]) -> list[str]:
-    """The parameters as sam takes them."""
-    return [f"ParameterKey={name},ParameterValue={value}" for name, value in sorted(values.items())]
+    """The parameters as sam takes them: without the marks a value would end at its first space."""
+    return [f'ParameterKey={name},ParameterValue="{value}"' for name, value in sorted(values.items())]
+
+
+def release(values: dict[str, str], anew: bool) -> str:
+    """The digest of template, parameters and code, or one that there has never been, as other secrets need it.
+
+    Secrets are no part of it: who may look at the stack may read it.
+    """
+    digest = hashlib.sha256(secrets.token_bytes() if anew else b"")
+    source = yaml_parse(TEMPLATE.read_text())
+    defaults = {name: str(parameter.get("Default", "")) for name, parameter in visible(source["Parameters"]).items()}
+    digest.update(TEMPLATE.read_bytes() + json.dumps(defaults | values, sort_keys=True).encode())
+    for _, resource in sorted(source["Resources"].items()):
+        if resource["Type"] == "AWS::Serverless::Function":
+            with zipfile.ZipFile(ROOT / resource["Properties"]["CodeUri"]) as code:
+                digest.update(code.read("bootstrap"))
+    return digest.hexdigest()
+
+
+def visible(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Those of the parameters that an operator sees and sets."""
+    return {name: item for name, item in parameters.items() if name != "Release" and not item.get("NoEcho")}
 
 
 def confirm_destruction(stage: str, answer: Callable[[str], str]) -> None:
@@ -117,27 +148,25 @@ def deploy(stage: str) -> None:
     """Check, ask, build, deploy, migrate, look."""
     account, region = identity()
     print(f"Account {account}, region {region}, stack {stack_name(stage)}.")
-    kept = ANSWERS / f"{stage}.json"
-    values = json.loads((HERE / f"{stage}.json").read_text())
-    if kept.exists():
-        values |= json.loads(kept.read_text())
+    remembered = deployed(stage)
+    values = (remembered or {}) | json.loads((HERE / f"{stage}.json").read_text())
     plain, secret = questions(values)
     for name, text in plain.items():
+        if name in OF_A_DOMAIN and not values.get("DomainName"):
+            continue
         default = declared()[name].get("Default", "")
         values[name] = input(f"{text} [{default}]: ").strip() or str(default)
     check(values)
-    first = not exists(stage)
-    secrets = {}
-    for name, text in secret.items():
-        if first or os.environ.get("ASK_SECRETS"):
-            secrets[name] = getpass.getpass(f"{text}: ").strip()
-    check(secrets)
-    if first and "DatabaseUrl" in secret and not secrets.get("DatabaseUrl"):
+    anew = bool(os.environ.get("ASK_SECRETS"))
+    answers = {}
+    if remembered is None or anew:
+        answers = {name: getpass.getpass(f"{text}: ").strip() for name, text in secret.items()}
+    given = {name: answer for name, answer in answers.items() if answer}
+    check(given)
+    if remembered is None and "DatabaseUrl" in secret and "DatabaseUrl" not in given:
         raise Refused("Without a database nothing works: give its URL, or set CreateDatabase or DatabaseSecretArn.")
-    ANSWERS.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps({name: values[name] for name in QUESTIONS}, indent=2) + "\n")
     build(values.get("Architecture", "arm64"))
-    sam(stage, region, values | secrets)
+    sam(stage, region, values | given | {"Release": release(values, anew)})
     print(f"Schema: {migrate(stage, region)}")
     address = api_url(stage, region)
     smoke(address)
@@ -161,27 +190,48 @@ def redrive(queue: str, stage: str | None) -> None:
         identity()
         sqs, prefix = boto3.client("sqs"), stack_name(stage)
     source = sqs.get_queue_url(QueueName=f"{prefix}-{queue}-dlq")["QueueUrl"]
-    if local:
-        target = sqs.get_queue_url(QueueName=f"{prefix}-{queue}")["QueueUrl"]
-        print(f"{move(sqs, source, target)} messages are back in {queue}.")
-        return
-    arn = sqs.get_queue_attributes(QueueUrl=source, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
-    task = sqs.start_message_move_task(SourceArn=arn)
-    print(f"SQS moves them; the task is {task['TaskHandle']}.")
+    target = sqs.get_queue_url(QueueName=f"{prefix}-{queue}")["QueueUrl"]
+    moved = move(sqs, source, target) if local else moved_by_sqs(sqs, source, target)
+    print(f"{moved} messages are back in {queue}.")
+
+
+def moved_by_sqs(sqs: Any, source: str, target: str, pause: float = 2) -> int:
+    """The target is named: SQS does not know where letters come from that a worker sent, and not SQS itself."""
+    source, target = (queue_attribute(sqs, queue, "QueueArn") for queue in (source, target))
+    sqs.start_message_move_task(SourceArn=source, DestinationArn=target)
+    # The newest comes first.
+    while (task := sqs.list_message_move_tasks(SourceArn=source, MaxResults=1)["Results"][0])["Status"] == "RUNNING":
+        time.sleep(pause)
+    moved = task.get("ApproximateNumberOfMessagesMoved", 0)
+    if task["Status"] != "COMPLETED":
+        reason = task.get("FailureReason", "it does not say why")
+        raise Refused(f"SQS moved {moved} messages, then the task was {task['Status'].lower()}: {reason}.")
+    return moved
 
 
 def move(sqs: Any, source: str, target: str) -> int:
-    """Each message is sent before it is deleted: at worst twice, which the consumers bear, never lost."""
-    moved = 0
-    while messages := sqs.receive_message(
-        QueueUrl=source, MaxNumberOfMessages=10, WaitTimeSeconds=1, VisibilityTimeout=60, MessageAttributeNames=["All"]
-    ).get("Messages"):
+    """Each message is sent before it is deleted: at worst twice, which the consumers bear, never lost.
+
+    No more than there are at the start, since what is refused once more comes back at once.
+    """
+    moved, most = 0, int(queue_attribute(sqs, source, "ApproximateNumberOfMessages"))
+    while moved < most and (
+        messages := sqs.receive_message(
+            QueueUrl=source, MaxNumberOfMessages=min(10, most - moved), WaitTimeSeconds=1, VisibilityTimeout=60,
+            MessageAttributeNames=["All"],
+        ).get("Messages")
+    ):  # fmt: skip
         for message in messages:
             kept = {name: value for name, value in message.get("MessageAttributes", {}).items() if name != "reason"}
             sqs.send_message(QueueUrl=target, MessageBody=message["Body"], MessageAttributes=kept)
             sqs.delete_message(QueueUrl=source, ReceiptHandle=message["ReceiptHandle"])
             moved += 1
     return moved
+
+
+def queue_attribute(sqs: Any, queue: str, name: str) -> str:
+    """One attribute of a queue."""
+    return sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=[name])["Attributes"][name]
 
 
 def emulator_client() -> Any:
@@ -209,12 +259,21 @@ def identity() -> tuple[str, str]:
         raise Refused(f"AWS refuses these credentials: {error}.") from error
 
 
-def exists(stage: str) -> bool:
-    """Whether the stage was deployed before."""
+def deployed(stage: str) -> dict[str, str] | None:
+    """What the stage was deployed with, but for its secrets; None before its first deploy."""
     try:
-        return bool(boto3.client("cloudformation").describe_stacks(StackName=stack_name(stage))["Stacks"])
-    except botocore.exceptions.ClientError:
-        return False
+        stack = boto3.client("cloudformation").describe_stacks(StackName=stack_name(stage))["Stacks"][0]
+    except botocore.exceptions.ClientError as error:
+        if "does not exist" in str(error):
+            return None
+        raise Refused(f"CloudFormation does not tell what is deployed: {error}.") from error
+    # A change set that nobody executed: the stack is a name with nothing behind it.
+    if stack["StackStatus"] == "REVIEW_IN_PROGRESS":
+        return None
+    if stack["StackStatus"] == "ROLLBACK_COMPLETE":
+        raise Refused(f"The first deploy failed; `make destroy STAGE={stage}` clears away what is left of it.")
+    parameters = {item["ParameterKey"]: item.get("ParameterValue", "") for item in stack.get("Parameters", [])}
+    return {name: parameters[name] for name in visible(declared()) if name in parameters}
 
 
 def build(architecture: str) -> None:
@@ -226,7 +285,8 @@ def build(architecture: str) -> None:
 
 
 def sam(stage: str, region: str, values: dict[str, str]) -> None:
-    """`sam deploy`, which shows what it will change and asks."""
+    """`sam deploy`, which shows what it will change and asks. It succeeds also where the answer is no."""
+    before = pending(stage)
     run(
         [
             TOOLS / "sam" / "bin" / "sam", "deploy", "--template-file", ROOT / "template.yaml",
@@ -235,6 +295,23 @@ def sam(stage: str, region: str, values: dict[str, str]) -> None:
             "CAPABILITY_AUTO_EXPAND", "--parameter-overrides", *overrides(values),
         ]
     )  # fmt: skip
+    refused = pending(stage) - before
+    for change_set in refused:
+        boto3.client("cloudformation").delete_change_set(ChangeSetName=change_set)
+    if refused:
+        raise Refused("Nothing was changed: the change set was not executed.")
+
+
+def pending(stage: str) -> set[str]:
+    """The stack's change sets that wait for somebody; there are none once one of them was executed."""
+    pages = boto3.client("cloudformation").get_paginator("list_change_sets").paginate(StackName=stack_name(stage))
+    try:
+        found = [change_set for page in pages for change_set in page["Summaries"]]
+    except botocore.exceptions.ClientError as error:
+        if "does not exist" in str(error):
+            return set()
+        raise Refused(f"CloudFormation does not list the change sets: {error}.") from error
+    return {change_set["ChangeSetId"] for change_set in found if change_set["ExecutionStatus"] == "AVAILABLE"}
 
 
 def migrate(stage: str, region: str) -> str:

@@ -71,7 +71,7 @@ def deploy(profile: Profile, parameters: dict[str, str]) -> bool:
         "--no-fail-on-empty-changeset",
         "--no-progressbar",
         "--parameter-overrides",
-        *(f"ParameterKey={name},ParameterValue={value}" for name, value in values.items()),
+        *overrides(values),
     ]
     environment = {
         **{name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ},
@@ -89,6 +89,11 @@ def deploy(profile: Profile, parameters: dict[str, str]) -> bool:
     stamp.write_text(wanted)
     print(f"Deployed in {time.monotonic() - started:.0f} s.", flush=True)
     return True
+
+
+def overrides(values: dict[str, str]) -> list[str]:
+    """The parameters as sam takes them: without the marks a value would end at its first space."""
+    return [f'ParameterKey={name},ParameterValue="{value}"' for name, value in values.items()]
 
 
 def status(profile: Profile) -> str:

@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 import cloudformation
+import deploy
 from settings import DEPLOY, ROOT, SAM_VENV
 
 
@@ -57,6 +58,7 @@ def test_a_deploy_without_region_or_stage_says_so():
         ({"AppUrl": "http://app.example.com"}, "https"),
         ({"DomainName": "api.example.com"}, "go together"),
         ({"DatabaseUrl": 'postgres://a:"@b/c'}, "DatabaseUrl does not match"),
+        ({"AdminEmails": 'one@a.net"'}, "quotation mark"),
     ],
 )
 def test_wrong_parameters_are_refused_before_anything_is_done(values, complaint):
@@ -80,11 +82,182 @@ assert not any(declared[name].get("NoEcho") for name in guide.QUESTIONS)
 plain, secret = guide.questions({"AppUrl": "https://app.example.com"})
 assert "AppUrl" not in plain and "DatabaseUrl" in secret
 assert "DatabaseUrl" not in guide.questions({"CreateDatabase": "true"})[1]
-assert guide.overrides({"B": "2", "A": "1"}) == ["ParameterKey=A,ParameterValue=1", "ParameterKey=B,ParameterValue=2"]
+assert {"StripeSecretKey", "StripeWebhookSecret"} <= set(secret)
 print("good")
 """
     done = guide(script)
     assert done.stdout == "good\n", done.stderr
+
+
+def test_sam_reads_every_value_as_it_was_given():
+    values = {
+        "A": "",
+        "B": "one two  three",
+        "C": "it's Y=3,Z=4",
+        "D": "arn:aws:x:1",
+        "E": " ends with a space ",
+        "F": "é",
+    }
+    script = f"""
+from samcli.cli.types import CfnParameterOverridesType
+values = {values!r}
+for given in (guide.overrides(values), {deploy.overrides(values)!r}):
+    assert CfnParameterOverridesType().convert(tuple(given), None, None) == values
+guide.check({{"AdminEmails": "one@a.net, two@a.net"}})
+print("good")
+"""
+    done = guide(script)
+    assert done.stdout == "good\n", done.stderr
+
+
+# CloudFormation as far as the guide talks to it; `stack` and `waiting` are what it knows.
+FORMATION = """
+import botocore.exceptions
+class Formation:
+    stack, waiting, deleted = None, [], []
+    def fail(self):
+        raise botocore.exceptions.ClientError({"Error": {"Code": "ValidationError",
+            "Message": "Stack with id ai-chat-dev does not exist"}}, "DescribeStacks")
+    def describe_stacks(self, StackName):
+        return {"Stacks": [self.stack]} if self.stack else self.fail()
+    def get_paginator(self, _):
+        return self
+    def paginate(self, StackName):
+        sets = [{"ChangeSetId": name, "ExecutionStatus": "AVAILABLE"} for name in self.waiting]
+        yield {"Summaries": [*sets, {"ChangeSetId": "empty", "ExecutionStatus": "UNAVAILABLE"}]}
+    def delete_change_set(self, ChangeSetName):
+        self.deleted.append(ChangeSetName)
+formation = Formation()
+guide.boto3.client = lambda *_, **__: formation
+"""
+
+
+def test_a_stack_remembers_what_is_no_secret_and_a_refused_one_nothing():
+    script = (
+        FORMATION
+        + """
+found = [guide.deployed("dev")]
+formation.stack = {"StackStatus": "REVIEW_IN_PROGRESS"}
+found.append(guide.deployed("dev"))
+given = {"AppUrl": "https://app.example.net", "ClickHousePassword": "****", "Release": "0a", "Forgotten": "1"}
+formation.stack = {"StackStatus": "UPDATE_ROLLBACK_COMPLETE", "Parameters": [
+    {"ParameterKey": name, "ParameterValue": value} for name, value in given.items()]}
+found.append(guide.deployed("dev"))
+formation.stack = {"StackStatus": "ROLLBACK_COMPLETE"}
+try:
+    guide.deployed("dev")
+except guide.Refused as refusal:
+    found.append("make destroy STAGE=dev" in str(refusal))
+print(json.dumps(found))
+"""
+    )
+    done = guide(script)
+    assert json.loads(done.stdout) == [None, None, {"AppUrl": "https://app.example.net"}, True], done.stderr
+
+
+def test_nothing_follows_a_change_set_that_was_not_executed():
+    script = (
+        FORMATION
+        + """
+formation.waiting = ["somebody else's"]
+guide.run = lambda command: formation.waiting.append("ours")
+try:
+    guide.sam("dev", "eu-central-1", {})
+except guide.Refused as refusal:
+    print(refusal, formation.deleted)
+formation.waiting = ["somebody else's"]
+guide.run = lambda command: formation.waiting.clear()
+guide.sam("dev", "eu-central-1", {})
+print("executed")
+guide.run = lambda command: None
+guide.sam("dev", "eu-central-1", {})
+print("nothing to do")
+"""
+    )
+    done = guide(script)
+    refused = "Nothing was changed: the change set was not executed. ['ours']"
+    assert done.stdout.splitlines() == [refused, "executed", "nothing to do"], done.stderr
+
+
+def test_a_release_is_another_one_with_other_parameters_code_or_secrets(tmp_path):
+    script = f"""
+import pathlib, shutil, zipfile
+folder = pathlib.Path({str(tmp_path)!r})
+guide.ROOT, source = folder, guide.yaml_parse(guide.TEMPLATE.read_text())
+places = [folder / item["Properties"]["CodeUri"] for item in source["Resources"].values()
+          if item["Type"] == "AWS::Serverless::Function"]
+def write(place, code):
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(place, "w") as zipped:
+        zipped.writestr("bootstrap", code)
+for place in places:
+    write(place, b"code")
+first = guide.release({{"TrialDays": "3"}}, anew=False)
+assert guide.release({{"TrialDays": "3", "PastDueGraceDays": "7"}}, anew=False) == first, "a default in words"
+assert guide.release({{"TrialDays": "4"}}, anew=False) != first
+assert guide.release({{"TrialDays": "3"}}, anew=True) != first
+guide.check({{"Release": first}})
+write(places[0], b"other code")
+assert guide.release({{"TrialDays": "3"}}, anew=False) != first
+print("good")
+"""
+    done = guide(script)
+    assert done.stdout == "good\n", done.stderr
+
+
+def test_functions_with_an_alias_get_a_version_with_every_release():
+    script = """
+import logging, policies
+logging.disable(logging.WARNING)
+def versions(release):
+    resources = policies.transformed({**policies.parameters("dev"), "Release": release})["Resources"]
+    return {name for name, item in resources.items() if item["Type"] == "AWS::Lambda::Version"}
+sets = [versions("0123456789ab"), versions("ba9876543210"), versions("")]
+print(json.dumps([len(found) for found in sets] + [len(set.union(*sets))]))
+"""
+    done = guide(script)
+    assert json.loads(done.stdout) == [6, 6, 6, 18], done.stderr
+
+
+def test_sqs_is_told_where_letters_belong_and_its_failure_is_reported():
+    script = """
+class Queues:
+    def __init__(self, *last):
+        self.tasks, self.started = [{"Status": "RUNNING"}, {"Status": "RUNNING"}, *last], []
+    def get_queue_attributes(self, QueueUrl, AttributeNames):
+        return {"Attributes": {"QueueArn": f"arn:{QueueUrl}"}}
+    def start_message_move_task(self, SourceArn, DestinationArn):
+        self.started.append([SourceArn, DestinationArn])
+    def list_message_move_tasks(self, SourceArn, MaxResults):
+        return {"Results": [self.tasks.pop(0)]}
+queues = Queues({"Status": "COMPLETED", "ApproximateNumberOfMessagesMoved": 7})
+print(guide.moved_by_sqs(queues, "dlq", "queue", pause=0), queues.started)
+try:
+    guide.moved_by_sqs(Queues({"Status": "FAILED", "FailureReason": "AccessDenied"}), "dlq", "queue", pause=0)
+except guide.Refused as refusal:
+    print(refusal)
+"""
+    done = guide(script)
+    assert done.stdout.splitlines() == [
+        "7 [['arn:dlq', 'arn:queue']]", "SQS moved 0 messages, then the task was failed: AccessDenied.",
+    ], done.stderr  # fmt: skip
+
+
+def test_a_letter_that_comes_back_is_not_moved_for_ever():
+    script = """
+class Queues:
+    def get_queue_attributes(self, QueueUrl, AttributeNames):
+        return {"Attributes": {"ApproximateNumberOfMessages": "12"}}
+    def receive_message(self, MaxNumberOfMessages, **_):
+        return {"Messages": [{"Body": "refused", "ReceiptHandle": "1"}] * MaxNumberOfMessages}
+    def send_message(self, **_):
+        pass
+    def delete_message(self, **_):
+        pass
+print(guide.move(Queues(), "dlq", "queue"))
+"""
+    done = guide(script)
+    assert done.stdout == "12\n", done.stderr
 
 
 def test_dead_letters_go_back_with_their_attributes_and_none_is_deleted_unsent():
@@ -95,6 +268,8 @@ class Queues:
             "reason": {"DataType": "String", "StringValue": "bad"},
             "traceparent": {"DataType": "String", "StringValue": "00"}}},
             {"Body": "b", "ReceiptHandle": "2"}], [{"Body": "c", "ReceiptHandle": "3"}], []], []
+    def get_queue_attributes(self, QueueUrl, AttributeNames):
+        return {"Attributes": {"ApproximateNumberOfMessages": "3"}}
     def receive_message(self, **_):
         return {"Messages": self.dead.pop(0)}
     def send_message(self, QueueUrl, MessageBody, MessageAttributes):
