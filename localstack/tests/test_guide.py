@@ -329,6 +329,33 @@ def test_the_mail_domain_is_made_for_the_emulator_alone():
     assert source["Conditions"]["Emulated"] == {"Equals": [{"Ref": "Stage"}, "local"]}
 
 
+def test_a_failing_worker_is_told_by_an_alarm():
+    resources = cloudformation.template()["Resources"]
+    watched = {
+        dimension["Value"]["Ref"]
+        for alarm in resources.values() if alarm["Type"] == "AWS::CloudWatch::Alarm"
+        for metric in alarm["Properties"].get("Metrics", []) if "MetricStat" in metric
+        for dimension in metric["MetricStat"]["Metric"]["Dimensions"]
+    }  # fmt: skip
+    workers = {
+        name for name, item in resources.items()
+        if item["Type"] == "AWS::Serverless::Function" and name.startswith("Workers")
+    }  # fmt: skip
+    # The deploy looks at the reply of the migration.
+    assert watched == workers - {"WorkersMigrate"}
+
+
+def test_webhooks_and_what_people_write_pass_the_firewall():
+    rules = {rule["Name"]: rule for rule in cloudformation.template()["Resources"]["Firewall"]["Properties"]["Rules"]}
+    aside = rules["rate"]["Statement"]["RateBasedStatement"]["ScopeDownStatement"]["NotStatement"]["Statement"]
+    assert "/api/billing/webhook".endswith(aside["ByteMatchStatement"]["SearchString"])
+    for name in ("common", "known-bad-inputs", "sql-injection"):
+        counted = rules[name]["Statement"]["ManagedRuleGroupStatement"]["RuleActionOverrides"]
+        kinds = {rule["Name"].split("_")[1] for rule in counted if rule["ActionToUse"] == {"Count": {}}}
+        assert "BODY" in kinds
+        assert kinds & {"QUERYARGUMENTS", "QUERYSTRING"}
+
+
 def test_a_restored_database_takes_the_place_of_the_one_that_was_made():
     resources = cloudformation.template()["Resources"]
     connection = resources["DatabaseSecret"]["Properties"]["SecretString"]["If"]
