@@ -2,7 +2,7 @@
 
 STACK ?= native
 RUN = python3 localstack/stack.py
-GUIDE = .local/tools/sam/bin/python deploy/guide.py
+GUIDE = $(RUN) guide
 ifeq ($(STACK),docker)
 SERVE = $(RUN) docker
 else
@@ -75,7 +75,6 @@ bench: ## Measure functions, chat, analytics (ARGS=analytics: that alone; EVENTS
 	@cargo run --quiet --release --package bench -- $(if $(EVENTS),--events $(EVENTS)) $(ARGS)
 
 deploy: ## Guide through a deploy into an AWS account (STAGE=dev or prod)
-	@$(RUN) tools
 	@$(GUIDE) deploy $(STAGE)
 
 destroy: ## Delete a deployed stack; production asks for its name (STAGE=dev or prod)

@@ -279,7 +279,8 @@ def deployed(stage: str) -> dict[str, str] | None:
 def build(architecture: str) -> None:
     """The functions, cross-compiled, as zips where the template expects them."""
     target = ["--arm64"] if architecture == "arm64" else ["--x86-64"]
-    path = f"{TOOLS / 'venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    # The stack's tools, or those that were installed for this alone.
+    path = os.pathsep.join([str(TOOLS / "venv" / "bin"), str(TOOLS / "build" / "bin"), os.environ["PATH"]])
     command = ["cargo", "lambda", "build", "--release", *target, "--output-format", "zip"]
     run(command, {**os.environ, "PATH": path, "SQLX_OFFLINE": "true"})
 

@@ -19,6 +19,8 @@ LOCAL = ROOT / ".local"
 TOOLS = LOCAL / "tools"
 VENV = TOOLS / "venv"
 SAM_VENV = TOOLS / "sam"
+# What cross-compiles a deploy where the stack's own tools, which can do it too, were never installed.
+BUILD_VENV = TOOLS / "build"
 REGION = "us-east-1"
 
 # Names that a person types after `make logs NAME=` or `stack.py kill`.

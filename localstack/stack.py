@@ -22,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import tools
-from settings import ADMIN_EMAIL, LOCAL, PROFILES, ROOT, VENV, Failure, Profile
+from settings import ADMIN_EMAIL, DEPLOY, LOCAL, PROFILES, ROOT, SAM_VENV, VENV, Failure, Profile
 
 # When the command began, be it before the tools were there.
 STARTED = float(os.environ.pop("STACK_STARTED", time.monotonic()))
@@ -36,6 +36,8 @@ def main() -> int:
         if arguments.command == "reset" and not VENV.exists():
             shutil.rmtree(profile.dir, ignore_errors=True)
             return 0
+        if arguments.command == "guide":
+            guide(profile, arguments)
         if Path(sys.prefix) != VENV:
             tools.ensure(building=arguments.command in BUILDING)
             # What follows uses packages of the stack's own environment.
@@ -257,6 +259,13 @@ def check(_profile: Profile, _arguments: argparse.Namespace) -> int:
     return checks.run()
 
 
+def guide(_profile: Profile, arguments: argparse.Namespace) -> None:
+    """Become the guide to an AWS account, which needs few of the tools and nothing that runs."""
+    tools.ensure_guide(building=arguments.words[:1] == ["deploy"])
+    python = str(SAM_VENV / "bin" / "python")
+    os.execv(python, [python, str(DEPLOY / "guide.py"), *arguments.words])
+
+
 def install(_profile: Profile, _arguments: argparse.Namespace) -> None:
     """Install the tools and nothing else."""
 
@@ -306,6 +315,8 @@ def _arguments() -> argparse.Namespace:
         command = commands.add_parser(name, help=(run.__doc__ or "").splitlines()[0])
         if name in ("kill", "stop", "start", "invoke", "renew", "docker", "suite"):
             command.add_argument("name")
+        elif name == "guide":
+            command.add_argument("words", nargs="*")
         elif name == "seed":
             command.add_argument("events", type=int)
         elif name == "logs":
@@ -317,7 +328,7 @@ COMMANDS = {
     "up": up, "down": down, "status": status, "logs": logs, "reset": reset, "build": build,
     "migrate": migrate, "invoke": invoke, "seed": seed, "renew": renew, "watch": watch, "env": environment,
     "test": test, "check": check, "kill": control, "stop": control, "start": control, "docker": docker,
-    "suite": suite, "tools": install,
+    "suite": suite, "tools": install, "guide": guide,
 }  # fmt: skip
 
 CHANGING = ("up", "down", "reset", "test")

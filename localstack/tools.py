@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from settings import HERE, LOCAL, ROOT, SAM_VENV, TOOLS, VENV, Failure
+from settings import BUILD_VENV, HERE, LOCAL, ROOT, SAM_VENV, TOOLS, VENV, Failure
 
 POSTGRES_FOLDERS = Path("/usr/lib/postgresql")
 
@@ -30,6 +30,16 @@ def ensure(building: bool) -> None:
         _node_packages()
         _stripe_world()
         ensure_postgres()
+
+
+def ensure_guide(building: bool) -> None:
+    """What talks to an AWS account and compiles for it; nothing of the stack."""
+    LOCAL.mkdir(exist_ok=True)
+    _python(SAM_VENV, HERE / "requirements-sam.txt", "SAM CLI")
+    if building:
+        _require_cargo()
+        if not (VENV / "bin" / "cargo-lambda").exists():
+            _python(BUILD_VENV, HERE / "requirements-build.txt", "cargo-lambda and Zig")
 
 
 @contextmanager
@@ -51,9 +61,13 @@ def compiler() -> subprocess.Popen[bytes]:
     return subprocess.Popen(["cargo", "build", "--release", "--bins"], cwd=ROOT, env=environment)
 
 
-def _require_toolchains() -> None:
+def _require_cargo() -> None:
     if not shutil.which("cargo"):
-        raise Failure("Rust is needed; install it as https://rustup.rs says, then run `make up` again.")
+        raise Failure("Rust is needed; install it as https://rustup.rs says, then run the command again.")
+
+
+def _require_toolchains() -> None:
+    _require_cargo()
     if not shutil.which("npm"):
         _debian("nodejs", "npm")
 
