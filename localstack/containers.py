@@ -1,7 +1,8 @@
 """`make up STACK=docker`: the services in containers, the same template deployed into LocalStack.
 
 Functions run in LocalStack's containers and are reached through its API
-Gateway; there is no port 4000 in this variant, and replies are not streamed.
+Gateway; there is no port 4000 in this variant, replies are not streamed, and
+there is no stand-in for Stripe: without a key of its test mode nobody can pay.
 """
 
 from __future__ import annotations
@@ -82,12 +83,16 @@ def _build() -> None:
 def _parameters() -> dict[str, str]:
     """The services by the names that containers know them by."""
     password = PROFILE.secret("postgres")
-    return services.parameters(PROFILE) | {
-        # The container has one account only.
-        "ClickHouseReader": "",
-        "DatabaseUrl": f"postgres://app:{password}@postgres:5432/app",
-        "ClickHouseUrl": "http://clickhouse:8123",
-        "OpenAiBaseUrl": "http://llm:4010",
-        "AnthropicBaseUrl": "http://llm:4010",
-        "GoogleBaseUrl": "http://llm:4010",
-    }
+    values = services.parameters(PROFILE)
+    # A provider that `.env` has a key for has no address of ours: the key is for the provider alone.
+    mocked = {name for name in ("OpenAiBaseUrl", "AnthropicBaseUrl", "GoogleBaseUrl") if name in values}
+    return (
+        values
+        | dict.fromkeys(mocked, "http://llm:4010")
+        | {
+            # The container has one account only.
+            "ClickHouseReader": "",
+            "DatabaseUrl": f"postgres://app:{password}@postgres:5432/app",
+            "ClickHouseUrl": "http://clickhouse:8123",
+        }
+    )

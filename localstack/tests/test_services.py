@@ -4,9 +4,10 @@ import shutil
 
 import pytest
 
+import containers
 import services
 import settings
-from settings import Profile
+from settings import HERE, Profile
 
 READ = {
     "aws": "servers/aws/queues.py",
@@ -33,3 +34,19 @@ def test_other_code_makes_another_program(tmp_path, monkeypatch, name, path):
         source.write("\n")
     after = programs()
     assert {name for name in before if before[name] != after[name]} == {name}
+
+
+def test_in_containers_a_key_goes_to_its_provider_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(settings, "LOCAL", tmp_path)
+    monkeypatch.setattr(services, "dotenv", lambda: {"OPENAI_API_KEY": "sk-real"})
+    values = containers._parameters()
+    assert values["OpenAiApiKey"] == "sk-real"
+    assert "OpenAiBaseUrl" not in values
+    assert values["AnthropicBaseUrl"] == values["GoogleBaseUrl"] == "http://llm:4010"
+
+
+def test_what_builds_a_deploy_is_what_the_stack_builds_with():
+    def pinned(name):
+        return {line for line in (HERE / name).read_text().splitlines() if "==" in line}
+
+    assert pinned("requirements-build.txt") < pinned("requirements.txt")
