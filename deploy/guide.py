@@ -20,6 +20,7 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ def questions(values: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     return plain, secret
 
 
+@cache
 def declared() -> dict[str, Any]:
     """The template's parameters."""
     return yaml_parse(TEMPLATE.read_text())["Parameters"]

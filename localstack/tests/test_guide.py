@@ -155,6 +155,45 @@ print(json.dumps(found))
     assert json.loads(done.stdout) == [None, None, {"AppUrl": "https://app.example.net"}, True], done.stderr
 
 
+def test_only_what_nobody_knows_is_asked_and_the_file_wins_over_the_stack():
+    script = """
+import builtins
+asked, sent = [], {}
+guide.identity = lambda: ("1", "eu-central-1")
+guide.build = guide.smoke = lambda _: None
+guide.migrate = guide.api_url = lambda *_: ""
+guide.release = lambda values, anew: "new" if anew else "old"
+guide.sam = lambda stage, region, values: sent.update(values)
+answers = {"Ori": "https://app.example.net", "Sen": "no-reply@example.net", "Bas": "https://clickhouse.example.net"}
+def answer(text):
+    asked.append(text)
+    return answers.get(text[:3], "")
+builtins.input = answer
+guide.getpass.getpass = lambda text: asked.append(text) or ("sk_live_1" if "key of Stripe" in text else "")
+
+guide.deployed = lambda _: None
+guide.deploy("prod")
+assert len(asked) == len(guide.QUESTIONS) + len(guide.SECRETS) - len(guide.OF_A_DOMAIN), asked
+assert sent["StripeSecretKey"] == "sk_live_1" and "StripeWebhookSecret" not in sent and sent["Release"] == "old"
+
+remembered = {name: value for name, value in sent.items() if name in guide.visible(guide.declared())}
+remembered |= {"CertificateArn": "", "HostedZoneId": "", "WafRequestsPerMinute": "500", "LogRetentionDays": "1"}
+guide.deployed = lambda _: remembered
+asked.clear(), sent.clear()
+guide.deploy("prod")
+assert asked == [] and "StripeSecretKey" not in sent
+assert (sent["AppUrl"], sent["WafRequestsPerMinute"]) == ("https://app.example.net", "500")
+assert sent["LogRetentionDays"] == json.loads((guide.HERE / "prod.json").read_text())["LogRetentionDays"]
+
+guide.os.environ["ASK_SECRETS"] = "1"
+guide.deploy("prod")
+assert len(asked) == len(guide.SECRETS) and sent["Release"] == "new"
+print("good", file=sys.stderr)
+"""
+    done = guide(script)
+    assert done.stderr == "good\n", done.stderr
+
+
 def test_nothing_follows_a_change_set_that_was_not_executed():
     script = (
         FORMATION
