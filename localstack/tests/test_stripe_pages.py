@@ -140,9 +140,18 @@ def test_a_person_manages_a_subscription_in_the_portal(stripe: Replica):
     assert 'href="http://app.test/billing"' in text
     path, name = f"/v1/subscriptions/{subscription['id']}", subscription["id"]
     assert browse(url, do="cancel", subscription=name)[0] == 303
-    assert stripe.get(path)["cancel_at_period_end"] is True
+    canceled = stripe.get(path)
+    end = canceled["items"]["data"][0]["current_period_end"]
+    assert (canceled["cancel_at"], canceled["cancel_at_period_end"]) == (end, False)
+    assert 'value="resume"' in browse(url)[1]
+    assert browse(url, do="resume", subscription=name)[0] == 303
+    assert stripe.get(path)["cancel_at"] is None
+    # However it was asked for, it is taken back.
+    assert stripe.post(path, cancel_at_period_end="true")["cancel_at"] == end
     assert browse(url, do="resume", subscription=name)[0] == 303
     assert stripe.get(path)["cancel_at_period_end"] is False
+    assert stripe.post(path, cancel_at=str(end))["cancel_at"] == end
+    assert stripe.post(path, cancel_at="")["cancel_at"] is None
     assert browse(url, do="switch", subscription=name, price=dear)[0] == 303
     assert stripe.get(path)["items"]["data"][0]["price"]["id"] == dear
     before = stripe.get(f"/v1/customers/{customer}")["invoice_settings"]["default_payment_method"]
@@ -152,7 +161,7 @@ def test_a_person_manages_a_subscription_in_the_portal(stripe: Replica):
     # Nobody else's subscription can be touched.
     other = stripe.subscribe(stripe.customer(), cheap)
     browse(url, do="cancel", subscription=other["id"])
-    assert stripe.get(f"/v1/subscriptions/{other['id']}")["cancel_at_period_end"] is False
+    assert stripe.get(f"/v1/subscriptions/{other['id']}")["cancel_at"] is None
     assert stripe.refused("/v1/billing_portal/sessions", customer="cus_none")[0] == 404
 
 

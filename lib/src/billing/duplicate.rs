@@ -9,42 +9,47 @@ use crate::error::{Error, Result};
 use crate::store::postgres::Transaction;
 
 impl Billing {
-    /// A subscription as it is once its user has no second one: it, or the other one, may have been ended for that.
-    /// The user's lock is held.
+    /// A subscription as it is once its user has no second one: it, or others, may have been ended for that; with
+    /// Stripe's ids of those others, which are to be mirrored. What is none of our plans is left alone. The user's
+    /// lock is held.
     pub(crate) async fn keep_first(
         &self,
         transaction: &mut Transaction,
         user_id: Uuid,
         now: Subscription,
-    ) -> Result<Subscription> {
-        if !now.runs() {
-            return Ok(now);
+    ) -> Result<(Subscription, Vec<String>)> {
+        let mut ended = Vec::new();
+        if !now.runs_for_a_plan() {
+            return Ok((now, ended));
         }
-        let others = sqlx::query_scalar!(
-            "SELECT stripe_id FROM subscriptions WHERE user_id = $1 AND stripe_id <> $2 AND running",
-            user_id,
-            now.id,
-        )
-        .fetch_all(transaction.connection())
-        .await?;
-        for id in others {
-            let Some(other) = self.read_subscription(&id).await?.filter(Subscription::runs) else { continue };
+        for id in others_running(transaction, user_id, &now.id).await? {
+            let other = self.read_subscription(&id).await?.filter(Subscription::runs_for_a_plan);
+            let Some(other) = other else { continue };
             if (other.created, &other.id) < (now.created, &now.id) {
-                self.give_back(&now).await?;
-                let ended = self.read_subscription(&now.id).await?;
-                return ended.ok_or_else(|| Error::internal("Stripe lost the subscription that was ended"));
+                self.end_second(&now).await?;
+                let now = self.read_subscription(&now.id).await?;
+                let now = now.ok_or_else(|| Error::internal("Stripe lost the subscription that was ended"))?;
+                return Ok((now, ended));
             }
-            self.give_back(&other).await?;
-            Box::pin(self.mirror_subscription(transaction, user_id, &other.id)).await?;
+            self.end_second(&other).await?;
+            ended.push(id);
         }
-        Ok(now)
+        Ok((now, ended))
     }
 
-    /// The money goes first: whatever fails then, the subscription still runs and is found again.
-    async fn give_back(&self, second: &Subscription) -> Result<()> {
-        let path = format!("/subscriptions/{}", second.id);
+    async fn end_second(&self, second: &Subscription) -> Result<()> {
+        self.give_back(second).await?;
+        tracing::warn!(stripe.subscription = second.id, "a second subscription was ended and its money given back");
+        Ok(())
+    }
+
+    /// Ends a subscription and pays back what was paid last. The money goes first: whatever fails then, the
+    /// subscription still runs and is found again.
+    pub(crate) async fn give_back(&self, subscription: &Subscription) -> Result<()> {
+        let path = format!("/subscriptions/{}", subscription.id);
         let expand = vec![("expand[]", "latest_invoice.payments".to_owned())];
-        let invoice = self.stripe.get(&path, &expand).await?["latest_invoice"].take();
+        let Some(mut found) = self.stripe.find(&path, &expand).await? else { return Ok(()) };
+        let invoice = found["latest_invoice"].take();
         if invoice["amount_paid"].as_i64().unwrap_or(0) > 0 {
             for intent in object::intents_of(&invoice) {
                 let form = vec![("payment_intent", intent.clone()), ("reason", "duplicate".to_owned())];
@@ -58,7 +63,16 @@ impl Billing {
             Err(failure) if failure.is_missing() => {}
             outcome => drop(outcome?),
         }
-        tracing::warn!(stripe.subscription = second.id, "a second subscription was ended and its money given back");
         Ok(())
     }
+}
+
+/// Stripe's ids of the user's other subscriptions that were told to run.
+pub(crate) async fn others_running(transaction: &mut Transaction, user_id: Uuid, id: &str) -> Result<Vec<String>> {
+    let others = sqlx::query_scalar!(
+        "SELECT stripe_id FROM subscriptions WHERE user_id = $1 AND stripe_id <> $2 AND running",
+        user_id,
+        id,
+    );
+    Ok(others.fetch_all(transaction.connection()).await?)
 }

@@ -31,6 +31,8 @@ pub struct Subscription {
     pub period_end: OffsetDateTime,
     /// Whether it ends with its period.
     pub cancel_at_period_end: bool,
+    /// Whether its end is set as a date and not by the flag; each is taken back by itself.
+    pub ends_by_date: bool,
     /// When its trial ends or ended.
     pub trial_end: Option<OffsetDateTime>,
     /// When it was made.
@@ -57,6 +59,8 @@ impl Subscription {
             .zip(metadata["paid_until"].as_str().and_then(|text| text.parse().ok()).and_then(at));
         let amount = price["unit_amount"].as_i64().or_else(|| price["amount"].as_i64()).unwrap_or(0);
         let invoice = &value["latest_invoice"];
+        let period_end = period("current_period_end").ok_or_else(|| lacks("current_period_end"))?;
+        let (ends, end) = (value["cancel_at_period_end"] == true, moment(&value["cancel_at"]));
         Ok(Self {
             id: text(value, "id")?,
             customer: id_of(&value["customer"]).ok_or_else(|| lacks("customer"))?,
@@ -66,8 +70,9 @@ impl Subscription {
             amount: amount * item["quantity"].as_i64().unwrap_or(1),
             currency: currency(price).or_else(|| currency(value)).unwrap_or_else(|| "USD".to_owned()),
             period_start: period("current_period_start").ok_or_else(|| lacks("current_period_start"))?,
-            period_end: period("current_period_end").ok_or_else(|| lacks("current_period_end"))?,
-            cancel_at_period_end: value["cancel_at_period_end"].as_bool().unwrap_or(false),
+            period_end,
+            cancel_at_period_end: ends || end.is_some_and(|end| end <= period_end),
+            ends_by_date: !ends && end.is_some(),
             trial_end: moment(&value["trial_end"]),
             created: moment(&value["created"]).ok_or_else(|| lacks("created"))?,
             paid,
@@ -77,6 +82,12 @@ impl Subscription {
                 .or_else(|| invoice["payment_intent"]["client_secret"].as_str())
                 .map(str::to_owned),
         })
+    }
+
+    /// It, of the plan that it was told to be where its price tells none.
+    #[must_use]
+    pub fn known_as(self, plan: Option<Plan>) -> Self {
+        Self { priced: self.priced.or(plan), ..self }
     }
 
     /// The plan that is paid for now, and the cheaper one that begins with the next period, if any.
@@ -93,6 +104,18 @@ impl Subscription {
     #[must_use]
     pub fn runs(&self) -> bool {
         matches!(self.status.as_str(), "trialing" | "active" | "past_due")
+    }
+
+    /// Whether it is one of our plans that has begun and not ended. A customer may have other subscriptions.
+    #[must_use]
+    pub fn runs_for_a_plan(&self) -> bool {
+        self.runs() && self.priced.is_some()
+    }
+
+    /// Whether a try of ours made it and it is of use: the key of a try may come again when what it made has ended.
+    #[must_use]
+    pub fn is_of(&self, work: &str) -> bool {
+        self.made_by.as_deref() == Some(work) && !self.is_over()
     }
 
     /// Whether it is over for good, or never began and never will.
@@ -217,6 +240,9 @@ impl Invoice {
         let status = value["status"].as_str().unwrap_or("draft").to_owned();
         let attempts = value["attempt_count"].as_i64().unwrap_or(0);
         let lines = value["lines"]["data"].as_array().map(Vec::as_slice).unwrap_or_default();
+        // An invoice's own period is the time in which items were added to it.
+        let bound = |name: &'static str| lines.iter().filter_map(move |line| moment(&line["period"][name]));
+        let own = |name: &str| moment(&value[name]).unwrap_or(created);
         Ok(Self {
             id: text(value, "id")?,
             customer: id_of(&value["customer"]),
@@ -230,8 +256,8 @@ impl Invoice {
             amount_due: value["amount_due"].as_i64().unwrap_or(0),
             amount_paid: value["amount_paid"].as_i64().unwrap_or(0),
             currency: currency(value).ok_or_else(|| lacks("currency"))?,
-            period_start: moment(&value["period_start"]).unwrap_or(created),
-            period_end: moment(&value["period_end"]).unwrap_or(created),
+            period_start: bound("start").min().unwrap_or_else(|| own("period_start")),
+            period_end: bound("end").max().unwrap_or_else(|| own("period_end")),
             lines: lines.iter().map(line).collect(),
             hosted_url: value["hosted_invoice_url"].as_str().map(str::to_owned),
             pdf_url: value["invoice_pdf"].as_str().map(str::to_owned),
@@ -343,6 +369,22 @@ mod tests {
     }
 
     #[test]
+    fn an_invoices_period_is_that_of_its_lines() {
+        let mut value = json!({
+            "id": "in_1", "created": 5, "currency": "usd", "period_start": 1000, "period_end": 2000,
+            "lines": {"data": []},
+        });
+        let period = |value: &Value| {
+            let invoice = Invoice::read(value).unwrap();
+            (invoice.period_start.unix_timestamp(), invoice.period_end.unix_timestamp())
+        };
+        assert_eq!(period(&value), (1000, 2000));
+        let line = |start: i64, end: i64| json!({"period": {"start": start, "end": end}});
+        value["lines"]["data"] = json!([line(2000, 3000), line(1500, 2000), {}]);
+        assert_eq!(period(&value), (1500, 3000));
+    }
+
+    #[test]
     fn a_decline_has_the_banks_reason_or_else_the_code() {
         let charge =
             |code: &str, reason: &str| decline_code(&json!({"failure_code": code, "outcome": {"reason": reason}}));
@@ -360,6 +402,44 @@ mod tests {
         value["items"]["data"][0]["current_period_start"] = 2000.into();
         let then = Subscription::read(&value).unwrap();
         assert_eq!((then.plans(), then.mrr()), (Some((Plan::Pro, None)), 2_999));
+    }
+
+    #[test]
+    fn an_end_is_set_by_a_flag_or_a_date() {
+        let read = |flag: bool, date: Value| {
+            let mut value = subscription();
+            (value["cancel_at_period_end"], value["cancel_at"]) = (flag.into(), date);
+            let now = Subscription::read(&value).unwrap();
+            (now.cancel_at_period_end, now.ends_by_date)
+        };
+        assert_eq!(read(false, Value::Null), (false, false));
+        assert_eq!(read(true, 2000.into()), (true, false));
+        assert_eq!(read(false, 2000.into()), (true, true));
+        // It goes on after this period.
+        assert_eq!(read(false, 2001.into()), (false, true));
+    }
+
+    #[test]
+    fn what_has_ended_is_of_no_try() {
+        let mut value = subscription();
+        value["metadata"]["made_by"] = "work".into();
+        let now = Subscription::read(&value).unwrap();
+        assert!(now.is_of("work") && !now.is_of("other"));
+        value["status"] = "canceled".into();
+        assert!(!Subscription::read(&value).unwrap().is_of("work"));
+    }
+
+    #[test]
+    fn what_has_no_plans_price_runs_for_no_plan() {
+        let mut value = subscription();
+        assert!(Subscription::read(&value).unwrap().runs_for_a_plan());
+        value["items"]["data"][0]["price"]["metadata"] = json!({});
+        let other = Subscription::read(&value).unwrap();
+        assert!(other.runs() && !other.runs_for_a_plan());
+        // A subscription that was told to be a plan's stays that plan's.
+        let known = other.known_as(Some(Plan::Pro));
+        assert_eq!((known.plans(), known.mrr()), (Some((Plan::Pro, None)), 2_999));
+        assert!(Subscription::read(&value).unwrap().known_as(None).plans().is_none());
     }
 
     #[test]

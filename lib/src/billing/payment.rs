@@ -178,7 +178,8 @@ impl Billing {
         form.extend(
             new.description.as_ref().filter(|text| !text.0.is_empty()).map(|text| ("description", text.0.clone())),
         );
-        let made = self.stripe.post("/payment_intents", &form, &format!("pay-{work}")).await?;
+        let made = self.stripe.post("/payment_intents", &form, &format!("pay-{work}")).await;
+        let made = made.map_err(|failure| of_amount(&failure).unwrap_or_else(|| failure.into()))?;
         let id = object::id_of(&made).ok_or_else(|| Error::internal("Stripe made a payment without an id"))?;
         let form = vec![("payment_method", new.method.as_str().to_owned())];
         let path = format!("/payment_intents/{id}/confirm");
@@ -187,7 +188,7 @@ impl Billing {
             let form = Vec::new();
             let path = format!("/payment_intents/{id}/cancel");
             self.stripe.post(&path, &form, &format!("give-up-{work}")).await?;
-            return Err(failure.into());
+            return Err(of_amount(&failure).unwrap_or_else(|| failure.of_method()));
         }
         let mut transaction = self.begin_for(user_id, trace).await?;
         let payment = self.mirror_payment(&mut transaction, user_id, &id).await?;
@@ -201,6 +202,15 @@ impl Billing {
             _ => Ok(payment),
         }
     }
+}
+
+/// The error of an amount that Stripe does not charge, such as less than its least in the currency that it pays out
+/// in, if that is what failed.
+fn of_amount(failure: &Failure) -> Option<Error> {
+    let codes = [("amount_too_small", "less"), ("amount_too_large", "more")];
+    let (_, than) = codes.into_iter().find(|(code, _)| failure.has_code(code))?;
+    let message = format!("Is {than} than can be charged in this currency.");
+    Some(Error::invalid_field("amount", "out_of_range", message))
 }
 
 #[track_caller]
@@ -234,6 +244,15 @@ mod tests {
         for bad in ["", "us", "usdt", "xxx", "BTC", "USD "] {
             assert!(Currency::parse(Raw::Text(bad)).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn what_stripe_does_not_charge_is_a_fault_of_the_amount() {
+        let of = |code: &str| of_amount(&Failure::Refused { status: 400, code: code.to_owned(), param: None });
+        for code in ["amount_too_small", "amount_too_large"] {
+            assert_eq!(of(code).unwrap().code(), Code::ValidationFailed, "{code}");
+        }
+        assert!(of("other").is_none());
     }
 
     #[test]

@@ -9,12 +9,15 @@ use crate::error::{Code, Error, Result};
 /// Seconds that a signature is good for; older ones are replays, later ones are forged or of a wrong clock.
 const TOLERANCE: i64 = 300;
 
-/// Checks the header against the bytes of the body.
+/// Checks the header against the bytes of the body. By an empty secret, which anybody knows, nothing is signed.
 ///
 /// # Errors
 /// 400 `invalid_signature`.
 pub fn verify(header: Option<&str>, body: &[u8], secret: &str, now: OffsetDateTime) -> Result<()> {
     let refuse = || Error::new(Code::InvalidSignature, "The webhook was not signed by Stripe for this endpoint.");
+    if secret.is_empty() {
+        return Err(refuse());
+    }
     let header = header.ok_or_else(refuse)?;
     let mut timestamp = None;
     let mut signatures = Vec::new();
@@ -59,6 +62,12 @@ mod tests {
 
     fn accepts(header: &str, body: &str) -> bool {
         verify(Some(header), body.as_bytes(), SECRET, clock::from_millis(NOW * 1000)).is_ok()
+    }
+
+    #[test]
+    fn without_a_secret_nothing_is_accepted() {
+        let header = format!("t={NOW},v1={}", sign("", NOW, "{}"));
+        assert!(verify(Some(&header), b"{}", "", clock::from_millis(NOW * 1000)).is_err());
     }
 
     #[test]

@@ -54,6 +54,17 @@ impl Failure {
     pub fn has_code(&self, name: &str) -> bool {
         matches!(self, Self::Refused { code, .. } if code == name)
     }
+
+    /// The error of a request in which the payment method is all that a client chose: of one that was used before
+    /// Stripe says neither the code name nor the parameter.
+    #[track_caller]
+    #[must_use]
+    pub fn of_method(self) -> Error {
+        match self {
+            Self::Refused { .. } => unusable_method(),
+            other => other.into(),
+        }
+    }
 }
 
 impl From<Failure> for Error {
@@ -63,9 +74,7 @@ impl From<Failure> for Error {
             Failure::Declined(code) => {
                 Self::new(Code::CardDeclined, "The card was declined.").with("declineCode", code.into())
             }
-            Failure::Refused { param: Some(param), .. } if param.contains("payment_method") => {
-                Self::invalid_field("paymentMethodId", "unknown", "There is no such payment method that can be used.")
-            }
+            Failure::Refused { param: Some(param), .. } if param.contains("payment_method") => unusable_method(),
             // What the API itself has made up and Stripe refuses is a fault of ours.
             Failure::Refused { status, code, param } => {
                 Self::internal(format!("Stripe refused a request: {status} {code} {}", param.unwrap_or_default()))
@@ -73,6 +82,11 @@ impl From<Failure> for Error {
             Failure::Unreachable(why) => Self::caused(Code::StripeUnavailable, why),
         }
     }
+}
+
+#[track_caller]
+fn unusable_method() -> Error {
+    Error::invalid_field("paymentMethodId", "unknown", "There is no such payment method that can be used.")
 }
 
 #[derive(Deserialize)]
@@ -284,6 +298,9 @@ mod tests {
         }
         let declined = refusal(402, &json!({"code": "card_declined", "decline_code": "lost_card"}));
         assert!(matches!(declined, Failure::Declined(Some(code)) if code == "lost_card"));
+        let used = refusal(400, &json!({"message": "previously used"})).of_method();
+        assert_eq!(used.code(), Code::ValidationFailed);
+        assert_eq!(refusal(500, &Value::Null).of_method().code(), Code::StripeUnavailable);
         let expired = refusal(402, &json!({"code": "expired_card", "decline_code": null}));
         assert!(matches!(expired, Failure::Declined(Some(code)) if code == "expired_card"));
     }

@@ -132,18 +132,18 @@ impl Billing {
     ) -> Result<Option<String>> {
         let mut taken = false;
         for found in self.subscriptions_of(customer).await? {
-            if made_by.is_some() && found.made_by.as_deref() == made_by {
+            if made_by.is_some_and(|work| found.is_of(work)) {
                 return Ok(Some(found.id));
             }
-            if found.is_over() || found.priced.is_none() {
+            if found.is_over() {
                 continue;
             }
-            if found.status == "incomplete" {
-                self.stripe.delete(&format!("/subscriptions/{}", found.id)).await?;
-            } else {
-                taken = true;
+            if found.priced.is_some() && found.status == "incomplete" {
+                // It may have been paid meanwhile.
+                self.give_back(&found).await?;
             }
-            self.mirror_subscription(transaction, user_id, &found.id).await?;
+            let mirrored = self.mirror_subscription(transaction, user_id, &found.id).await?;
+            taken |= mirrored.is_some_and(|(_, now)| !now.is_over());
         }
         if taken {
             return Err(Error::new(Code::AlreadySubscribed, "Change or cancel the subscription that there is."));
@@ -197,7 +197,8 @@ impl Billing {
             Some(method) => {
                 let attach = vec![("customer", customer.to_owned())];
                 let path = format!("/payment_methods/{}/attach", method.as_str());
-                let attached = self.stripe.post(&path, &attach, &format!("attach-{work}")).await?;
+                let attached = self.stripe.post(&path, &attach, &format!("attach-{work}")).await;
+                let attached = attached.map_err(|failure| failure.of_method())?;
                 let attached = object::id_of(&attached).unwrap_or_else(|| method.as_str().to_owned());
                 form.push(("default_payment_method", attached));
                 // A declined card leaves no subscription behind.
@@ -217,7 +218,7 @@ impl Billing {
             // Whether it was made, Stripe knows.
             Err(failure @ Failure::Unreachable(_)) => {
                 let all = self.subscriptions_of(customer).await?;
-                let made = all.into_iter().find(|found| found.made_by.as_deref() == Some(work));
+                let made = all.into_iter().find(|found| found.is_of(work));
                 Ok(made.ok_or(failure)?.id)
             }
             made => object::id_of(&made?).ok_or_else(|| Error::internal("Stripe made a subscription without an id")),
@@ -253,7 +254,11 @@ impl Billing {
         if !now.runs() {
             return Err(Error::not_found("subscription"));
         }
-        let mut form = vec![("cancel_at_period_end", "false".to_owned())];
+        // Stripe takes one of them at a time.
+        let mut form = match now.ends_by_date {
+            true => vec![("cancel_at", String::new())],
+            false => vec![("cancel_at_period_end", "false".to_owned())],
+        };
         if pending.unwrap_or(plan) != to {
             form.push(("items[0][id]", now.item.clone()));
             form.push(("items[0][price]", self.price(to).await?));
@@ -278,7 +283,7 @@ impl Billing {
         let outcome = self.stripe.post(&path, &form, &format!("change-{}", Uuid::now_v7())).await;
         let is_done = |now: &object::Subscription| {
             let next = now.plans().map(|(plan, pending)| pending.unwrap_or(plan));
-            next == Some(to) && !now.cancel_at_period_end
+            next == Some(to) && !now.cancel_at_period_end && !now.ends_by_date
         };
         self.finish(transaction, user_id, &now.id, outcome, is_done).await
     }

@@ -4,6 +4,7 @@
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
+use crate::billing::duplicate::others_running;
 use crate::billing::object::{self, Invoice, Payment, Subscription};
 use crate::billing::plan::Plan;
 use crate::billing::service::{Billing, lock};
@@ -121,8 +122,7 @@ impl Billing {
         id: &str,
     ) -> Result<Option<(subscription::Subscription, Subscription)>> {
         let Some(now) = self.read_subscription(id).await? else { return Ok(None) };
-        let now = self.keep_first(transaction, user_id, now).await?;
-        let Some((plan, pending)) = now.plans() else { return Ok(None) };
+        let (now, ended) = self.keep_first(transaction, user_id, now).await?;
         let row = sqlx::query!(
             "SELECT id, plan, pending_plan, status, cancel_at_period_end, running, mrr_minor, trial_mail_sent
              FROM subscriptions WHERE stripe_id = $1",
@@ -141,6 +141,9 @@ impl Billing {
                 mrr: row.mrr_minor,
             },
         };
+        // A price without a plan, to which somebody has moved a subscription of ours, leaves it the plan it had.
+        let now = now.known_as(told.plan);
+        let Some((plan, pending)) = now.plans() else { return Ok(None) };
         let returning = sqlx::query_scalar!(
             r#"SELECT EXISTS (SELECT FROM subscriptions WHERE user_id = $1 AND (status <> 'incomplete' AND status <> 'incomplete_expired')) AS "any!""#,
             user_id,
@@ -201,11 +204,15 @@ impl Billing {
         if let Some(change) = change {
             transaction.publish(event(user_id, own_id, plan, &now, change));
         }
-        if matches!(change, Some(Change::Ended(_))) {
+        if matches!(change, Some(Change::Ended(_))) && others_running(transaction, user_id, id).await?.is_empty() {
             transaction.send_mail(&Mail::new(Message::SubscriptionEnded, Recipient::User(user_id)))?;
         }
         if notice_due {
             transaction.send_mail(&Mail::new(Message::TrialEnding, Recipient::User(user_id)))?;
+        }
+        // Only now, so that the user has one subscription or another all the time.
+        for id in &ended {
+            Box::pin(self.mirror_subscription(transaction, user_id, id)).await?;
         }
         entitle(transaction, user_id, clock::now()).await?;
         Ok(Some((shown.shown()?, now)))

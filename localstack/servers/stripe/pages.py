@@ -122,8 +122,8 @@ def _portal(world: StripeWorld, ctx: Ctx, name: str, form: dict[str, str]) -> Re
 
 def _subscription(row: dict[str, Any], prices: list[dict[str, Any]]) -> str:
     item = row["items"]["data"][0]
-    ends = row["cancel_at_period_end"]
-    until = f"{'ends' if ends else 'renews'} on {_day(item['current_period_end'])}"
+    ends = row["cancel_at"]
+    until = f"ends on {_day(ends)}" if ends else f"renews on {_day(portal.period_end(row))}"
     others = [price for price in prices if price["id"] != item["price"]["id"]]
     options = "".join(
         f'<option value="{escape(price["id"])}">{escape(price["product"]["name"])}, '

@@ -53,7 +53,9 @@ def act(world: StripeWorld, ctx: Ctx, customer: str, form: dict[str, str]) -> No
                     path = f"/v1/subscriptions/{subscription['id']}"
                     world.call(ctx, "POST", path, {"default_payment_method": method})
         case {"do": "cancel" | "resume" as do, "subscription": name} if _owns(world, ctx, customer, name):
-            world.call(ctx, "POST", f"/v1/subscriptions/{name}", {"cancel_at_period_end": do == "cancel"})
+            # As of the real portal's cancellations, only the date tells of it.
+            end = period_end(world.call(ctx, "GET", f"/v1/subscriptions/{name}")) if do == "cancel" else ""
+            world.call(ctx, "POST", f"/v1/subscriptions/{name}", {"cancel_at": end})
         case {"do": "switch", "subscription": name, "price": price} if _owns(world, ctx, customer, name):
             item = world.call(ctx, "GET", f"/v1/subscriptions/{name}")["items"]["data"][0]
             change = {"items": [{"id": item["id"], "price": price}], "proration_behavior": "always_invoice"}
@@ -63,6 +65,11 @@ def act(world: StripeWorld, ctx: Ctx, customer: str, form: dict[str, str]) -> No
 def running(world: StripeWorld, ctx: Ctx, customer: str) -> list[Object]:
     """The customer's subscriptions that are not over."""
     return world.call(ctx, "GET", "/v1/subscriptions", {"customer": customer, "limit": 100})["data"]
+
+
+def period_end(subscription: Object) -> int:
+    """When the subscription's period ends."""
+    return subscription["items"]["data"][0]["current_period_end"]
 
 
 def _owns(world: StripeWorld, ctx: Ctx, customer: str, subscription: str) -> bool:
