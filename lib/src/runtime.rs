@@ -1,8 +1,11 @@
 //! The async runtime of a function: one thread, since a sandbox serves one request at a time, and a pool for
 //! what blocks.
 
+use std::mem;
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
 use lambda_runtime::tower::layer::layer_fn;
 use lambda_runtime::{LambdaInvocation, Runtime, Service, service_fn};
 
@@ -46,4 +49,57 @@ where
         })
     });
     runtime.layer(settled).run().await.map_err(Error::internal)
+}
+
+/// The event that is handled next. The runtime notes where in an event it reads, field by field, which takes longer than
+/// the reading, so it gets none to read: the event goes past it here.
+#[derive(Clone, Default)]
+pub(crate) struct Unread(Arc<Mutex<Bytes>>);
+
+impl Unread {
+    /// Takes the event, once.
+    pub(crate) fn take(&self) -> Bytes {
+        mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The same answers, to events that are kept here.
+    pub(crate) fn keep<S>(
+        &self,
+        mut answers: S,
+    ) -> impl Service<LambdaInvocation, Response = (), Error = lambda_runtime::Error, Future: Send> + use<S>
+    where
+        S: Service<LambdaInvocation, Response = (), Error = lambda_runtime::Error>,
+        S::Future: Send,
+    {
+        let unread = self.clone();
+        service_fn(move |mut invocation: LambdaInvocation| {
+            let event = mem::replace(&mut invocation.body, Bytes::from_static(b"null"));
+            *unread.0.lock().unwrap_or_else(PoisonError::into_inner) = event;
+            answers.call(invocation)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lambda_runtime::Context;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_event_goes_past_the_runtime() {
+        let unread = Unread::default();
+        let taken = unread.clone();
+        let mut answers = unread.keep(service_fn(move |invocation: LambdaInvocation| {
+            let event = taken.take();
+            async move {
+                assert_eq!((&event[..], &invocation.body[..]), (&b"[1]"[..], &b"null"[..]));
+                Ok(())
+            }
+        }));
+        let (parts, ()) = http::Response::new(()).into_parts();
+        let invocation = LambdaInvocation { parts, body: Bytes::from_static(b"[1]"), context: Context::default() };
+        answers.call(invocation).await.unwrap();
+        assert!(unread.take().is_empty());
+    }
 }

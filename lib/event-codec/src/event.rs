@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::error::Category;
 use time::format_description::well_known::Rfc3339;
 use time::{OffsetDateTime, UtcOffset};
 use uuid::Uuid;
@@ -161,6 +162,17 @@ fields! {
 }
 
 const FIELDS: usize = Field::ALL.len();
+const _: () = assert!(FIELDS <= u64::BITS as usize, "a set of fields is one number");
+
+/// The fields that an event of every type may have.
+const COMMON: u64 = Field::SchemaVersion.bit() | Field::Plan.bit() | Field::Country.bit();
+
+impl Field {
+    /// The field in a set of fields.
+    const fn bit(self) -> u64 {
+        1 << self as u32
+    }
+}
 
 /// A key of `data`, without a copy where it has no escapes.
 struct Key(Option<Field>);
@@ -184,11 +196,27 @@ impl<'de> Deserialize<'de> for Key {
 }
 
 /// The known fields of `data`; of repeated ones the last counts.
-struct Data<'a>(Box<[Scalar<'a>; FIELDS]>);
+struct Data<'a> {
+    values: Box<[Scalar<'a>; FIELDS]>,
+    /// The fields that were told.
+    told: u64,
+}
 
 impl Default for Data<'_> {
     fn default() -> Self {
-        Self(Box::new(std::array::from_fn(|_| Scalar::Null)))
+        Self { values: Box::new(std::array::from_fn(|_| Scalar::Null)), told: 0 }
+    }
+}
+
+impl Data<'_> {
+    /// Forgets what an event with these rules does not have: there it is a field like any other that is unknown.
+    fn retain(&mut self, rules: &[(Field, Rule)]) {
+        let known = rules.iter().fold(COMMON, |known, (field, _)| known | field.bit());
+        let mut others = self.told & !known;
+        while others != 0 {
+            self.values[others.trailing_zeros() as usize] = Scalar::Null;
+            others &= others - 1;
+        }
     }
 }
 
@@ -206,7 +234,10 @@ impl<'de> Deserialize<'de> for Data<'de> {
                 let mut data = Data::default();
                 while let Some(Key(key)) = map.next_key()? {
                     match key {
-                        Some(field) => data.0[field as usize] = map.next_value()?,
+                        Some(field) => {
+                            data.values[field as usize] = map.next_value()?;
+                            data.told |= field.bit();
+                        }
                         None => drop(map.next_value::<IgnoredAny>()?),
                     }
                 }
@@ -437,8 +468,7 @@ impl<'a> Event<'a> {
     /// # Errors
     /// Says why the message can never be counted.
     pub fn parse(body: &'a str, sent: Option<i64>) -> Result<Self, Rejection> {
-        let envelope: Envelope<'a> =
-            serde_json::from_str(body).map_err(|error| Rejection::new(format!("not one JSON object: {error}")))?;
+        let mut envelope: Envelope<'a> = serde_json::from_str(body).map_err(|error| malformed(&error))?;
         if text(&envelope.specversion) != Some("1.0") {
             return Err(Rejection::new("specversion is not 1.0"));
         }
@@ -461,6 +491,7 @@ impl<'a> Event<'a> {
         let said = text(&envelope.time).and_then(instant).ok_or_else(|| Rejection::new("time is not RFC 3339"))?;
         let clamp = sent.filter(|sent| said > sent.saturating_add(SKEW_MILLIS));
         check(&envelope.data, rules, is_telemetry)?;
+        envelope.data.retain(rules);
         Ok(Self {
             id: id.as_u128(),
             kind,
@@ -479,13 +510,13 @@ impl<'a> Event<'a> {
     /// A field's text; empty where it has none.
     #[must_use]
     pub fn text(&self, field: Field) -> &str {
-        text(&self.data.0[field as usize]).unwrap_or_default()
+        text(&self.data.values[field as usize]).unwrap_or_default()
     }
 
     /// A field's number, where it has one.
     #[must_use]
     pub fn integer(&self, field: Field) -> Option<i64> {
-        match self.data.0[field as usize] {
+        match self.data.values[field as usize] {
             Scalar::Integer(value) => Some(value),
             _ => None,
         }
@@ -494,12 +525,21 @@ impl<'a> Event<'a> {
     /// Whether a field is true.
     #[must_use]
     pub fn is(&self, field: Field) -> bool {
-        self.data.0[field as usize] == Scalar::Bool(true)
+        self.data.values[field as usize] == Scalar::Bool(true)
     }
 }
 
+/// An error about a value quotes it, which may be all of a user's text.
+fn malformed(error: &serde_json::Error) -> Rejection {
+    let what = match error.classify() {
+        Category::Data => format!("an unexpected value at line {} column {}", error.line(), error.column()),
+        _ => error.to_string(),
+    };
+    Rejection::new(format!("not one JSON object: {what}"))
+}
+
 fn check(data: &Data<'_>, rules: &[(Field, Rule)], is_telemetry: bool) -> Result<(), Rejection> {
-    let value = |field: Field| &data.0[field as usize];
+    let value = |field: Field| &data.values[field as usize];
     let refuse = |field: Field, why: &str| Err(Rejection::new(format!("data.{} {why}", field.as_str())));
     if *value(Field::SchemaVersion) != Scalar::Integer(1) {
         return refuse(Field::SchemaVersion, "is not 1");
@@ -537,7 +577,11 @@ fn lower(text: Cow<'_, str>) -> Cow<'_, str> {
 
 /// Milliseconds since the epoch, of a year that an event may lie in.
 fn instant(text: &str) -> Option<i64> {
-    let at = OffsetDateTime::parse(text, &Rfc3339).ok()?.to_offset(UtcOffset::UTC);
+    // The parser takes anything between date and time.
+    if !matches!(text.as_bytes().get(10), Some(b'T' | b't' | b' ')) {
+        return None;
+    }
+    let at = OffsetDateTime::parse(text, &Rfc3339).ok()?.checked_to_offset(UtcOffset::UTC)?;
     (2000..=2100).contains(&at.year()).then(|| (at.unix_timestamp_nanos() / 1_000_000) as i64)
 }
 
@@ -635,6 +679,10 @@ mod tests {
             ("/time", json!("1999-12-31T23:59:59Z"), "time is not RFC 3339"),
             ("/time", json!("2101-01-01T00:00:00Z"), "time is not RFC 3339"),
             ("/time", json!(1_767_225_600), "time is not RFC 3339"),
+            ("/time", json!("9999-12-31T23:59:59-01:00"), "time is not RFC 3339"),
+            ("/time", json!("0000-01-01T00:00:00+01:00"), "time is not RFC 3339"),
+            ("/time", json!("2025-12-31x12:00:00Z"), "time is not RFC 3339"),
+            ("/time", json!("2025-12-31"), "time is not RFC 3339"),
             ("/data/schemaVersion", json!(2), "data.schemaVersion is not 1"),
             ("/data/schemaVersion", json!("1"), "data.schemaVersion is not 1"),
             ("/data/schemaVersion", json!(1.0), "data.schemaVersion is not 1"),
@@ -662,12 +710,48 @@ mod tests {
     }
 
     #[test]
+    fn a_reason_does_not_quote_the_message() {
+        let long = "secret ".repeat(10_000);
+        let of_data = with(signup(), "/data", json!(long));
+        for body in [json!(long).to_string(), of_data.to_string(), format!("{{}}{long}"), long] {
+            let rejection = Event::parse(&body, None).err().unwrap().to_string();
+            assert!(rejection.starts_with("not one JSON object: "), "{rejection}");
+            assert!(rejection.len() < 100 && !rejection.contains("secret"), "{rejection}");
+        }
+    }
+
+    #[test]
+    fn a_field_of_another_type_is_unknown() {
+        let strays = json!({
+            "inputTokens": 1_000, "costMicroUsd": 7, "ttftMs": 5, "regenerated": true, "streamed": "perhaps",
+            "errorClass": "timeout", "conversationId": 17, "amountMinor": -1, "plan": "pro", "country": "DE",
+        });
+        let mut signin = of("user.signin", strays);
+        signin["data"]["method"] = "password".into();
+        let body = signin.to_string();
+        let event = Event::parse(&body, None).unwrap();
+        assert_eq!((event.text(Field::Plan), event.text(Field::Country)), ("pro", "DE"));
+        assert_eq!(event.text(Field::Method), "password");
+        for field in Field::ALL.iter().filter(|field| COMMON & field.bit() == 0 && **field != Field::Method) {
+            let value = (event.text(*field), event.integer(*field), event.is(*field));
+            assert_eq!(value, ("", None, false), "{field:?}");
+        }
+
+        let body = with(message(), "/data/errorClass", json!("timeout")).to_string();
+        let event = Event::parse(&body, None).unwrap();
+        assert_eq!((event.text(Field::ErrorClass), event.integer(Field::TtftMs)), ("", Some(4)));
+        assert!(event.is(Field::Streamed));
+    }
+
+    #[test]
     fn accepts_what_the_contract_leaves_open() {
         let absent = || json!("<absent>");
         for (path, value) in [
             ("/subject", json!("ä".repeat(128))),
             ("/time", json!("2026-01-01T01:00:00+02:00")),
             ("/time", json!("2000-01-01T00:00:00.123456789Z")),
+            ("/time", json!("2025-12-31t12:00:00z")),
+            ("/time", json!("2025-12-31 12:00:00Z")),
             ("/data/country", absent()),
             ("/data/costMicroUsd", json!(null)),
             ("/data/ttftMs", absent()),

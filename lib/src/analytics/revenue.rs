@@ -339,12 +339,12 @@ impl Reports {
         let query = &Query { interval: Interval::Month, ..*query };
         let users = concat!(
             "WITH subscribers AS (
-                SELECT sipHash64(subject) AS user, max(last).3 AS status FROM churn_metrics WHERE day <= {to:Date}
-                GROUP BY user
+                SELECT sipHash64(subject) AS user, max(last).3 AS status, true AS subscribed
+                FROM churn_metrics WHERE day <= {to:Date} GROUP BY user
              )
              SELECT ",
             bucket!("first"),
-            " AS cohort, count() AS users, countIf(status != '') AS subscribers, countIf(status = 'canceled') AS churned
+            " AS cohort, count() AS users, countIf(subscribed) AS subscribers, countIf(status = 'canceled') AS churned
              FROM (SELECT user, min(signup) AS first FROM user_retention GROUP BY user) AS cohorts
              LEFT JOIN subscribers ON subscribers.user = cohorts.user
              WHERE toDate(first) BETWEEN {from:Date} AND {to:Date} GROUP BY cohort",

@@ -1,7 +1,6 @@
 //! Who may change the analytics tables: one writer at a time, in the whole deployment.
 
-use sqlx::postgres::PgConnectOptions;
-use sqlx::{ConnectOptions, Connection, PgConnection};
+use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
 use tokio::sync::Mutex;
 
 use crate::error::{Error, Result};
@@ -12,7 +11,8 @@ const LOCK: i64 = 0x616e_616c_7974_6963;
 
 /// Hands out turns.
 pub struct Turns {
-    options: PgConnectOptions,
+    /// Knows the credentials of now.
+    pool: PgPool,
     idle: Mutex<Option<PgConnection>>,
 }
 
@@ -25,7 +25,7 @@ impl Turns {
     /// Turns that are kept in the database.
     #[must_use]
     pub fn new(database: &Database) -> Self {
-        Self { options: database.pool().connect_options().as_ref().clone(), idle: Mutex::new(None) }
+        Self { pool: database.pool().clone(), idle: Mutex::new(None) }
     }
 
     /// Waits for a turn, for so many seconds at most.
@@ -35,17 +35,26 @@ impl Turns {
     pub async fn wait(&self, seconds: u32) -> Result<Turn> {
         let idle = self.idle.lock().await.take();
         let mut connection = match idle {
-            Some(connection) => revive(connection, &self.options).await?,
-            None => connect(&self.options).await?,
+            Some(connection) => revive(connection, &self.pool).await?,
+            None => connect(&self.pool).await?,
         };
-        sqlx::query!("SELECT set_config('lock_timeout', $1, false) AS set", format!("{seconds}s"))
-            .fetch_one(&mut connection)
-            .await?;
-        sqlx::query!("SELECT pg_advisory_lock($1)::text AS locked", LOCK)
-            .fetch_one(&mut connection)
-            .await
-            // That others are still writing is no fault of anybody: it is worth another try.
-            .map_err(Error::unavailable)?;
+        // A machine that vanishes says no goodbye: without keepalives its turn would last for hours. They are not among
+        // the options of the connection, which a proxy before the database refuses.
+        sqlx::query!(
+            "WITH settings AS MATERIALIZED (
+                SELECT set_config('lock_timeout', $1, false) AS patience,
+                    set_config('tcp_keepalives_idle', '10', false) AS idle,
+                    set_config('tcp_keepalives_interval', '5', false) AS pause,
+                    set_config('tcp_keepalives_count', '3', false) AS tries
+             )
+             SELECT pg_advisory_lock($2)::text AS locked FROM settings",
+            format!("{seconds}s"),
+            LOCK,
+        )
+        .fetch_one(&mut connection)
+        .await
+        // That others are still writing is no fault of anybody: it is worth another try.
+        .map_err(Error::unavailable)?;
         Ok(Turn { connection })
     }
 
@@ -68,16 +77,51 @@ impl Turn {
 }
 
 /// A thawed sandbox finds its socket dead.
-async fn revive(mut connection: PgConnection, options: &PgConnectOptions) -> Result<PgConnection> {
-    if connection.ping().await.is_ok() { Ok(connection) } else { connect(options).await }
+async fn revive(mut connection: PgConnection, pool: &PgPool) -> Result<PgConnection> {
+    if connection.ping().await.is_ok() { Ok(connection) } else { connect(pool).await }
 }
 
-async fn connect(options: &PgConnectOptions) -> Result<PgConnection> {
-    // A machine that vanishes says no goodbye: without keepalives its turn would last for hours.
-    let options = options.clone().options([
-        ("tcp_keepalives_idle", "10"),
-        ("tcp_keepalives_interval", "5"),
-        ("tcp_keepalives_count", "3"),
-    ]);
-    Ok(options.connect().await?)
+async fn connect(pool: &PgPool) -> Result<PgConnection> {
+    Ok(pool.connect_options().connect().await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    async fn server() -> (TcpListener, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        (listener, format!("postgres://writer@127.0.0.1:{port}/none?sslmode=disable"))
+    }
+
+    #[tokio::test]
+    async fn connects_as_the_pool_does_now_and_without_options() {
+        let ((_old, before), (new, after)) = (server().await, server().await);
+        let database = Database::connect_lazy(&before).unwrap();
+        let turns = Turns::new(&database);
+        database.pool().set_connect_options(after.parse().unwrap());
+
+        let asked = async {
+            let (mut connection, _) = new.accept().await.unwrap();
+            let length = connection.read_u32().await.unwrap();
+            let mut startup = vec![0; length as usize - 4];
+            connection.read_exact(&mut startup).await.unwrap();
+            startup
+        };
+        let asked = tokio::time::timeout(Duration::from_secs(5), asked);
+        let startup = tokio::select! {
+            startup = asked => startup.unwrap(),
+            turn = turns.wait(1) => panic!("nobody gave a turn: {:?}", turn.err()),
+        };
+
+        let startup = String::from_utf8_lossy(&startup).into_owned();
+        let parameters: Vec<&str> = startup.split('\0').collect();
+        assert!(parameters.contains(&"writer") && !parameters.contains(&"options"), "{parameters:?}");
+    }
 }

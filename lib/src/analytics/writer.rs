@@ -18,6 +18,7 @@ use uuid::Uuid;
 use crate::analytics::block::Rows;
 use crate::analytics::event::Event;
 use crate::analytics::turn::{Turn, Turns};
+use crate::background;
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::store::clickhouse::{ClickHouse, span};
@@ -72,9 +73,14 @@ impl Writer {
         // As a rule all are new.
         let all = firsts(rows.ids(), HashSet::new());
         let mut block = Block::of(rows, &all);
-        let mut upload = Upload::begin(&self.clickhouse, &block).await?;
-        let mut transaction = turn.connection().begin().await?;
-        let (known, ()) = futures_util::try_join!(self.known(rows.ids()), write_ahead(&mut transaction, &block))?;
+        let ahead = async {
+            let begun = async { Ok(turn.connection().begin().await?) };
+            let (compressed, mut transaction) = futures_util::try_join!(block.compressed(), begun)?;
+            write_ahead(&mut transaction, &block, &compressed).await?;
+            Ok(transaction)
+        };
+        let (known, transaction, mut upload) =
+            futures_util::try_join!(self.known(rows.ids()), ahead, Upload::begin(&self.clickhouse, &block))?;
         let new = firsts(rows.ids(), known);
         let written = new.iter().filter(|new| **new).count();
         if new == all {
@@ -87,7 +93,7 @@ impl Writer {
             }
             block = Block::of(rows, &new);
             upload = Upload::begin(&self.clickhouse, &block).await?;
-            write_ahead(turn.connection(), &block).await?;
+            write_ahead(turn.connection(), &block, &block.compressed().await?).await?;
         }
         upload.end().await?;
         forget(&mut turn, &block).await?;
@@ -95,7 +101,7 @@ impl Writer {
         Ok(written)
     }
 
-    /// Which of the ids are in the table.
+    /// Which of the ids are in the table. A replica that lags behind asks for what it lacks before it answers.
     async fn known(&self, ids: &[u128]) -> Result<HashSet<u128>> {
         let client = self.clickhouse.client();
         // Ids are in the order of their making, as a rule: few others lie between those of a batch.
@@ -104,6 +110,7 @@ impl Writer {
             .param("first", ids.iter().min().copied().unwrap_or_default().to_string())
             .param("last", ids.iter().max().copied().unwrap_or_default().to_string())
             .param("limit", NEIGHBOURS)
+            .with_setting("select_sequential_consistency", "1")
             .fetch_all()
             .instrument(span("SELECT events"))
             .await?;
@@ -116,6 +123,7 @@ impl Writer {
             let found: Vec<u128> = client
                 .query("SELECT id FROM events WHERE id IN {ids:Array(UInt128)}")
                 .param("ids", format!("[{}]", ids.join(",")))
+                .with_setting("select_sequential_consistency", "1")
                 .fetch_all()
                 .instrument(span("SELECT events"))
                 .await?;
@@ -157,11 +165,16 @@ impl Block {
     fn of(rows: &Rows, kept: &[bool]) -> Self {
         Self { id: Uuid::now_v7(), bytes: rows.encode(kept).into() }
     }
+
+    /// On another thread, so that what is under way to the stores goes on meanwhile.
+    async fn compressed(&self) -> Result<Vec<u8>> {
+        let bytes = self.bytes.clone();
+        background::blocking(move || compress_prepend_size(&bytes)).await
+    }
 }
 
-/// Compressed, since Postgres takes ten times as long to keep a byte as this takes to save it.
-async fn write_ahead(connection: &mut PgConnection, block: &Block) -> Result<()> {
-    let compressed = compress_prepend_size(&block.bytes);
+/// Compressed, since Postgres takes ten times as long to keep a byte as compressing takes to save it.
+async fn write_ahead(connection: &mut PgConnection, block: &Block, compressed: &[u8]) -> Result<()> {
     sqlx::query!("INSERT INTO ingest_batches (id, block, is_compressed) VALUES ($1, $2, true)", block.id, compressed)
         .execute(connection)
         .await?;

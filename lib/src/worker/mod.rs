@@ -6,17 +6,18 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use aws_lambda_events::sqs::{BatchItemFailure, SqsBatchResponse};
+use bytes::Bytes;
 use event_codec::delivery::{self, Record};
 use futures_util::FutureExt;
 use lambda_runtime::LambdaEvent;
-use serde::de::DeserializeOwned;
+use lambda_runtime::tower::layer::layer_fn;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
-use serde_json::value::RawValue;
 use tracing::Instrument;
 
 use crate::error::{Error, Result};
 use crate::http::runner::BoxFuture;
-use crate::runtime;
+use crate::runtime::{self, Unread};
 use crate::telemetry::faults::{self, Fault};
 use crate::telemetry::spans;
 
@@ -109,12 +110,10 @@ where
 }
 
 fn run_queue(function: &'static str, init: BatchInit) -> ExitCode {
-    // The runtime notes where in an event it reads, field by field, which takes longer than the reading: it gets
-    // the text of a batch past that.
-    let init: Init<Box<RawValue>, Value> = Box::new(move || {
+    let init: Init = Box::new(move || {
         Box::pin(async move {
             let handle = Arc::new(init().await?);
-            Ok(Arc::new(move |event: Box<RawValue>| -> BoxFuture<'static, Result<Value>> {
+            Ok(Arc::new(move |event: Bytes| -> BoxFuture<'static, Result<Value>> {
                 let handle = handle.clone();
                 Box::pin(async move {
                     let records = delivery::records(&event)?;
@@ -137,7 +136,7 @@ fn run_queue(function: &'static str, init: BatchInit) -> ExitCode {
                         .collect();
                     Ok(serde_json::to_value(response)?)
                 })
-            }) as Handler<Box<RawValue>, Value>)
+            }) as Handler)
         })
     });
     run(function, init)
@@ -153,10 +152,12 @@ where
     C: Send + Sync + 'static,
     F: Future<Output = Result<C>> + Send + 'static,
 {
-    let init: Init<Value, Value> = Box::new(move || {
+    let init: Init = Box::new(move || {
         Box::pin(async move {
             let context: &'static C = Box::leak(Box::new(init().await?));
-            Ok(Arc::new(move |event| handle(context, event)) as Handler<Value, Value>)
+            Ok(Arc::new(move |event: Bytes| -> BoxFuture<'static, Result<Value>> {
+                Box::pin(async move { handle(context, serde_json::from_slice(&event)?).await })
+            }) as Handler)
         })
     });
     run(function, init)
@@ -183,21 +184,21 @@ impl Message {
     }
 }
 
-type Handler<E, R> = Arc<dyn Fn(E) -> BoxFuture<'static, Result<R>> + Send + Sync>;
-type Init<E, R> = Box<dyn FnOnce() -> BoxFuture<'static, Result<Handler<E, R>>> + Send>;
+/// What makes the reply to an event, which is JSON.
+type Handler = Arc<dyn Fn(Bytes) -> BoxFuture<'static, Result<Value>> + Send + Sync>;
+type Init = Box<dyn FnOnce() -> BoxFuture<'static, Result<Handler>> + Send>;
 
-fn run<E>(function: &'static str, init: Init<E, Value>) -> ExitCode
-where
-    E: serde::de::DeserializeOwned + Send + 'static,
-{
+fn run(function: &'static str, init: Init) -> ExitCode {
     runtime::block_on(function, async move {
         let handler = init().await?;
-        let service = lambda_runtime::service_fn(move |event: LambdaEvent<E>| {
-            let handler = handler.clone();
+        let unread = Unread::default();
+        let past = unread.clone();
+        let service = lambda_runtime::service_fn(move |event: LambdaEvent<IgnoredAny>| {
+            let (handler, payload) = (handler.clone(), unread.take());
             async move {
                 let (started, id) = (Instant::now(), event.context.request_id);
                 let span = spans::invocation(function);
-                let outcome = AssertUnwindSafe(handler(event.payload)).catch_unwind().instrument(span.clone()).await;
+                let outcome = AssertUnwindSafe(handler(payload)).catch_unwind().instrument(span.clone()).await;
                 let outcome = outcome.unwrap_or_else(|panic| Err(Error::panicked(&*panic)));
                 let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
                 match &outcome {
@@ -212,6 +213,7 @@ where
                 outcome.map_err(|error| Box::new(error) as lambda_runtime::Error)
             }
         });
-        runtime::answer_invocations(lambda_runtime::Runtime::new(service)).await
+        let runtime = lambda_runtime::Runtime::new(service).layer(layer_fn(move |answers| past.keep(answers)));
+        runtime::answer_invocations(runtime).await
     })
 }

@@ -13,5 +13,7 @@ fn main() -> ExitCode {
 async fn handle(reports: &Reports, request: Request) -> Result<Response> {
     request.admin()?;
     let query = Query::of(&request)?;
-    reports.reply(&request, &query, reports.users_top(&query)).await
+    let reply = reports.reply(&request, &query, reports.users_top(&query)).await?;
+    // The other figures name nobody.
+    Ok(reply.with("cache-control", "no-store"))
 }

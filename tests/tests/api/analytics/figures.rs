@@ -67,6 +67,16 @@ async fn all_name_bad_parameters() {
 }
 
 #[tokio::test]
+async fn only_figures_that_name_nobody_may_be_shown_again() {
+    let api = Api::of_router();
+    let admin = api.admin().await;
+    for (figure, caching) in [("users/count", "private, max-age=60"), ("users/top", "no-store")] {
+        let reply = api.get(&path(figure)).bearer(&admin.jwt).send().await.expect_status(200);
+        assert_eq!(reply.header("cache-control"), Some(caching), "{figure}");
+    }
+}
+
+#[tokio::test]
 async fn the_dashboard_shows_itself_to_anybody() {
     let page = Api::of_router().get("/admin/analytics").open().await;
     assert_eq!(page.status(), 200);
