@@ -326,8 +326,21 @@ impl From<clickhouse::error::Error> for Error {
     #[track_caller]
     fn from(error: clickhouse::error::Error) -> Self {
         use clickhouse::error::Error as E;
-        if matches!(error, E::Network(_) | E::TimedOut) { Self::unavailable(error) } else { Self::internal(error) }
+        let unreachable = match &error {
+            E::Network(_) | E::TimedOut => true,
+            // 159 takes too long, 202 too many queries, 241 out of memory, 242 read-only. What has no code is no reply
+            // of the server's own.
+            E::BadResponse(reply) => clickhouse_code(reply).is_none_or(|code| [159, 202, 241, 242].contains(&code)),
+            _ => false,
+        };
+        if unreachable { Self::unavailable(error) } else { Self::internal(error) }
     }
+}
+
+/// The code of an exception of ClickHouse: `Code: 60. DB::Exception: …`.
+fn clickhouse_code(reply: &str) -> Option<u32> {
+    let (_, rest) = reply.split_once("Code: ")?;
+    rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
 impl<E, R> From<aws_sdk_dynamodb::error::SdkError<E, R>> for Error
@@ -367,6 +380,17 @@ mod tests {
         assert!(error.location().starts_with("lib/src/error.rs:"), "{}", error.location());
         assert!(!error.detail().contains("pool"), "the cause must stay out of what the client reads");
         assert!(error.cause_chain().unwrap().contains("pool"));
+    }
+
+    #[test]
+    fn a_clickhouse_that_is_down_or_full_is_unavailable() {
+        let code = |reply: &str| Error::from(clickhouse::error::Error::BadResponse(reply.to_owned())).code();
+        for reply in ["502 Bad Gateway", "<html></html>", "Code: 241. DB::Exception: Memory limit", "Code: 159"] {
+            assert_eq!(code(reply), Code::Unavailable, "{reply}");
+        }
+        for reply in ["Code: 60. DB::Exception: Unknown table", "Code: 2410. DB::Exception"] {
+            assert_eq!(code(reply), Code::Internal, "{reply}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use serde::Serialize;
+use tokio::sync::OnceCell;
 
 use crate::auth::session::Sessions;
 use crate::config;
@@ -46,27 +47,28 @@ struct Report {
 /// The dependencies that the function's environment names.
 pub struct Health {
     started: Instant,
-    database: Option<Database>,
+    database: Option<OnceCell<Database>>,
     sessions: Option<Sessions>,
     queue: Option<Queue>,
-    clickhouse: Option<ClickHouse>,
+    clickhouse: Option<OnceCell<ClickHouse>>,
     secret: Option<&'static str>,
 }
 
 impl Health {
-    /// Finds out which dependencies there are.
+    /// Finds out which dependencies there are. Their secrets are read when they are asked, again until that succeeds:
+    /// a dependency that is down is no error, saying so is the point.
     ///
     /// # Errors
-    /// When the AWS configuration is incomplete. A dependency that is down is no error: saying so is the point.
+    /// When the AWS configuration is incomplete.
     pub async fn init() -> Result<Self> {
         let named = |variable| config::optional(variable).is_some();
         let secret = ["DATABASE_SECRET_ARN", "CLICKHOUSE_SECRET_ARN"].into_iter().find(|variable| named(variable));
         Ok(Self {
             started: process_start(),
-            database: if named("DATABASE_SECRET_ARN") { Some(Database::init().await?) } else { None },
+            database: named("DATABASE_SECRET_ARN").then(OnceCell::new),
             sessions: if named("SESSIONS_TABLE") { Some(Sessions::from_env()?) } else { None },
             queue: Queue::optional("EVENTS_QUEUE_URL")?,
-            clickhouse: if named("CLICKHOUSE_SECRET_ARN") { Some(ClickHouse::init().await?) } else { None },
+            clickhouse: named("CLICKHOUSE_SECRET_ARN").then(OnceCell::new),
             secret,
         })
     }
@@ -78,7 +80,8 @@ impl Health {
     pub async fn report(&self) -> Result<Response> {
         let mut checks: Vec<BoxFuture<'_, Dependency>> = Vec::new();
         if let Some(database) = &self.database {
-            checks.push(Box::pin(check("postgres", database.ping())));
+            let ping = async { database.get_or_try_init(Database::init).await?.ping().await };
+            checks.push(Box::pin(check("postgres", ping)));
         }
         if let Some(sessions) = &self.sessions {
             checks.push(Box::pin(check("dynamodb", sessions.ping())));
@@ -87,7 +90,8 @@ impl Health {
             checks.push(Box::pin(check("sqs", queue.ping())));
         }
         if let Some(clickhouse) = &self.clickhouse {
-            checks.push(Box::pin(check("clickhouse", clickhouse.ping())));
+            let ping = async { clickhouse.get_or_try_init(ClickHouse::init).await?.ping().await };
+            checks.push(Box::pin(check("clickhouse", ping)));
         }
         if let Some(variable) = self.secret {
             checks.push(Box::pin(check("secrets", secrets::ping(variable))));

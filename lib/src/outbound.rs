@@ -58,16 +58,24 @@ pub(crate) fn client(base: &str, connect_timeout: Duration) -> Result<reqwest::C
 /// # Errors
 /// When the client cannot be built.
 pub(crate) fn smithy_client(base: &str, connect_timeout: Duration) -> Result<SharedHttpClient> {
+    let client = Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(IDLE)
+        .build(connector(base, connect_timeout)?);
+    Ok(SharedHttpClient::new(Smithy { client }))
+}
+
+/// What such a client connects with.
+///
+/// # Errors
+/// When it cannot be built.
+pub(crate) fn connector(base: &str, connect_timeout: Duration) -> Result<HttpsConnector<HttpConnector>> {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     tcp.set_connect_timeout(Some(connect_timeout));
     let tls = HttpsConnectorBuilder::new().with_tls_config(tls(base)?).https_or_http().enable_http1();
-    let client = Client::builder(TokioExecutor::new())
-        .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(IDLE)
-        .build(tls.wrap_connector(tcp));
-    Ok(SharedHttpClient::new(Smithy { client }))
+    Ok(tls.wrap_connector(tcp))
 }
 
 #[derive(Debug, Clone)]

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use futures_util::future::try_join4;
 use serde::Deserialize;
 
 use crate::config::Secret;
@@ -9,15 +10,15 @@ use crate::crypto;
 use crate::error::Result;
 use crate::http::Request;
 use crate::secrets;
-use crate::store::clickhouse::ClickHouse;
+use crate::store::clickhouse::{ClickHouse, in_time};
 use crate::store::postgres::Database;
 
 /// Upper bounds of the duration buckets, in seconds, as the view counts them.
 const BOUNDS: [&str; 11] = ["0.005", "0.01", "0.025", "0.05", "0.1", "0.25", "0.5", "1", "2.5", "5", "10"];
 
 #[derive(Deserialize)]
-struct TokensSecret {
-    metrics: Secret,
+struct MetricsTokenSecret {
+    token: Secret,
 }
 
 /// Reads the totals.
@@ -55,12 +56,12 @@ impl Metrics {
     /// # Errors
     /// When a secret cannot be read.
     pub async fn init() -> Result<Self> {
-        let (clickhouse, database, tokens) = futures_util::try_join!(
-            ClickHouse::init(),
+        let (clickhouse, database, secret) = futures_util::try_join!(
+            ClickHouse::reader(),
             Database::init(),
-            secrets::read::<TokensSecret>("TOKENS_SECRET_ARN"),
+            secrets::read::<MetricsTokenSecret>("METRICS_TOKEN_SECRET_ARN"),
         )?;
-        Ok(Self::new(clickhouse, database, tokens.metrics))
+        Ok(Self::new(clickhouse, database, secret.token))
     }
 
     /// Metrics of these stores, for whoever has the token.
@@ -87,8 +88,8 @@ impl Metrics {
     /// # Errors
     /// When a store does not answer.
     pub async fn render(&self) -> Result<String> {
-        let (requests, recent, ingested, dead) =
-            futures_util::try_join!(self.requests(), self.recent(), self.ingested(), self.dead_letters())?;
+        let totals = try_join4(self.requests(), self.recent(), self.ingested(), self.dead_letters());
+        let (requests, recent, ingested, dead) = in_time(totals).await?;
         Ok(text(&requests, &recent, &ingested, dead))
     }
 

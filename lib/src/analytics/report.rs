@@ -1,5 +1,6 @@
 //! What all figures have in common: the range that is asked for, and the reply around the data.
 
+use futures_util::future::try_join;
 use serde::Serialize;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
@@ -11,7 +12,7 @@ use crate::crypto;
 use crate::error::{Error, Result};
 use crate::http::validate::{Field, Fields, FromFields, Invalid, Raw};
 use crate::http::{Request, Response};
-use crate::store::clickhouse::{ClickHouse, span};
+use crate::store::clickhouse::{ClickHouse, in_time, span};
 
 const DATE: &[BorrowedFormatItem<'_>] = format_description!("[year]-[month]-[day]");
 /// Days of a range unless told, and at most.
@@ -303,7 +304,7 @@ impl Reports {
         query: &Query,
         figure: impl Future<Output = Result<T>>,
     ) -> Result<Response> {
-        let (data, freshness_seconds) = futures_util::try_join!(figure, self.freshness())?;
+        let (data, freshness_seconds) = in_time(try_join(figure, self.freshness())).await?;
         let meta = Meta {
             from: day(query.range.from),
             to: day(query.range.to),

@@ -19,7 +19,7 @@ use crate::config::{self, Stage};
 use crate::error::{Code, Error, Result};
 use crate::events::{Event, Subject};
 use crate::mail::{Mail, Message, Recipient};
-use crate::store::postgres::Database;
+use crate::store::postgres::{Database, Transaction};
 use crate::telemetry::trace::TraceContext;
 
 /// Mails of a kind that one account gets in an hour.
@@ -233,7 +233,12 @@ impl Accounts {
     pub async fn sign_up(&self, new: NewAccount, visit: &Visit) -> Result<SignUp> {
         let now = clock::now();
         self.blocklist.check("password", &new.password, &personal(&new.email, new.name.as_deref()))?;
-        self.limits.signup(visit.ip, now).await?;
+        let attempt = self.limits.signup(visit.ip, now).await?;
+        let outcome = self.create(new, visit, now).await;
+        self.limits.settle(attempt, outcome).await
+    }
+
+    async fn create(&self, new: NewAccount, visit: &Visit, now: OffsetDateTime) -> Result<SignUp> {
         let hash = password::hash(new.password).await?;
         let mut transaction = self.users.database.begin(&visit.trace).await?;
         let row = sqlx::query_as!(
@@ -252,13 +257,13 @@ impl Accounts {
             if !self.require_verification {
                 return Err(Error::new(Code::EmailTaken, "Sign in instead, or ask for a new password."));
             }
-            if self.limits.mail("signup-notice", NOTICES_PER_HOUR, new.email.as_str(), now).await? {
-                transaction.send_mail(&Mail::new(
-                    Message::SignupAttempted,
-                    Recipient::Address(new.email.as_str().to_owned()),
-                ))?;
+            let attempt = self.limits.mail("signup-notice", NOTICES_PER_HOUR, new.email.as_str(), now).await?;
+            if let Some(attempt) = attempt {
+                let outcome = commit_mail(transaction, Message::SignupAttempted, &new.email).await;
+                self.limits.settle(attempt, outcome).await?;
+            } else {
+                transaction.commit().await?;
             }
-            transaction.commit().await?;
             return Ok(SignUp::VerificationRequired);
         };
         let user = row.user()?;
@@ -373,7 +378,7 @@ impl Accounts {
         )
         .fetch_optional(transaction.connection())
         .await?;
-        let user = row.ok_or_else(|| Error::new(Code::InvalidToken, "The account is gone."))?.user()?;
+        let user = row.ok_or_else(gone)?.user()?;
         // Used up last: an update that fails must not cost the user the link.
         self.tokens.consume(token, Purpose::VerifyEmail, now).await?;
         transaction.publish(Event::about(&visit.subject(user.id, user.plan), "user.email_verified"));
@@ -409,12 +414,14 @@ impl Accounts {
         per_hour: i64,
         visit: &Visit,
     ) -> Result<()> {
-        if self.limits.mail(kind, per_hour, email.as_str(), clock::now()).await? {
-            let mut transaction = self.users.database.begin(&visit.trace).await?;
-            transaction.send_mail(&Mail::new(message, Recipient::Address(email.as_str().to_owned())))?;
-            transaction.commit().await?;
-        }
-        Ok(())
+        let Some(attempt) = self.limits.mail(kind, per_hour, email.as_str(), clock::now()).await? else {
+            return Ok(());
+        };
+        let outcome = match self.users.database.begin(&visit.trace).await {
+            Ok(transaction) => commit_mail(transaction, message, email).await,
+            Err(error) => Err(error),
+        };
+        self.limits.settle(attempt, outcome).await
     }
 
     /// Sets a new password by the token of a mail: ends every session, lifts the lockout, tells the owner.
@@ -431,12 +438,14 @@ impl Accounts {
         let now = clock::now();
         self.limits.token(visit.ip, now).await?;
         self.tokens.check(token, Purpose::ResetPassword, now).await?;
-        let user =
-            self.users.get(token.user_id).await.map_err(|_| Error::new(Code::InvalidToken, "The account is gone."))?;
-        self.blocklist.check(field, &new, &[user.email.as_str(), user.name.as_deref().unwrap_or_default()])?;
+        let user = match self.users.get(token.user_id).await {
+            Err(error) if error.code() == Code::Unauthenticated => Err(gone()),
+            other => other,
+        }?;
+        self.blocklist.check(field, &new, &personal(&stored(&user.email)?, user.name.as_deref()))?;
         let hash = password::hash(new).await?;
         let mut transaction = self.users.database.begin(&visit.trace).await?;
-        replace_password(transaction.connection(), user.id, &hash).await?;
+        replace_password(transaction.connection(), user.id, &hash, None).await?;
         self.tokens.consume(token, Purpose::ResetPassword, now).await?;
         self.issuer.sessions.end_all(user.id, None).await?;
         transaction.publish(Event::about(&visit.subject(user.id, user.plan), "user.password_reset"));
@@ -447,8 +456,8 @@ impl Accounts {
     /// Sets a new password for a signed-in user: ends the other sessions and voids reset links.
     ///
     /// # Errors
-    /// 401 `invalid_credentials` for a wrong current password, under the limits of sign-in; 400 for a common
-    /// new one.
+    /// 401 `invalid_credentials` for a wrong current password, under the limits of sign-in, and for one that is
+    /// replaced meanwhile; 400 for a common new one.
     pub async fn change_password(
         &self,
         user_id: Uuid,
@@ -466,12 +475,15 @@ impl Accounts {
         .fetch_optional(self.users.database.pool())
         .await?
         .ok_or_else(Error::unauthenticated)?;
-        let email = Email::parse_text(&row.email).map_err(|_| Error::internal("a stored address is malformed"))?;
+        let email = stored(&row.email)?;
         self.check_password(&email, Some(&row), current, visit).await?;
         self.blocklist.check("newPassword", &new, &personal(&email, row.name.as_deref()))?;
         let hash = password::hash(new).await?;
         let mut transaction = self.users.database.begin(&visit.trace).await?;
-        replace_password(transaction.connection(), user_id, &hash).await?;
+        // A password that was replaced meanwhile is not the one that was checked.
+        if !replace_password(transaction.connection(), user_id, &hash, Some(row.password_version)).await? {
+            return Err(wrong_credentials());
+        }
         self.issuer.sessions.end_all(user_id, Some(session_id)).await?;
         self.tokens.void(user_id, Purpose::ResetPassword, clock::now()).await?;
         transaction.send_mail(&Mail::new(Message::PasswordChanged, Recipient::User(user_id)))?;
@@ -485,20 +497,42 @@ impl Accounts {
     }
 }
 
-/// Replaces the hash and locks the row until the commit: a sign-in that checked the old password waits for it.
-async fn replace_password(connection: &mut PgConnection, user_id: Uuid, hash: &str) -> Result<()> {
-    sqlx::query!(
-        "UPDATE users SET password_hash = $1, password_version = password_version + 1, updated_at = now() WHERE id = $2",
+async fn commit_mail(mut transaction: Transaction, message: Message, email: &Email) -> Result<()> {
+    transaction.send_mail(&Mail::new(message, Recipient::Address(email.as_str().to_owned())))?;
+    transaction.commit().await
+}
+
+/// Replaces the hash, if the password's version is the one given, and locks the row until the commit: a sign-in that
+/// checked the old password waits for it. Tells whether it was replaced.
+async fn replace_password(
+    connection: &mut PgConnection,
+    user_id: Uuid,
+    hash: &str,
+    version: Option<i32>,
+) -> Result<bool> {
+    let replaced = sqlx::query!(
+        "UPDATE users SET password_hash = $1, password_version = password_version + 1, updated_at = now()
+         WHERE id = $2 AND password_version = coalesce($3, password_version)",
         hash,
         user_id,
+        version,
     )
     .execute(connection)
     .await?;
-    Ok(())
+    Ok(replaced.rows_affected() > 0)
+}
+
+/// An address of a row.
+fn stored(address: &str) -> Result<Email> {
+    Email::parse_text(address).map_err(|_| Error::internal("a stored address is malformed"))
 }
 
 fn personal<'a>(email: &'a Email, name: Option<&'a str>) -> [&'a str; 3] {
     [email.as_str(), email.local_part(), name.unwrap_or_default()]
+}
+
+fn gone() -> Error {
+    Error::new(Code::InvalidToken, "The account is gone.")
 }
 
 fn wrong_credentials() -> Error {

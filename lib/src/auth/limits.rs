@@ -1,5 +1,5 @@
 //! Limits of the credential routes: counters in DynamoDB that are raised before the attempt and taken back
-//! when it succeeds, so that parallel attempts cannot slip through, and that expire with their window.
+//! when it succeeds or we fail it, so that parallel attempts cannot slip through, and that expire with their window.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -111,27 +111,42 @@ impl Limits {
         try_join_all(attempt.keys.iter().map(|key| self.add(key, -1, None))).await.map(drop)
     }
 
+    /// Passes on what an attempt came to, and takes it back if we failed it: an outage must not use up limits.
+    ///
+    /// # Errors
+    /// The outcome's.
+    pub async fn settle<T>(&self, attempt: Attempt, outcome: Result<T>) -> Result<T> {
+        if let Err(error) = &outcome
+            && error.code().status().is_server_error()
+            && let Err(error) = self.forgive(attempt).await
+        {
+            tracing::warn!(error.cause = %error, "an attempt that could not be served stays counted");
+        }
+        outcome
+    }
+
     /// Counts a sign-up: 5 an hour and address.
     ///
     /// # Errors
     /// 429 `too_many_attempts` beyond the limit.
-    pub async fn signup(&self, ip: IpAddr, now: OffsetDateTime) -> Result<()> {
+    pub async fn signup(&self, ip: IpAddr, now: OffsetDateTime) -> Result<Attempt> {
         let rule =
             Rule { key: format!("signup-ip#{}", network(ip)), limit: self.per_address(5), window: self.window(3600) };
-        self.attempt(vec![rule], now).await.map(drop)
+        self.attempt(vec![rule], now).await
     }
 
-    /// Counts a mail of a kind to an account, whether or not the account exists; tells whether it may go out.
+    /// Counts a mail of a kind to an account, whether or not the account exists; `None` when it may not go out.
     ///
     /// # Errors
     /// When the table does not answer.
-    pub async fn mail(&self, kind: &str, per_hour: i64, account: &str, now: OffsetDateTime) -> Result<bool> {
+    pub async fn mail(&self, kind: &str, per_hour: i64, account: &str, now: OffsetDateTime) -> Result<Option<Attempt>> {
         let rule = Rule {
             key: format!("mail-{kind}#{}", digest(account)),
             limit: per_hour,
             window: Duration::from_secs(3600),
         };
-        Ok(self.count(&rule, now).await?.0 <= rule.limit)
+        let (count, key) = self.count(&rule, now).await?;
+        Ok((count <= rule.limit).then(|| Attempt { keys: vec![key], account_failures: 0 }))
     }
 
     /// Counts tries of one-time tokens: 30 in 15 minutes and address.

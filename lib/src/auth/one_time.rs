@@ -89,8 +89,9 @@ impl OneTimeTokens {
     /// Makes the token of a nonce, which voids the user's older one of the same purpose.
     ///
     /// Nonces are UUIDv7, so they tell which request is newer: a mail job that is delivered twice makes the
-    /// same token again, neither a second one nor a used one anew. `None` when the token was voided by a newer
-    /// request or used in the meantime.
+    /// same token again, neither a second one nor a used one anew. The token's time runs from its request, and so
+    /// a job that comes when the table has forgotten what became of it makes none. `None` when the token has
+    /// expired, was voided by a newer request or used in the meantime.
     ///
     /// # Errors
     /// When the table does not answer.
@@ -101,6 +102,7 @@ impl OneTimeTokens {
         nonce: Uuid,
         now: OffsetDateTime,
     ) -> Result<Option<OneTimeToken>> {
+        let Some(expires) = expiry(nonce, purpose).filter(|expires| *expires > now) else { return Ok(None) };
         let token = token(&self.key, user_id, purpose, nonce);
         let result = self
             .table
@@ -110,7 +112,7 @@ impl OneTimeTokens {
             .item("pk", text(key(user_id, purpose)))
             .item("nonce", text(nonce))
             .item("hash", binary(&crypto::sha256(&token.secret)))
-            .item("expires", epoch_seconds(now + purpose.lifetime()))
+            .item("expires", epoch_seconds(expires))
             .condition_expression("attribute_not_exists(pk) OR nonce < :nonce")
             .expression_attribute_values(":nonce", text(nonce))
             .send()
@@ -208,6 +210,13 @@ fn token(key: &TokenKey, user_id: Uuid, purpose: Purpose, nonce: Uuid) -> OneTim
     OneTimeToken { user_id, secret: crypto::hmac(key.bytes(), &parts) }
 }
 
+/// When the token of a nonce expires; nothing for a nonce that does not tell when it was made.
+fn expiry(nonce: Uuid, purpose: Purpose) -> Option<OffsetDateTime> {
+    let (seconds, _) = nonce.get_timestamp()?.to_unix();
+    let asked_at = OffsetDateTime::from_unix_timestamp(i64::try_from(seconds).ok()?).ok()?;
+    asked_at.checked_add(purpose.lifetime())
+}
+
 fn key(user_id: Uuid, purpose: Purpose) -> String {
     format!("{user_id}#{}", purpose.as_str())
 }
@@ -227,5 +236,13 @@ mod tests {
         let parsed = OneTimeToken::parse(Raw::Text(&verify.reveal())).unwrap();
         assert_eq!((parsed.user_id, parsed.secret), (user, verify.secret));
         assert_ne!(token(&key, user, Purpose::ResetPassword, nonce).secret, verify.secret);
+    }
+
+    #[test]
+    fn a_token_expires_by_the_time_of_its_request() {
+        let nonce = Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, 1_700_000_000, 0));
+        let after = |purpose| expiry(nonce, purpose).unwrap().unix_timestamp() - 1_700_000_000;
+        assert_eq!((after(Purpose::VerifyEmail), after(Purpose::ResetPassword)), (24 * 3600, 3600));
+        assert_eq!(expiry(Uuid::nil(), Purpose::VerifyEmail), None);
     }
 }

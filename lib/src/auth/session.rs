@@ -6,6 +6,7 @@
 //! gets the same successor, and an old token can be told from a forged one, with no secret stored.
 
 use aws_sdk_dynamodb::types::AttributeValue;
+use futures_util::future::try_join_all;
 use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
@@ -30,6 +31,8 @@ pub const GRACE: Duration = Duration::seconds(10);
 const SLIDE_AFTER: Duration = Duration::minutes(5);
 /// Every session token begins with this.
 pub const PREFIX: &str = "st_";
+/// Sessions of a user that are ended side by side: one by one, thousands would take longer than a function may.
+const ENDED_AT_ONCE: usize = 25;
 /// Rotations that are remembered, newest first; more within the grace would be no browser.
 const REMEMBERED_ROTATIONS: usize = 16;
 
@@ -294,10 +297,10 @@ impl Sessions {
     /// # Errors
     /// When the table does not answer; then some may be left.
     pub async fn end_all(&self, user_id: Uuid, except: Option<Uuid>) -> Result<()> {
-        for session in self.list(user_id).await? {
-            if Some(session.id) != except {
-                self.end(user_id, session.id).await?;
-            }
+        let mut sessions = self.list(user_id).await?;
+        sessions.retain(|session| Some(session.id) != except);
+        for some in sessions.chunks(ENDED_AT_ONCE) {
+            try_join_all(some.iter().map(|session| self.end(user_id, session.id))).await?;
         }
         Ok(())
     }

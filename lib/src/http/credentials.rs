@@ -1,9 +1,9 @@
 //! Cookies and bearer tokens: how a request proves whose it is, and how a session is handed out.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use http::HeaderMap;
+use http::{HeaderMap, StatusCode};
 use serde::Serialize;
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -107,9 +107,41 @@ pub struct Known {
 pub struct Gate {
     sessions: Sessions,
     keys: Keys,
-    /// Digest of a proved session token and its owner. Only a key for the rate limit: it lets the count run
-    /// beside the session read, and admits nobody.
-    owners: Mutex<VecDeque<([u8; 32], Uuid)>>,
+    owners: Owners,
+}
+
+/// Digests of proved session tokens and their owners. Only keys for the rate limit: they let the count run beside
+/// the session read, and admit nobody.
+#[derive(Default)]
+struct Owners(Mutex<VecDeque<([u8; 32], Uuid)>>);
+
+impl Owners {
+    fn of(&self, token: &SessionToken) -> Option<Uuid> {
+        let digest = digest(token);
+        self.lock().iter().find(|(known, _)| *known == digest).map(|(_, owner)| *owner)
+    }
+
+    fn remember(&self, token: &SessionToken) {
+        let digest = digest(token);
+        let mut owners = self.lock();
+        if !owners.iter().any(|(known, _)| *known == digest) {
+            owners.push_front((digest, token.user_id));
+            owners.truncate(REMEMBERED);
+        }
+    }
+
+    fn forget(&self, token: &SessionToken) {
+        let digest = digest(token);
+        self.lock().retain(|(known, _)| *known != digest);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<([u8; 32], Uuid)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn digest(token: &SessionToken) -> [u8; 32] {
+    crypto::sha256(token.reveal().as_bytes())
 }
 
 impl Gate {
@@ -118,7 +150,7 @@ impl Gate {
     /// # Errors
     /// When one is missing.
     pub async fn init() -> Result<Self> {
-        Ok(Self { sessions: Sessions::from_env()?, keys: Keys::init().await?, owners: Mutex::default() })
+        Ok(Self { sessions: Sessions::from_env()?, keys: Keys::init().await?, owners: Owners::default() })
     }
 
     /// What a credential proves without asking the table: by a signature, or because this sandbox has seen the
@@ -131,10 +163,7 @@ impl Gate {
                 |claims| Known { owner: Some(claims.sub), session: Some(claims.sid) },
             ),
             Credential::Cookie(token) | Credential::Session(token) => {
-                let digest = crypto::sha256(token.reveal().as_bytes());
-                let owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
-                let owner = owners.iter().find(|(known, _)| *known == digest).map(|(_, owner)| *owner);
-                Known { owner, session: None }
+                Known { owner: self.owners.of(token), session: None }
             }
             Credential::Malformed => Known::default(),
         }
@@ -155,22 +184,18 @@ impl Gate {
                 self.sessions.find(owner, session).await?
             }
             Credential::Cookie(token) | Credential::Session(token) => {
-                let session = self.sessions.authenticate(token).await?;
-                self.remember(token);
-                session
+                let session = self.sessions.authenticate(token).await;
+                match &session {
+                    Ok(_) => self.owners.remember(token),
+                    // Whoever goes on sending it must not use up what its former owner may ask for.
+                    Err(error) if error.code().status() == StatusCode::UNAUTHORIZED => self.owners.forget(token),
+                    Err(_) => {}
+                }
+                session?
             }
             Credential::Malformed => return Err(Error::unauthenticated()),
         };
         Ok(Caller { session, credential })
-    }
-
-    fn remember(&self, token: &SessionToken) {
-        let digest = crypto::sha256(token.reveal().as_bytes());
-        let mut owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
-        if !owners.iter().any(|(known, _)| *known == digest) {
-            owners.push_front((digest, token.user_id));
-            owners.truncate(REMEMBERED);
-        }
     }
 }
 
@@ -215,7 +240,7 @@ struct SessionReply<'a> {
 ///
 /// # Errors
 /// When the stage is unknown.
-pub fn signed_in(status: http::StatusCode, signed_in: &SignedIn, transport: Transport) -> Result<Response> {
+pub fn signed_in(status: StatusCode, signed_in: &SignedIn, transport: Transport) -> Result<Response> {
     let reply = SessionReply {
         user: Some(&signed_in.user),
         token: &signed_in.access_token.token,
@@ -291,5 +316,16 @@ mod tests {
             of(&[("authorization", "Bearer st_x"), ("cookie", "session=y")]),
             Some(Credential::Malformed)
         ));
+    }
+
+    #[test]
+    fn a_token_has_an_owner_until_it_is_refused() {
+        let token = |byte| SessionToken::parse(&format!("{PREFIX}{}", crypto::base64url(&[byte; 68]))).unwrap();
+        let owners = Owners::default();
+        owners.remember(&token(1));
+        owners.remember(&token(2));
+        assert_eq!(owners.of(&token(1)), Some(token(1).user_id));
+        owners.forget(&token(1));
+        assert_eq!((owners.of(&token(1)), owners.of(&token(2))), (None, Some(token(2).user_id)));
     }
 }

@@ -1,6 +1,9 @@
 //! Mails: small jobs in a queue, rendered and sent by one worker.
 
+use std::fmt::Debug;
+
 use aws_sdk_sesv2::Client;
+use aws_sdk_sesv2::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_sesv2::types::{Body, Content, Destination, EmailContent, Message as SesMessage};
 use minijinja::{Environment, context};
 use serde::{Deserialize, Serialize};
@@ -162,9 +165,21 @@ impl Mailer {
             .destination(Destination::builder().to_addresses(to).build())
             .content(EmailContent::builder().simple(message).build())
             .send()
-            .await?;
+            .await
+            .map_err(refused)?;
         Ok(())
     }
+}
+
+/// What SES answers may name the recipient's address, which belongs into no log: of a refusal, the code goes on.
+fn refused<E, R>(error: SdkError<E, R>) -> Error
+where
+    E: std::error::Error + Send + Sync + 'static + ProvideErrorMetadata,
+    R: Debug + Send + Sync + 'static,
+{
+    let SdkError::ServiceError(refusal) = &error else { return error.into() };
+    let cause = format!("SES refused the mail: {}", refusal.err().code().unwrap_or("without a code"));
+    Error::caused(Error::from(error).code(), cause)
 }
 
 /// The words of one kind of mail.
@@ -226,6 +241,8 @@ impl Words {
 
 #[cfg(test)]
 mod tests {
+    use aws_sdk_sesv2::error::ErrorMetadata;
+
     use super::*;
 
     #[test]
@@ -240,5 +257,13 @@ mod tests {
         let text = templates.get_template("mail.txt").unwrap().render(&values).unwrap();
         assert!(text.contains("https://x/?token=a-b_c"), "{text}");
         assert!(html.contains("\"https://x/?token=a-b_c\""), "{html}");
+    }
+
+    #[test]
+    fn a_refusal_does_not_name_the_recipient() {
+        let told = ErrorMetadata::builder().code("MessageRejected").message("not verified: a@example.com").build();
+        let refusal: SdkError<ErrorMetadata, &str> = SdkError::service_error(told, "to a@example.com");
+        let error = refused(refusal).to_string();
+        assert!(error.contains("MessageRejected") && !error.contains("a@example.com"), "{error}");
     }
 }

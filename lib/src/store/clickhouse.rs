@@ -1,12 +1,23 @@
 //! ClickHouse over HTTP.
 
+use std::time::Duration;
+
 use clickhouse::Client;
+use hyper_util::client::legacy::Client as HttpClient;
+use hyper_util::rt::TokioExecutor;
 use tracing::{Span, debug_span};
 
 use crate::config::Secret;
 use crate::crypto;
 use crate::error::{Error, Result};
+use crate::outbound;
 use crate::secrets;
+
+const CONNECT: Duration = Duration::from_secs(3);
+/// The server closes connections that were idle for three seconds.
+const IDLE: Duration = Duration::from_secs(2);
+/// What a reply waits for its figures: longer than the server works on one, shorter than its function may run.
+const PATIENCE: Duration = Duration::from_secs(12);
 
 #[derive(serde::Deserialize)]
 struct ClickHouseSecret {
@@ -31,6 +42,15 @@ pub(crate) fn span(statement: &str) -> Span {
         otel.kind = "client",
         db.system.name = "clickhouse",
     )
+}
+
+/// What reads come to, unless the server does not answer in time.
+///
+/// # Errors
+/// Theirs; 503 when they take too long.
+pub(crate) async fn in_time<T>(reads: impl Future<Output = Result<T>>) -> Result<T> {
+    let outcome = tokio::time::timeout(PATIENCE, reads).await;
+    outcome.unwrap_or_else(|_| Err(Error::unavailable("ClickHouse did not answer in time")))
 }
 
 /// A user that may only read, within bounds.
@@ -84,7 +104,7 @@ impl ClickHouse {
     /// When the secret cannot be read.
     pub async fn init() -> Result<Self> {
         let secret: ClickHouseSecret = secrets::read("CLICKHOUSE_SECRET_ARN").await?;
-        Ok(Self::connect_lazy(&secret.url, &secret.user, &secret.password, &secret.database))
+        Self::connect_lazy(&secret.url, &secret.user, &secret.password, &secret.database)
     }
 
     /// The same as the user that may only read, whose account bounds what a query may take. Without such a user
@@ -96,9 +116,9 @@ impl ClickHouse {
         let secret: ClickHouseSecret = secrets::read("CLICKHOUSE_SECRET_ARN").await?;
         if !secret.reader.is_empty() {
             // An account of readonly = 1 refuses every setting.
-            return Ok(Self::connect_lazy(&secret.url, &secret.reader, &secret.password, &secret.database));
+            return Self::connect_lazy(&secret.url, &secret.reader, &secret.password, &secret.database);
         }
-        let mut reader = Self::connect_lazy(&secret.url, &secret.user, &secret.password, &secret.database);
+        let mut reader = Self::connect_lazy(&secret.url, &secret.user, &secret.password, &secret.database)?;
         for (name, value) in LIMITS {
             reader.client = reader.client.with_setting(name, value);
         }
@@ -115,11 +135,18 @@ impl ClickHouse {
     }
 
     /// A database at the URL.
-    #[must_use]
-    pub fn connect_lazy(url: &str, user: &str, password: &Secret, database: &str) -> Self {
-        let client =
-            Client::default().with_url(url).with_user(user).with_password(password.expose()).with_database(database);
-        Self { client, database: database.to_owned() }
+    ///
+    /// # Errors
+    /// When the HTTP client cannot be built.
+    pub fn connect_lazy(url: &str, user: &str, password: &Secret, database: &str) -> Result<Self> {
+        let http =
+            HttpClient::builder(TokioExecutor::new()).pool_idle_timeout(IDLE).build(outbound::connector(url, CONNECT)?);
+        let client = Client::with_http_client(http)
+            .with_url(url)
+            .with_user(user)
+            .with_password(password.expose())
+            .with_database(database);
+        Ok(Self { client, database: database.to_owned() })
     }
 
     /// The client, for queries.

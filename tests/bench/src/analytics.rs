@@ -185,7 +185,7 @@ impl<'a> Stores<'a> {
     fn writer(&self) -> Result<Writer, Failure> {
         let password = Secret::new(address(self.deployed, "CLICKHOUSE_PASSWORD")?.to_owned());
         let (url, user) = (address(self.deployed, "CLICKHOUSE_URL")?, address(self.deployed, "CLICKHOUSE_USER")?);
-        let clickhouse = ClickHouse::connect_lazy(url, user, &password, &self.name);
+        let clickhouse = ClickHouse::connect_lazy(url, user, &password, &self.name)?;
         Ok(Writer::new(clickhouse, &Database::connect_lazy(&self.postgres_url()?)?))
     }
 

@@ -92,7 +92,7 @@ impl Stores {
 
 fn clickhouse(url: &str, database: &str) -> ClickHouse {
     let password = Secret::new(variable("CLICKHOUSE_PASSWORD"));
-    ClickHouse::connect_lazy(url, &variable("CLICKHOUSE_USER"), &password, database)
+    ClickHouse::connect_lazy(url, &variable("CLICKHOUSE_USER"), &password, database).expect("an HTTP client")
 }
 
 /// Valid messages, one event each.

@@ -72,7 +72,8 @@ fn in_bulk(deployed: &Deployed, count: usize) -> Result<String, String> {
         .block_on(async {
             let password = Secret::new(address("CLICKHOUSE_PASSWORD")?.to_owned());
             let (url, user) = (address("CLICKHOUSE_URL")?, address("CLICKHOUSE_USER")?);
-            let clickhouse = ClickHouse::connect_lazy(url, user, &password, address("CLICKHOUSE_DATABASE")?);
+            let clickhouse = ClickHouse::connect_lazy(url, user, &password, address("CLICKHOUSE_DATABASE")?)
+                .map_err(|error| error.to_string())?;
             let database = Database::connect_lazy(address("DATABASE_URL")?).map_err(|error| error.to_string())?;
             Ok::<_, String>(Writer::new(clickhouse, &database))
         })
