@@ -186,11 +186,11 @@ async fn told(user: Uuid, kind: &str) -> i64 {
 
 #[tokio::test]
 async fn a_hundred_at_once_spend_at_most_what_there_is() {
-    // "Hello" is bound by 19 tokens, the prompt around it by 16, and 200 are asked for.
-    let (each, room) = (235, 2_350);
+    // "Hello" is bound by 21 tokens, the prompt around it by 16, and 200 are asked for.
+    let (each, room) = (237, 2_370);
     let user = new_user(Plan::Free.terms().tokens_per_month - room).await;
     let journal = Arc::new(Journal::default());
-    let chats: Vec<_> = (0..10).map(|_| chat(&journal, &[Part::Answer(35, 200)])).collect();
+    let chats: Vec<_> = (0..10).map(|_| chat(&journal, &[Part::Answer(37, 200)])).collect();
     let outcomes = join_all((0..100).map(|n| {
         let chat = chats[n % chats.len()];
         async move {
@@ -282,6 +282,27 @@ async fn first_messages_under_one_client_id_end_up_in_one_conversation() {
     }
     assert_eq!(month(user).await, (4 * 23, 0));
     assert_eq!((told(user, "chat.conversation_created").await, told(user, "chat.message_sent").await), (1, 4));
+}
+
+#[tokio::test]
+async fn an_answer_made_anew_takes_its_own_place_whatever_was_said_meanwhile() {
+    let (journal, user) = (Arc::new(Journal::default()), new_user(0).await);
+    let chat = chat(&journal, &[Part::Answer(11, 12)]);
+    let first = chat.ask(ask(user, "Hello"), &visit(), TIME).await.unwrap().complete().await.unwrap();
+    let in_it = |message: &str| Ask { conversation: Named::Id(first.conversation_id), ..ask(user, message) };
+    let again = Ask { message: None, again: true, ..in_it("") };
+    let anew = chat.ask(again, &visit(), TIME).await.unwrap();
+    let meanwhile = chat.ask(in_it("And then?"), &visit(), TIME).await.unwrap().complete().await.unwrap();
+    let anew = anew.complete().await.unwrap();
+    let answers: Vec<(i32, Uuid)> = sqlx::query_as(
+        "SELECT position, id FROM messages WHERE conversation_id = $1 AND role = 'assistant' ORDER BY position",
+    )
+    .bind(first.conversation_id)
+    .fetch_all(database().pool())
+    .await
+    .unwrap();
+    assert_eq!(answers, [(1, anew.message.id), (3, meanwhile.message.id)]);
+    assert_eq!((count(user, "questions").await, month(user).await), (2, (3 * 23, 0)));
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use futures_util::StreamExt;
 use serde::Serialize;
 use serde_json::Value;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use uuid::Uuid;
 
@@ -46,6 +46,8 @@ const AFTER_THE_END: Duration = Duration::from_secs(3);
 const LOOK: Duration = Duration::from_secs(1);
 /// Tries to store an answer that was produced.
 const STORE_ATTEMPTS: u32 = 5;
+/// A try that takes longer hangs.
+const LONGEST_STORE_ATTEMPT: Duration = Duration::from_secs(10);
 
 /// What the chat functions need.
 pub struct Chat {
@@ -223,7 +225,7 @@ impl Chat {
             _ => None,
         };
         let last = last.filter(|last| ask.message.as_ref().is_none_or(|message| *message == last.content));
-        let (regenerates, before) = (last.is_some(), last.as_ref().map(|last| last.position));
+        let regenerates = last.as_ref().map(|last| last.position);
         let question =
             last.map(|last| last.content).or(ask.message).ok_or_else(|| Error::not_found("answer to make anew"))?;
         let system = ask.system_prompt.or(ongoing.as_ref().and_then(|ongoing| ongoing.system_prompt.clone()));
@@ -233,7 +235,7 @@ impl Chat {
         let history = match &ongoing {
             Some(ongoing) => {
                 let room = prompt::history_room(chosen.model, bound, longest, left);
-                record::history(&mut connection, ongoing.id, before, room).await?
+                record::history(&mut connection, ongoing.id, regenerates, room).await?
             }
             None => Vec::new(),
         };
@@ -280,7 +282,9 @@ impl Chat {
     async fn store(&self, exchange: &Exchange, outcome: &Outcome, trace: &TraceContext) -> Result<Stored> {
         let mut attempt = 1;
         loop {
-            match exchange.store(&self.database, outcome, trace).await {
+            let stored = timeout(LONGEST_STORE_ATTEMPT, exchange.store(&self.database, outcome, trace)).await;
+            let stored = stored.unwrap_or_else(|_| Err(Error::internal("the statement did not end in time")));
+            match stored {
                 Err(error) if attempt < STORE_ATTEMPTS => {
                     tracing::warn!(error.cause = %error, attempt, "an answer could not be stored yet");
                     tokio::time::sleep(Duration::from_millis(100) * 2_u32.pow(attempt)).await;
@@ -359,8 +363,7 @@ impl Answer {
             model: self.begun.choice.model.id.clone(),
             fallback_from: self.begun.fallback_from.map(|provider| provider.to_string()),
         });
-        let names = std::iter::once(self.exchange.conversation_id.to_string()).chain(self.exchange.client_id.clone());
-        let subject = live::Subject { stream_id, user_id: self.exchange.subject.user_id, names: names.collect() };
+        let subject = live::Subject { stream_id, user_id: self.exchange.subject.user_id, names: self.exchange.names() };
         let recorder = self.chat.streams.as_ref().map(|streams| streams.record(subject));
         let mut reader = Reader { sink: Some(sender), protocol, last_id: 0, recorder, left: None };
         background::spawn(async move {

@@ -3,20 +3,24 @@
 //! The arithmetic is in three database functions, each atomic under the lock of the user's month, so that no
 //! number of requests at once can spend more than there is.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use serde::Serialize;
 use sqlx::{PgConnection, PgPool};
 use time::{Date, Month, OffsetDateTime, Time};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 use crate::billing::plan::Plan;
 use crate::clock;
 use crate::error::{Code, Error, Result};
+use crate::store::postgres::Lent;
 
 /// How often a reservation under way says so; it counts as abandoned after 60 s.
 const HEARTBEAT: Duration = Duration::from_secs(20);
+/// A beat that takes longer is given up.
+const LONGEST_BEAT: Duration = Duration::from_secs(10);
 
 /// A month's tokens as the API shows them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -147,26 +151,40 @@ impl Reservation {
 
     /// Does some work while the reservation is shown to be in use.
     pub async fn keep_alive<T>(&self, pool: &PgPool, work: impl Future<Output = T>) -> T {
-        tokio::pin!(work);
+        self.keep_beating(pool, HEARTBEAT, work).await
+    }
+
+    /// The work does not wait for a beat.
+    async fn keep_beating<T>(&self, pool: &PgPool, every: Duration, work: impl Future<Output = T>) -> T {
+        tokio::select! {
+            done = work => done,
+            never = self.beat_on(pool, every) => match never {},
+        }
+    }
+
+    async fn beat_on(&self, pool: &PgPool, every: Duration) -> Infallible {
         // An interval that begins now ticks at the timer's next millisecond: the work would wait for that.
-        let mut beats = tokio::time::interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
+        let mut beats = tokio::time::interval_at(Instant::now() + every, every);
         loop {
-            tokio::select! {
-                done = &mut work => return done,
-                _ = beats.tick() => self.beat(pool).await,
+            beats.tick().await;
+            // A missed beat at worst releases the reservation early; settling works without it.
+            match timeout(LONGEST_BEAT, self.beat(pool)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(error.cause = %error, "a reservation could not be kept alive"),
+                Err(_) => tracing::warn!("a reservation could not be kept alive in time"),
             }
         }
     }
 
-    async fn beat(&self, pool: &PgPool) {
+    async fn beat(&self, pool: &PgPool) -> Result<()> {
+        let mut lent = Lent::of(pool).await?;
         let beaten =
             sqlx::query!("UPDATE quota_reservations SET progress_at = clock_timestamp() WHERE id = $1", self.id)
-                .execute(pool)
+                .execute(&mut *lent)
                 .await;
-        // A missed beat at worst releases the reservation early; settling works without it.
-        if let Err(error) = beaten {
-            tracing::warn!(error.cause = %error, "a reservation could not be kept alive");
-        }
+        lent.give_back();
+        beaten?;
+        Ok(())
     }
 }
 
@@ -241,17 +259,26 @@ mod tests {
         assert_eq!(month_after(date!(2026 - 01 - 31)), date!(2026 - 02 - 01));
     }
 
+    fn reservation() -> Reservation {
+        Reservation { id: Uuid::nil(), user_id: Uuid::nil(), plan: Plan::Free, month: date!(2026 - 11 - 01), tokens: 1 }
+    }
+
     #[tokio::test]
     async fn work_that_is_kept_alive_begins_at_once() {
-        let reservation = Reservation {
-            id: Uuid::nil(),
-            user_id: Uuid::nil(),
-            plan: Plan::Free,
-            month: date!(2026 - 11 - 01),
-            tokens: 1,
-        };
         let pool = PgPool::connect_lazy("postgres://nobody@127.0.0.1:1/none").unwrap();
-        assert_eq!(reservation.keep_alive(&pool, std::future::ready(1)).now_or_never(), Some(1));
+        assert_eq!(reservation().keep_alive(&pool, std::future::ready(1)).now_or_never(), Some(1));
+    }
+
+    #[tokio::test]
+    async fn work_goes_on_while_the_database_hangs() {
+        // Takes connections, and says nothing.
+        let database = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("postgres://nobody@{}/none", database.local_addr().unwrap());
+        let pool = PgPool::connect_lazy(&url).unwrap();
+        let work = tokio::time::sleep(Duration::from_millis(100));
+        let reservation = reservation();
+        let kept = reservation.keep_beating(&pool, Duration::from_millis(10), work);
+        assert!(timeout(Duration::from_secs(3), kept).await.is_ok());
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::chat::search;
 use crate::error::{Error, Result};
 use crate::events::outbox::Messages;
 use crate::events::{Event, Subject};
-use crate::store::postgres::{Database, Transaction};
+use crate::store::postgres::{Database, Lent, Transaction};
 use crate::telemetry::trace::TraceContext;
 
 /// Messages of a conversation that are ever sent along.
@@ -118,7 +118,7 @@ pub async fn history(
     Ok(rows.into_iter().map(|row| Turn { role: role(&row.role), content: row.content }).collect())
 }
 
-/// The last question of a conversation, with the place of its answer.
+/// The last question of a conversation. Its answer has the next place.
 #[derive(Debug)]
 pub struct Question {
     /// What was asked.
@@ -226,8 +226,9 @@ pub struct Exchange {
     pub asked_at: OffsetDateTime,
     /// The answer's id.
     pub answer_id: Uuid,
-    /// Whether the answer takes the place of the last one.
-    pub regenerates: bool,
+    /// Where the question stands whose answer is made anew: the new one takes the place of that one, whatever was
+    /// said since.
+    pub regenerates: Option<i32>,
     /// The model that was chosen.
     pub chosen: Choice,
     /// What the client called it.
@@ -277,6 +278,14 @@ pub struct Stored {
 }
 
 impl Exchange {
+    /// The names of the conversation: its id, and the client's own name unless that is the id.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        let id = self.conversation_id.to_string();
+        let other = self.client_id.clone().filter(|name| *name != id);
+        std::iter::once(id).chain(other).collect()
+    }
+
     /// Stores messages, tokens, cost and events, and settles the reservation, all in one statement. A second try after
     /// one whose answer was lost changes nothing.
     ///
@@ -293,6 +302,7 @@ impl Exchange {
         }
         messages.event(self.event(outcome, cost)?);
         let rows = messages.rows();
+        let mut lent = Lent::of(database.pool()).await?;
         // In the order of the locks: the ledger, the user's month, the conversation. A conversation that was deleted
         // meanwhile takes no messages.
         let row = sqlx::query!(
@@ -313,7 +323,7 @@ impl Exchange {
                    RETURNING id, message_count
                ), continued AS (
                    UPDATE conversations
-                   SET message_count = message_count + CASE WHEN $24::boolean THEN 0 ELSE 2 END,
+                   SET message_count = message_count + CASE WHEN $24::integer IS NULL THEN 2 ELSE 0 END,
                        provider = $18, model = $19, last_message_at = date_trunc('milliseconds', clock_timestamp()),
                        updated_at = date_trunc('milliseconds', clock_timestamp())
                    WHERE id = $4 AND user_id = $2 AND NOT $23 AND EXISTS (SELECT FROM noted)
@@ -326,15 +336,15 @@ impl Exchange {
                        terms, created_at)
                    SELECT id, message_count - 2, $25::uuid, 'user', $26::text, NULL, NULL, NULL,
                        NULL, NULL, NULL, NULL, NULL, false, array_to_tsvector($27::text[]), $22
-                   FROM place WHERE NOT $24
+                   FROM place WHERE $24 IS NULL
                    UNION ALL
-                   SELECT id, message_count - 1, $1, 'assistant', $28::text, $5, $6, $29::text,
+                   SELECT id, coalesce($24 + 1, message_count - 1), $1, 'assistant', $28::text, $5, $6, $29::text,
                        $7, $8, $9, $10, $11, $13, array_to_tsvector($30::text[]),
                        date_trunc('milliseconds', clock_timestamp())
                    FROM place
                    -- The answer that is made anew is there; any other place that is taken fails the statement.
                    ON CONFLICT (conversation_id, position) DO UPDATE
-                       SET id = CASE WHEN $24 THEN excluded.id END, content = excluded.content,
+                       SET id = CASE WHEN $24 IS NOT NULL THEN excluded.id END, content = excluded.content,
                            provider = excluded.provider, model = excluded.model, finish_reason = excluded.finish_reason,
                            input_tokens = excluded.input_tokens, cached_input_tokens = excluded.cached_input_tokens,
                            output_tokens = excluded.output_tokens, reasoning_tokens = excluded.reasoning_tokens,
@@ -381,8 +391,9 @@ impl Exchange {
             &rows.queues,
             &rows.bodies,
         )
-        .fetch_one(database.pool())
+        .fetch_one(&mut *lent)
         .await;
+        lent.give_back();
         let row = match row {
             Err(sqlx::Error::Database(refused)) if self.is_new && refused.constraint() == Some(ONE_OF_A_NAME) => {
                 return Box::pin(self.joining(database).await?.store(database, outcome, trace)).await;
@@ -421,7 +432,7 @@ impl Exchange {
                 .with("priceVersion", cost.map(|_| Catalogue::get().map(Catalogue::price_version)).transpose()?)
                 .with("finishReason", outcome.finish.as_str())
                 .with("streamed", self.streamed)
-                .with("regenerated", self.regenerates),
+                .with("regenerated", self.regenerates.is_some()),
             Some(class) => Event::about(&self.subject, "chat.message_failed").with("errorClass", class),
         };
         Ok(event

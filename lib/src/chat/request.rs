@@ -10,7 +10,7 @@ use crate::chat::fields::{MaxTokens, MessageText, ModelId, SystemPrompt, Tempera
 use crate::chat::record::Named;
 use crate::chat::stream::{Protocol, StreamEvent};
 use crate::error::Result;
-use crate::http::idempotency::{Claim, Idempotency, Kept};
+use crate::http::idempotency::{Claim, Idempotency, Kept, Ticket};
 use crate::http::response::Chunks;
 use crate::http::validate::{Field, Fields, FromFields, Invalid, Raw};
 use crate::http::{Request, Response};
@@ -43,11 +43,18 @@ impl Answers {
         if let Some(ticket) = &ticket {
             ask.request_id = Some(ticket.work_id());
         }
-        if let Some(ticket) = ticket.as_ref().filter(|ticket| ticket.takes_over())
-            && let Some(reply) = self.chat.answered(ask.user_id, ticket.work_id()).await?
-        {
-            return repeat(&reply, protocol, streamed);
-        }
+        let ticket = match ticket {
+            Some(ticket) if ticket.takes_over() => match self.chat.answered(ask.user_id, ticket.work_id()).await {
+                Ok(Some(reply)) => return repeat(&reply, ticket, &request.id, protocol, streamed).await,
+                Ok(None) => Some(ticket),
+                // The next try looks for it, too: a key that was given back would have it billed anew.
+                Err(error) => {
+                    ticket.pass_on().await;
+                    return Err(error);
+                }
+            },
+            ticket => ticket,
+        };
         let outcome = match self.chat.ask(ask, &request.visit(), request.time_left).await {
             Ok(answer) if streamed => return Ok(respond(protocol, answer.stream(protocol, ticket))),
             Ok(answer) => answer.complete().await.and_then(|reply| Response::ok(&reply)),
@@ -70,12 +77,20 @@ pub fn respond(protocol: Protocol, chunks: Chunks) -> Response {
     }
 }
 
-/// An answer that was stored by a function which died before it could keep its reply.
-fn repeat(reply: &Reply, protocol: Protocol, streamed: bool) -> Result<Response> {
+/// An answer that was stored by a function which died before it could keep its reply. It is kept now.
+async fn repeat(
+    reply: &Reply,
+    ticket: Ticket,
+    request_id: &str,
+    protocol: Protocol,
+    streamed: bool,
+) -> Result<Response> {
     if !streamed {
-        return Response::ok(reply);
+        return ticket.keep(Response::ok(reply), request_id).await;
     }
-    let encoded: Vec<_> = (1..).zip(reply.events()?).map(|(id, event)| protocol.encode(id, &event)).collect();
+    let events = reply.events()?;
+    ticket.keep_stream(&events).await;
+    let encoded: Vec<_> = (1..).zip(events).map(|(id, event)| protocol.encode(id, &event)).collect();
     Ok(respond(protocol, Box::pin(stream::iter(encoded))))
 }
 

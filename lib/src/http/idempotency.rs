@@ -277,6 +277,28 @@ impl Ticket {
         Ok(())
     }
 
+    /// Lets the next request with the key take it over at once: it is not known whether the work was done.
+    pub async fn pass_on(self) {
+        let now = clock::now();
+        let ended = self
+            .table
+            .client()
+            .put_item()
+            .table_name(&self.table.name)
+            .item("pk", text(&self.pk))
+            .item("id", text(self.id))
+            .item("digest", binary(&self.digest))
+            .item("ends_at", epoch_seconds(now))
+            .item("expires", epoch_seconds(now + KEPT))
+            .condition_expression("id = :id")
+            .expression_attribute_values(":id", text(self.id))
+            .send()
+            .await;
+        if let Err(error) = ended {
+            tracing::warn!(error.cause = %Error::from(error), "an idempotency key could not be passed on");
+        }
+    }
+
     /// Lets the next request with the key begin anew.
     pub async fn give_back(self) {
         let deleted = self

@@ -1,12 +1,14 @@
 //! Postgres: a pool of one lazy connection, and transactions whose events and mails are committed with the
 //! state they tell of and sent right after.
 
+use std::ops::{Deref, DerefMut};
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use futures_util::future::join;
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
-use sqlx::{Connection, PgPool};
+use sqlx::{Connection, PgConnection, PgPool, Postgres};
 use tokio::sync::oneshot;
 
 use crate::background;
@@ -96,6 +98,50 @@ pub(crate) fn credentials_refused() {
             Err(error) => tracing::error!(error.cause = %error, "the credentials of Postgres could not be read anew"),
         }
     });
+}
+
+/// A connection of the pool, for a statement that is not waited for without end. Unless it is given back, it is closed:
+/// one that hangs would keep its place in the pool, which has no other.
+pub struct Lent {
+    connection: PoolConnection<Postgres>,
+    is_well: bool,
+}
+
+impl Lent {
+    /// The next connection that is free.
+    ///
+    /// # Errors
+    /// When there is none in time.
+    pub async fn of(pool: &PgPool) -> Result<Self> {
+        Ok(Self { connection: pool.acquire().await?, is_well: false })
+    }
+
+    /// The statement has ended, well or not: the next one may have the connection.
+    pub fn give_back(mut self) {
+        self.is_well = true;
+    }
+}
+
+impl Deref for Lent {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.connection
+    }
+}
+
+impl DerefMut for Lent {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.connection
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if !self.is_well {
+            self.connection.close_on_drop();
+        }
+    }
 }
 
 /// Begins to connect, unless there is a connection, and returns when whoever wants one waits for this one.

@@ -42,6 +42,12 @@ impl Default for Patience {
     }
 }
 
+impl Patience {
+    fn for_first_token(&self, choice: &Choice) -> Duration {
+        if choice.model.reasoning { self.first_token_reasoning } else { self.first_token }
+    }
+}
+
 /// The providers that are configured.
 pub struct Providers {
     list: Vec<(ProviderId, Box<dyn Provider>)>,
@@ -120,8 +126,7 @@ impl Providers {
     pub async fn begin(&self, mut call: Call, time_left: Duration) -> Result<Begun, Refused> {
         let wanted = call.choice.model.provider;
         let max_tokens = call.max_tokens;
-        let patience =
-            if call.choice.model.reasoning { self.patience.first_token_reasoning } else { self.patience.first_token };
+        let patience = self.patience.for_first_token(&call.choice);
         let deadline = Instant::now() + (patience * 3).min(LONGEST_BEGINNING).min(time_left);
         let mut attempts = 0;
         let mut first_failure = None;
@@ -208,9 +213,12 @@ impl Providers {
                 Ok(begun) => return Ok(begun),
                 Err(failure) => failure,
             };
-            // A second silence is answer enough.
-            let allowed =
-                if failure.cause == Cause::TimedOut { self.patience.attempts.min(2) } else { self.patience.attempts };
+            // A second silence is answer enough, and so is the first where a second would leave no time to others.
+            let allowed = match failure.cause {
+                Cause::TimedOut if deadline - Instant::now() < self.patience.for_first_token(&call.choice) => 1,
+                Cause::TimedOut => self.patience.attempts.min(2),
+                _ => self.patience.attempts,
+            };
             let wait =
                 failure.retry_after.unwrap_or_else(|| clock::jitter(self.patience.backoff * 2_u32.pow(tries - 1)));
             if !failure.is_passing()
@@ -231,9 +239,7 @@ impl Providers {
         call: &Call,
         deadline: Instant,
     ) -> Result<(Vec<Piece>, Pieces), Failure> {
-        let patience =
-            if call.choice.model.reasoning { self.patience.first_token_reasoning } else { self.patience.first_token };
-        let until = deadline.min(Instant::now() + patience);
+        let until = deadline.min(Instant::now() + self.patience.for_first_token(&call.choice));
         let span = debug_span!(
             "chat",
             otel.name = format!("chat {}", call.choice.model.id),
@@ -327,21 +333,30 @@ mod tests {
     }
 
     fn begin(list: Vec<(ProviderId, Box<dyn Provider>)>) -> Result<Begun, Refused> {
+        begin_within(list, "gpt-4", Duration::from_secs(60))
+    }
+
+    fn begin_within(
+        list: Vec<(ProviderId, Box<dyn Provider>)>,
+        model: &str,
+        time_left: Duration,
+    ) -> Result<Begun, Refused> {
         let patience = Patience {
             backoff: Duration::from_millis(1),
             first_token: Duration::from_millis(50),
+            first_token_reasoning: Duration::from_millis(100),
             ..Patience::default()
         };
         let providers = Providers::new(list, patience);
         let call = Call {
-            choice: Catalogue::get().unwrap().find("gpt-4").unwrap(),
+            choice: Catalogue::get().unwrap().find(model).unwrap(),
             system: None,
             turns: Vec::new(),
             max_tokens: 10,
             temperature: None,
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        runtime.block_on(providers.begin(call, Duration::from_secs(60)))
+        runtime.block_on(providers.begin(call, time_left))
     }
 
     #[test]
@@ -388,5 +403,13 @@ mod tests {
     fn silence_is_a_time_out() {
         let refused = begin(vec![(ProviderId::Openai, Box::new(Silent))]).err().unwrap();
         assert_eq!((refused.failure.cause, refused.attempts), (Cause::TimedOut, 2));
+    }
+
+    #[test]
+    fn a_long_silence_leaves_time_to_the_next_provider() {
+        let list = vec![(ProviderId::Openai, Box::new(Silent) as _), scripted(ProviderId::Anthropic, vec![])];
+        let begun = begin_within(list, "gpt-5", Duration::from_millis(180));
+        let begun = begun.unwrap_or_else(|refused| panic!("{refused:?}"));
+        assert_eq!((begun.attempts, begun.fallback_from), (2, Some(ProviderId::Openai)));
     }
 }

@@ -64,6 +64,9 @@ through_both_doors! {
             let used = spent().await;
             lose_the_reply(&person, &key).await;
             let again = send().await.expect_status(200);
+            // What was found is kept, for all further tries.
+            let third = send().await.expect_status(200);
+            assert_eq!(third.text, again.text);
             if stream {
                 let events = |reply: &Reply, name: &str| {
                     let mut lines = reply.text.lines().skip_while(|line| *line != format!("event: {name}")).skip(1);
@@ -79,6 +82,18 @@ through_both_doors! {
         }
         let list = api.get("/api/chat/conversations").bearer(&person.jwt).send().await.expect_status(200);
         assert_eq!(list.body["conversations"].as_array().unwrap().len(), 2);
+    }
+
+    async fn an_answer_that_is_deleted_before_its_reply_is_kept_is_gone_at_every_try(api: Api) {
+        let person = api.sign_up().await;
+        let body = json!({"message": "Hello"});
+        let send = || api.post("/api/chat").bearer(&person.jwt).header("idempotency-key", "gone").json(&body).send();
+        let path = format!("/api/chat/conversations/{}", send().await.expect_status(200).text_at("/conversationId"));
+        lose_the_reply(&person, "gone").await;
+        api.delete(&path).bearer(&person.jwt).send().await.expect_status(204);
+        for _ in 0..2 {
+            send().await.expect_problem(404, "not_found");
+        }
     }
 
     async fn a_failed_request_gives_its_key_back(api: Api) {

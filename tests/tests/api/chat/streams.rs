@@ -111,6 +111,36 @@ async fn a_stream_is_stopped_keeps_what_came_and_is_read_by_two() {
     );
 }
 
+/// A client may call a conversation by our id, once it knows it.
+#[tokio::test]
+async fn a_stream_is_found_and_stopped_by_the_conversations_own_id() {
+    let api = Api::of_router();
+    let person = api.sign_up().await;
+    let first = api.post("/api/chat").bearer(&person.jwt).json(&json!({"message": "Hello"})).send().await;
+    let id = first.expect_status(200).text_at("/conversationId");
+    let messages = json!([{"id": "m1", "role": "user", "parts": [{"type": "text", "text": "AIMOCK:slow"}]}]);
+    let body = json!({"id": id, "messages": messages, "trigger": "submit-message"});
+    let mut response = api.post("/api/chat").bearer(&person.jwt).json(&body).open().await;
+    let mut text = String::new();
+    while !text.contains("text-delta") {
+        text.push_str(std::str::from_utf8(&response.chunk().await.unwrap().unwrap()).unwrap());
+    }
+    let start: Value = text.lines().find_map(|line| serde_json::from_str(line.strip_prefix("data: ")?).ok()).unwrap();
+    assert_eq!(start["messageMetadata"]["conversationId"], id.as_str());
+    let mut second = api.get(&format!("/api/chat/{id}/stream")).bearer(&person.jwt).open().await;
+    assert_eq!(second.status(), 200);
+    let stop = format!("/api/chat/streams/{}/stop", start["messageMetadata"]["streamId"].as_str().unwrap());
+    api.post(&stop).bearer(&person.jwt).send().await.expect_status(202);
+    while let Some(chunk) = response.chunk().await.unwrap() {
+        text.push_str(std::str::from_utf8(&chunk).unwrap());
+    }
+    let mut again = String::new();
+    while let Some(chunk) = second.chunk().await.unwrap() {
+        again.push_str(std::str::from_utf8(&chunk).unwrap());
+    }
+    assert_eq!(again, text, "the second reader gets the same");
+}
+
 /// Whoever leaves in the middle finds the answer stored.
 #[tokio::test]
 async fn an_answer_goes_on_without_its_reader() {
