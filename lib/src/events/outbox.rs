@@ -168,22 +168,35 @@ impl Dispatcher {
         });
     }
 
-    async fn send(&self, pending: &[Pending]) -> Result<usize> {
-        let mut sent = Vec::with_capacity(pending.len());
-        for (destination, queue) in Destination::ALL.iter().zip(&self.queues) {
-            let messages: Vec<Outgoing> =
-                pending.iter().filter(|p| p.destination == *destination).map(|p| p.message.clone()).collect();
-            if let (Some(queue), false) = (queue, messages.is_empty()) {
-                sent.extend(queue.send(&messages).await?);
-            }
-        }
+    async fn send(&self, pending: &[Pending]) -> Result<()> {
+        let (sent, outcome) = self
+            .offer(|destination| {
+                pending.iter().filter(|p| p.destination == destination).map(|p| p.message.clone()).collect()
+            })
+            .await;
         // A deletion that a crash of the database takes back has the relay send them again, under the same ids.
         let deleted = sqlx::query!(
             "DELETE FROM outbox WHERE id = ANY($1) AND set_config('synchronous_commit', 'off', true) = 'off'",
             &sent
         );
         deleted.execute(&self.pool).await?;
-        Ok(sent.len())
+        outcome
+    }
+
+    /// Offers each queue what it is to have; gives the ids of what SQS took, and the error of a queue that took
+    /// nothing, which keeps no other waiting.
+    async fn offer(&self, messages_for: impl Fn(Destination) -> Vec<Outgoing>) -> (Vec<Uuid>, Result<()>) {
+        let (mut sent, mut outcome) = (Vec::new(), Ok(()));
+        for (destination, queue) in Destination::ALL.into_iter().zip(&self.queues) {
+            let messages = messages_for(destination);
+            if let (Some(queue), false) = (queue, messages.is_empty()) {
+                match queue.send(&messages).await {
+                    Ok(taken) => sent.extend(taken),
+                    Err(error) => outcome = Err(error),
+                }
+            }
+        }
+        (sent, outcome)
     }
 }
 
@@ -206,6 +219,9 @@ pub struct Relayed {
 /// # Errors
 /// When the database or a queue does not answer; rows not sent stay.
 pub async fn relay(dispatcher: &Dispatcher) -> Result<Relayed> {
+    if let Some((lacking, _)) = Destination::ALL.iter().zip(&dispatcher.queues).find(|(_, queue)| queue.is_none()) {
+        return Err(Error::internal(format!("the relay lacks the environment variable {}", lacking.variable())));
+    }
     let mut sent = 0;
     loop {
         let mut transaction = dispatcher.pool.begin().await?;
@@ -219,23 +235,15 @@ pub async fn relay(dispatcher: &Dispatcher) -> Result<Relayed> {
         .fetch_all(&mut *transaction)
         .await?;
         let taken = rows.len();
-        let mut gone: Vec<Uuid> = Vec::with_capacity(taken);
-        for (destination, queue) in Destination::ALL.iter().zip(&dispatcher.queues) {
-            let messages: Vec<Outgoing> = rows
-                .iter()
-                .filter(|row| row.queue == destination.as_str())
-                .map(|row| Outgoing { id: row.id, body: row.body.clone() })
-                .collect();
-            if messages.is_empty() {
-                continue;
-            }
-            let queue = queue.as_ref().ok_or_else(|| {
-                Error::internal(format!("the relay lacks the environment variable {}", destination.variable()))
-            })?;
-            gone.extend(queue.send(&messages).await?);
-        }
+        let (gone, outcome) = dispatcher
+            .offer(|destination| {
+                let of_it = rows.iter().filter(|row| row.queue == destination.as_str());
+                of_it.map(|row| Outgoing { id: row.id, body: row.body.clone() }).collect()
+            })
+            .await;
         sqlx::query!("DELETE FROM outbox WHERE id = ANY($1)", &gone).execute(&mut *transaction).await?;
         transaction.commit().await?;
+        outcome?;
         sent += gone.len();
         if i64::try_from(taken).unwrap_or(i64::MAX) < RELAY_BATCH || gone.is_empty() {
             break;

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::types::{MessageAttributeValue, SendMessageBatchRequestEntry};
 use aws_types::SdkConfig;
-use futures_util::future::try_join_all;
+use futures_util::future::join_all;
 use uuid::Uuid;
 
 use crate::config;
@@ -71,8 +71,7 @@ impl Queue {
     /// # Errors
     /// When no call went through.
     pub async fn send(&self, messages: &[Outgoing]) -> Result<Vec<Uuid>> {
-        let sent = try_join_all(messages.chunks(BATCH).map(|chunk| self.send_chunk(chunk))).await?;
-        Ok(sent.into_iter().flatten().collect())
+        all_but_failed(join_all(messages.chunks(BATCH).map(|chunk| self.send_chunk(chunk))).await)
     }
 
     async fn send_chunk(&self, chunk: &[Outgoing]) -> Result<Vec<Uuid>> {
@@ -170,9 +169,30 @@ fn by_size<'l, 'a>(letters: &'l [DeadLetter<'a>]) -> Vec<&'l [DeadLetter<'a>]> {
     chunks
 }
 
+/// The ids of the calls that went through. What a failed one had is offered again; what the others had must not be.
+fn all_but_failed(calls: Vec<Result<Vec<Uuid>>>) -> Result<Vec<Uuid>> {
+    let (went_through, failed): (Vec<_>, Vec<_>) = calls.into_iter().partition(Result::is_ok);
+    if let Some(Err(error)) = failed.into_iter().next() {
+        if went_through.is_empty() {
+            return Err(error);
+        }
+        tracing::warn!(error.cause = %error, "some calls of a queue failed");
+    }
+    Ok(went_through.into_iter().flatten().flatten().collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_failed_call_takes_nothing_from_the_others() {
+        let (failed, ids) = (|| Err(Error::unavailable("no answer")), [Uuid::from_u128(1), Uuid::from_u128(2)]);
+        let calls = vec![Ok(vec![ids[0]]), failed(), Ok(vec![]), Ok(vec![ids[1]])];
+        assert_eq!(all_but_failed(calls).unwrap(), ids);
+        assert!(all_but_failed(vec![failed(), failed()]).is_err());
+        assert_eq!(all_but_failed(vec![]).unwrap(), []);
+    }
 
     #[test]
     fn calls_are_bounded_by_number_and_size() {
