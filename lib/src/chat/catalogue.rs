@@ -130,9 +130,12 @@ pub struct Model {
     /// The interface that it speaks.
     #[serde(default)]
     pub api: Api,
-    /// Whether it thinks first, and therefore refuses some parameters.
+    /// Whether it thinks first unless told otherwise: it is silent for longer, and its thoughts count as answer.
     #[serde(default)]
     pub reasoning: bool,
+    /// Whether it refuses to be told how to choose words.
+    #[serde(default)]
+    pub fixed_sampling: bool,
     /// What it costs, if that is known.
     pub pricing: Option<Pricing>,
 }

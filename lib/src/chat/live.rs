@@ -25,6 +25,8 @@ use crate::store::dynamo::{Item, Table, epoch_seconds, get_id, get_number, get_t
 const LINGER: Duration = Duration::from_millis(250);
 /// The first ones are written sooner, since they make the stream known.
 const FIRST_LINGER: Duration = Duration::from_millis(50);
+/// Tries to write down how a stream ended.
+const LAST_TRIES: u32 = 3;
 /// How often the state is looked at while nothing happens.
 const LOOK: Duration = Duration::from_secs(1);
 /// How often a reader looks for more.
@@ -120,26 +122,34 @@ impl Streams {
         mut receiver: UnboundedReceiver<Recorded>,
         wishes: watch::Sender<Wish>,
     ) {
-        let mut batch: Vec<Recorded> = Vec::new();
-        let (mut begun, mut over) = (false, false);
-        while !over {
-            match timeout(LOOK, receiver.recv()).await {
-                Ok(Some(first)) => {
-                    let linger = if begun { LINGER } else { FIRST_LINGER };
-                    over = gather(first, &mut batch, &mut receiver, linger).await;
+        let mut unwritten = Unwritten::default();
+        let (mut begun, mut over, mut last_tries) = (false, false, LAST_TRIES);
+        while !over || (unwritten.is_any() && last_tries > 0) {
+            if over {
+                last_tries -= 1;
+                sleep(LOOK).await;
+            } else {
+                match timeout(LOOK, receiver.recv()).await {
+                    Ok(Some(first)) => {
+                        let linger = if begun { LINGER } else { FIRST_LINGER };
+                        over = gather(first, &mut unwritten.batch, &mut receiver, linger).await;
+                    }
+                    Ok(None) => over = true,
+                    Err(_) => {}
                 }
-                Ok(None) => over = true,
-                Err(_) => {}
             }
-            let written =
-                if begun { self.append(subject.stream_id, &batch).await } else { self.open(&subject, &batch).await };
+            let written = if begun {
+                self.append(subject.stream_id, &mut unwritten).await
+            } else {
+                self.open(&subject, &unwritten.batch).await
+            };
             match written {
                 Ok(wish) => {
                     begun = true;
-                    batch.clear();
+                    unwritten = Unwritten::default();
                     let _ = wishes.send(wish);
                 }
-                // The events stay in the batch, for the next time.
+                // What is unwritten stays so, for the next time.
                 Err(error) => tracing::warn!(error.cause = %error, "events of a stream were not written down"),
             }
         }
@@ -189,21 +199,24 @@ impl Streams {
     }
 
     /// Writes a batch, moves the state on, and reads what others have written into it.
-    async fn append(&self, stream_id: Uuid, batch: &[Recorded]) -> Result<Wish> {
+    async fn append(&self, stream_id: Uuid, unwritten: &mut Unwritten) -> Result<Wish> {
         let now = clock::now();
-        if let Some(first) = batch.first() {
+        if let Some(first) = unwritten.batch.first() {
             self.table
                 .client()
                 .put_item()
                 .table_name(&self.table.name)
                 .item("stream_id", text(stream_id))
                 .item("seq", number(first.id))
-                .item("events", text(events_json(batch)?))
+                .item("events", text(events_json(&unwritten.batch)?))
                 .item("expires", epoch_seconds(now + LONGEST + KEPT))
                 .send()
                 .await?;
+            // Readers may have it from now on: it is not written again with more in it.
+            unwritten.progress = Progress::of(&unwritten.batch);
+            unwritten.batch.clear();
         }
-        let progress = Progress::of(batch);
+        let progress = &unwritten.progress;
         let mut update = self
             .table
             .client()
@@ -385,11 +398,26 @@ struct Recorded {
 }
 
 /// How far a batch brings its stream.
+#[derive(Default)]
 struct Progress {
-    /// The last event; 0 of an empty batch.
+    /// The last event; 0 where there is none.
     last: u64,
     done: bool,
     delivered: bool,
+}
+
+/// What is to be written down next.
+#[derive(Default)]
+struct Unwritten {
+    batch: Vec<Recorded>,
+    /// How far batches have come that were written, while the state does not tell of them.
+    progress: Progress,
+}
+
+impl Unwritten {
+    fn is_any(&self) -> bool {
+        !self.batch.is_empty() || self.progress.last > 0
+    }
 }
 
 impl Progress {

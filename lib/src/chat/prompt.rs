@@ -35,8 +35,8 @@ pub fn longest_answer(model: &Model, asked: Option<i64>) -> i64 {
 /// Bytes of history that fit beside a prompt and its answer, in the model's window and in the tokens left.
 #[must_use]
 pub fn history_room(model: &Model, prompt: i64, answer: i64, left: i64) -> i64 {
-    // Three bytes a token is more than most texts need: what does not fit is refused by the provider.
-    let window = (model.context_window - prompt - answer).max(0).saturating_mul(3);
+    // Two bytes a token is what dense texts have, such as tables of numbers; most have four.
+    let window = (model.context_window - prompt - answer).max(0).saturating_mul(2);
     window.min((left - prompt - answer).max(0))
 }
 
@@ -77,7 +77,7 @@ mod tests {
     #[test]
     fn history_fits_the_window_and_the_quota() {
         let model = Catalogue::get().unwrap().find("gpt-4").unwrap().model;
-        assert_eq!(history_room(model, 100, 4_096, 1_000_000), (8_192 - 4_196) * 3);
+        assert_eq!(history_room(model, 100, 4_096, 1_000_000), (8_192 - 4_196) * 2);
         assert_eq!(history_room(model, 100, 4_096, 5_000), 804);
         assert_eq!(history_room(model, 100, 4_096, 1_000), 0);
         assert_eq!(history_room(model, 9_000, 4_096, 1_000_000), 0);

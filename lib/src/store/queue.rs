@@ -191,7 +191,7 @@ mod tests {
         let calls = vec![Ok(vec![ids[0]]), failed(), Ok(vec![]), Ok(vec![ids[1]])];
         assert_eq!(all_but_failed(calls).unwrap(), ids);
         assert!(all_but_failed(vec![failed(), failed()]).is_err());
-        assert_eq!(all_but_failed(vec![]).unwrap(), []);
+        assert!(all_but_failed(vec![]).unwrap().is_empty());
     }
 
     #[test]

@@ -72,7 +72,7 @@ impl Call {
 
     /// The temperature, for a model that takes one.
     fn temperature(&self) -> Option<f64> {
-        self.temperature.filter(|_| !self.choice.model.reasoning)
+        self.temperature.filter(|_| !self.choice.model.fixed_sampling)
     }
 }
 
