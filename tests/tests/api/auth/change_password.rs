@@ -46,6 +46,22 @@ through_both_doors! {
         api.elsewhere().sign_in(&person.email, PASSWORD).await.expect_status(200);
     }
 
+    async fn of_changes_at_once_one_counts(api: Api) {
+        let person = api.sign_up().await;
+        let change = |new: &str| {
+            let body = json!({"currentPassword": PASSWORD, "newPassword": new});
+            api.post("/api/auth/change-password").bearer(&person.jwt).json(&body).send()
+        };
+        let new = ["the first new password", "the second new password", "the third new password"];
+        let (a, b, c) = tokio::join!(change(new[0]), change(new[1]), change(new[2]));
+        let statuses = [a.status, b.status, c.status];
+        let mut sorted = statuses;
+        sorted.sort_unstable();
+        assert_eq!(sorted, [200, 401, 401]);
+        let of_it = statuses.iter().position(|status| *status == 200).unwrap();
+        api.sign_in(&person.email, new[of_it]).await.expect_status(200);
+    }
+
     async fn needs_a_session_and_good_fields(api: Api) {
         let body = json!({"currentPassword": PASSWORD, "newPassword": NEW});
         api.post("/api/auth/change-password").json(&body).send().await.expect_problem(401, "unauthenticated");

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use futures_util::future::join;
 use serde_json::{Value, json};
 
@@ -18,6 +20,12 @@ async fn plan_of(api: &Api, person: &Person) -> String {
     let limits = json!({"free": 50_000, "pro": 2_000_000, "enterprise": 20_000_000});
     assert_eq!(usage.body["tokens"]["limit"], limits[&plan]);
     plan
+}
+
+/// A price of the same account that stands for none of our plans.
+async fn price_of_the_house() -> String {
+    let form = "currency=usd&unit_amount=5000&recurring[interval]=month&product_data[name]=Support";
+    replica::post("/v1/prices", form).await["id"].as_str().unwrap().to_owned()
 }
 
 async fn until(api: &Api, person: &Person, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
@@ -151,6 +159,44 @@ through_both_doors! {
         assert_eq!(plan_of(&api, &person).await, "pro");
         let page = api.post("/api/billing/checkout").bearer(&person.jwt).json(&json!({"plan": "pro"})).send().await;
         page.expect_problem(409, "already_subscribed");
+    }
+
+    async fn what_is_none_of_our_plans_is_neither_ended_nor_in_the_way(api: Api) {
+        let person = api.sign_up().await;
+        subscribe(&api, &person, "pro").await;
+        let ours = replica::subscription(&person).await;
+        let price = price_of_the_house().await;
+        let method = ours["default_payment_method"].as_str().unwrap();
+        let form = format!(
+            "customer={}&items[0][price]={price}&default_payment_method={method}",
+            replica::customer(&person).await
+        );
+        let contract = replica::post("/v1/subscriptions", &form).await["id"].as_str().unwrap().to_owned();
+        let status = async |id: &str| replica::get(&format!("/v1/subscriptions/{id}")).await["status"].clone();
+        let our_id = ours["id"].as_str().unwrap();
+        // As long as its webhooks may take.
+        for _ in 0..10 {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            assert_eq!((status(&contract).await, status(our_id).await), (json!("active"), json!("active")));
+        }
+        replica::delete(&format!("/v1/subscriptions/{our_id}")).await;
+        until(&api, &person, "the end of ours", |found| found["status"] == "canceled").await;
+        assert_eq!(plan_of(&api, &person).await, "free");
+        subscribe(&api, &person, "pro").await;
+        assert_eq!((status(&contract).await, plan_of(&api, &person).await), (json!("active"), "pro".to_owned()));
+    }
+
+    async fn a_subscription_that_is_moved_to_a_price_without_a_plan_ends_all_the_same(api: Api) {
+        let person = api.sign_up().await;
+        subscribe(&api, &person, "pro").await;
+        let ours = replica::subscription(&person).await;
+        let path = format!("/v1/subscriptions/{}", ours["id"].as_str().unwrap());
+        let item = ours["items"]["data"][0]["id"].as_str().unwrap();
+        replica::post(&path, &format!("items[0][id]={item}&items[0][price]={}", price_of_the_house().await)).await;
+        assert_eq!(plan_of(&api, &person).await, "pro");
+        replica::delete(&path).await;
+        until(&api, &person, "its end", |found| found["status"] == "canceled").await;
+        assert_eq!(plan_of(&api, &person).await, "free");
     }
 
     async fn a_customer_who_was_deleted_at_stripe_is_made_anew(api: Api) {
