@@ -19,7 +19,7 @@ import cloudformation
 import deploy
 from cloudformation import FALLBACK, Route
 from settings import VENV, Profile, processes_of
-from supervision import Program
+from supervision import FUNCTION, Program
 
 UNROUTED = "_"
 
@@ -101,7 +101,7 @@ def environment(profile: Profile, name: str, variables: dict[str, str]) -> dict[
 
 def _process(profile: Profile, name: str, queue: str, number: int, variables: dict[str, str]) -> Program:
     return Program(
-        f"fn-{name}-{number}",
+        f"{FUNCTION}{name}-{number}",
         [str(_installed(profile, name))],
         {
             **environment(profile, name, variables),

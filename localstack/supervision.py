@@ -19,6 +19,8 @@ from settings import ROOT, VENV, Failure, Profile
 NOT_RUNNING, BAD_NAME = 70, 10
 # States in which a process is not there and will not come by itself.
 DOWN = ("STOPPED", "EXITED", "FATAL")
+# How the names of the functions' processes begin.
+FUNCTION = "fn-"
 # Processes write their logs themselves: a line through supervisord costs a millisecond, as long as what it tells of.
 LOGGED = 'log=$0; exec "$@" >>"$log" 2>&1'
 
@@ -84,15 +86,18 @@ class Supervisor:
             self._start()
             return
         added, changed, removed = self._rpc.reloadConfig()[0]
-        # All at once: one after the other a change in `lib` would take half a minute.
-        for name in (*removed, *changed):
-            self._rpc.stopProcessGroup(name, False)
-        self._await_stopped({*removed, *changed})
-        for name in (*removed, *changed):
-            self._rpc.removeProcessGroup(name)
+        self._remove({*removed, *changed})
         for name in (*changed, *added):
             self._rpc.addProcessGroup(name)
         self.resume()
+
+    def _remove(self, names: set[str]) -> None:
+        """All at once: one after the other a change in `lib` would take half a minute."""
+        for name in names:
+            self._rpc.stopProcessGroup(name, False)
+        self._await_stopped(names)
+        for name in names:
+            self._rpc.removeProcessGroup(name)
 
     def _await_stopped(self, names: set[str]) -> None:
         """supervisord escalates to SIGKILL by itself, so this ends."""
@@ -112,6 +117,9 @@ class Supervisor:
         """Stop every process and supervisord itself; nothing happens when it is not there."""
         if not self.running():
             return
+        # supervisord itself stops one program a second.
+        functions = {process["name"] for process in self.status() if process["name"].startswith(FUNCTION)}
+        self._remove(functions)
         pid = self._rpc.getPID()
         self._rpc.shutdown()
         deadline = time.monotonic() + 60
