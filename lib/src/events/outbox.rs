@@ -169,26 +169,11 @@ impl Dispatcher {
     }
 
     async fn send(&self, pending: &[Pending]) -> Result<()> {
-        let (sent, outcome) = self
-            .offer(|destination| {
-                pending.iter().filter(|p| p.destination == destination).map(|p| p.message.clone()).collect()
-            })
-            .await;
-        // A deletion that a crash of the database takes back has the relay send them again, under the same ids.
-        let deleted = sqlx::query!(
-            "DELETE FROM outbox WHERE id = ANY($1) AND set_config('synchronous_commit', 'off', true) = 'off'",
-            &sent
-        );
-        deleted.execute(&self.pool).await?;
-        outcome
-    }
-
-    /// Offers each queue what it is to have; gives the ids of what SQS took, and the error of a queue that took
-    /// nothing, which keeps no other waiting.
-    async fn offer(&self, messages_for: impl Fn(Destination) -> Vec<Outgoing>) -> (Vec<Uuid>, Result<()>) {
         let (mut sent, mut outcome) = (Vec::new(), Ok(()));
+        // A queue that takes nothing keeps no other waiting.
         for (destination, queue) in Destination::ALL.into_iter().zip(&self.queues) {
-            let messages = messages_for(destination);
+            let messages = pending.iter().filter(|p| p.destination == destination).map(|p| p.message.clone());
+            let messages: Vec<_> = messages.collect();
             if let (Some(queue), false) = (queue, messages.is_empty()) {
                 match queue.send(&messages).await {
                     Ok(taken) => sent.extend(taken),
@@ -196,7 +181,13 @@ impl Dispatcher {
                 }
             }
         }
-        (sent, outcome)
+        // A deletion that a crash of the database takes back has the relay send them again, under the same ids.
+        let deleted = sqlx::query!(
+            "DELETE FROM outbox WHERE id = ANY($1) AND set_config('synchronous_commit', 'off', true) = 'off'",
+            &sent
+        );
+        deleted.execute(&self.pool).await?;
+        outcome
     }
 }
 
@@ -212,41 +203,24 @@ pub struct Relayed {
     pub oldest_seconds: i64,
 }
 
-/// Sends what is left in the outbox: rows whose function died, or whose queue did not answer.
-///
-/// Rows are locked while they are sent, so that two relays do not send the same ones.
+/// Sends what is left in the outbox: rows whose function died, or whose queue did not answer. A queue that does not
+/// answer keeps no other waiting.
 ///
 /// # Errors
 /// When the database or a queue does not answer; rows not sent stay.
 pub async fn relay(dispatcher: &Dispatcher) -> Result<Relayed> {
-    if let Some((lacking, _)) = Destination::ALL.iter().zip(&dispatcher.queues).find(|(_, queue)| queue.is_none()) {
-        return Err(Error::internal(format!("the relay lacks the environment variable {}", lacking.variable())));
-    }
-    let mut sent = 0;
-    loop {
-        let mut transaction = dispatcher.pool.begin().await?;
-        let rows = sqlx::query!(
-            "SELECT id, queue, body FROM outbox
-             WHERE created_at < now() - make_interval(secs => $1)
-             ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED",
-            RELAY_AFTER.as_secs_f64(),
-            RELAY_BATCH,
-        )
-        .fetch_all(&mut *transaction)
-        .await?;
-        let taken = rows.len();
-        let (gone, outcome) = dispatcher
-            .offer(|destination| {
-                let of_it = rows.iter().filter(|row| row.queue == destination.as_str());
-                of_it.map(|row| Outgoing { id: row.id, body: row.body.clone() }).collect()
-            })
-            .await;
-        sqlx::query!("DELETE FROM outbox WHERE id = ANY($1)", &gone).execute(&mut *transaction).await?;
-        transaction.commit().await?;
-        outcome?;
-        sent += gone.len();
-        if i64::try_from(taken).unwrap_or(i64::MAX) < RELAY_BATCH || gone.is_empty() {
-            break;
+    let (mut sent, mut outcome) = (0, Ok(()));
+    for (destination, queue) in Destination::ALL.into_iter().zip(&dispatcher.queues) {
+        let relayed = match queue {
+            Some(queue) => relay_queue(&dispatcher.pool, destination, queue).await,
+            None => Err(Error::internal(format!("there is no environment variable {}", destination.variable()))),
+        };
+        match relayed {
+            Ok(messages) => sent += messages,
+            Err(error) => {
+                tracing::error!(queue = destination.as_str(), error.cause = %error, "a queue's messages were not relayed");
+                outcome = Err(error);
+            }
         }
     }
     let rest = sqlx::query!(
@@ -262,5 +236,31 @@ pub async fn relay(dispatcher: &Dispatcher) -> Result<Relayed> {
         outbox_oldest_s = rest.oldest,
         "the outbox was relayed"
     );
-    Ok(Relayed { sent, left: rest.left, oldest_seconds: rest.oldest })
+    outcome.map(|()| Relayed { sent, left: rest.left, oldest_seconds: rest.oldest })
+}
+
+/// Rows are locked while they are sent, so that two relays do not send the same ones.
+async fn relay_queue(pool: &PgPool, destination: Destination, queue: &Queue) -> Result<usize> {
+    let mut sent = 0;
+    loop {
+        let mut transaction = pool.begin().await?;
+        let messages = sqlx::query_as!(
+            Outgoing,
+            "SELECT id, body FROM outbox
+             WHERE queue = $1 AND created_at < now() - make_interval(secs => $2)
+             ORDER BY created_at LIMIT $3 FOR UPDATE SKIP LOCKED",
+            destination.as_str(),
+            RELAY_AFTER.as_secs_f64(),
+            RELAY_BATCH,
+        )
+        .fetch_all(&mut *transaction)
+        .await?;
+        let gone = queue.send(&messages).await?;
+        sqlx::query!("DELETE FROM outbox WHERE id = ANY($1)", &gone).execute(&mut *transaction).await?;
+        transaction.commit().await?;
+        sent += gone.len();
+        if gone.is_empty() || i64::try_from(messages.len()).unwrap_or(i64::MAX) < RELAY_BATCH {
+            return Ok(sent);
+        }
+    }
 }
