@@ -4,6 +4,7 @@
 use std::mem;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use lambda_runtime::tower::layer::layer_fn;
@@ -12,6 +13,9 @@ use lambda_runtime::{LambdaInvocation, Runtime, Service, service_fn};
 use crate::background;
 use crate::error::{Error, Result};
 use crate::telemetry;
+
+/// Lambda's longest time-out.
+const LONGEST_INVOCATION: Duration = Duration::from_secs(15 * 60);
 
 /// Runs a function until its sandbox ends; what goes wrong in init is logged and ends the process.
 pub(crate) fn block_on(function: &'static str, main: impl Future<Output = Result<()>>) -> ExitCode {
@@ -30,6 +34,12 @@ pub(crate) fn block_on(function: &'static str, main: impl Future<Output = Result
             ExitCode::FAILURE
         }
     }
+}
+
+/// The time until an invocation's deadline. `cargo lambda watch` names a moment of 1970, which is none; then only the
+/// longest time-out that Lambda has is left to go by.
+pub(crate) fn time_left(deadline: Option<SystemTime>, now: SystemTime) -> Duration {
+    deadline.and_then(|deadline| deadline.duration_since(now).ok()).unwrap_or(LONGEST_INVOCATION)
 }
 
 /// Answers invocations until the sandbox ends. The next event is asked for when the work behind a reply is done.
@@ -85,6 +95,14 @@ mod tests {
     use lambda_runtime::Context;
 
     use super::*;
+
+    #[test]
+    fn a_deadline_of_long_ago_is_none() {
+        let now = SystemTime::now();
+        assert_eq!(time_left(Some(now + Duration::from_secs(20)), now), Duration::from_secs(20));
+        assert_eq!(time_left(Some(SystemTime::UNIX_EPOCH), now), LONGEST_INVOCATION);
+        assert_eq!(time_left(None, now), LONGEST_INVOCATION);
+    }
 
     #[tokio::test]
     async fn an_event_goes_past_the_runtime() {

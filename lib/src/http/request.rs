@@ -15,10 +15,8 @@ use crate::auth::session::Role;
 use crate::error::{Code, Error, Result};
 use crate::http::credentials::Caller;
 use crate::http::validate::{Fields, FromFields};
+use crate::runtime;
 use crate::telemetry::trace::TraceContext;
-
-/// Lambda's longest time-out.
-const LONGEST_INVOCATION: Duration = Duration::from_secs(15 * 60);
 
 /// A request, with what the runner found out about it.
 pub struct Request {
@@ -26,6 +24,8 @@ pub struct Request {
     pub method: Method,
     /// The path without the stage.
     pub path: String,
+    /// What addresses of this API have before their path: the stage, unless the API has a domain of its own.
+    pub base_path: String,
     /// The headers.
     pub headers: HeaderMap,
     /// The decoded query parameters, in order.
@@ -59,7 +59,7 @@ impl Request {
             _ => None,
         };
         let deadline = event.lambda_context_ref().map(lambda_http::Context::deadline);
-        let time_left = time_left(deadline, SystemTime::now());
+        let time_left = runtime::time_left(deadline, SystemTime::now());
         let parameters = event
             .path_parameters_ref()
             .map(|map| map.iter().map(|(name, value)| (name.to_owned(), decode(value))).collect())
@@ -69,6 +69,12 @@ impl Request {
             .map(|map| map.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
             .unwrap_or_default();
         let path = event.raw_http_path().to_owned();
+        let base_path = match context {
+            Some(RequestContext::ApiGatewayV1(context)) => {
+                base_path(context.path.as_deref().unwrap_or_default(), &path)
+            }
+            _ => String::new(),
+        };
         let (parts, body) = event.into_parts();
         let headers = parts.headers;
         let ip = client_ip(reported.as_deref(), &headers, trusted_proxies);
@@ -82,6 +88,7 @@ impl Request {
         Self {
             method: parts.method,
             path,
+            base_path,
             headers,
             query,
             body,
@@ -208,10 +215,9 @@ impl Request {
     }
 }
 
-/// The time until the deadline. `cargo lambda watch` names a moment of 1970, which is none; then only the longest
-/// time-out that Lambda has is left to go by.
-fn time_left(deadline: Option<SystemTime>, now: SystemTime) -> Duration {
-    deadline.and_then(|deadline| deadline.duration_since(now).ok()).unwrap_or(LONGEST_INVOCATION)
+/// The path that was asked for, without what the function knows of it.
+fn base_path(whole: &str, path: &str) -> String {
+    whole.trim_end_matches('/').strip_suffix(path.trim_end_matches('/')).unwrap_or_default().to_owned()
 }
 
 fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
@@ -255,6 +261,15 @@ mod tests {
     }
 
     #[test]
+    fn addresses_begin_with_the_stage_where_the_domain_is_not_ours() {
+        for (whole, path, base) in
+            [("/v1/", "/", "/v1"), ("/v1", "/", "/v1"), ("/", "/", ""), ("/v1/docs", "/docs", "/v1"), ("", "/docs", "")]
+        {
+            assert_eq!(base_path(whole, path), base, "{whole} {path}");
+        }
+    }
+
+    #[test]
     fn trusts_forwarded_addresses_only_as_far_as_the_proxies_go() {
         let forged = headers(&[("x-forwarded-for", "1.1.1.1, 2.2.2.2, 3.3.3.3")]);
         let ip = |reported, proxies| client_ip(reported, &forged, proxies).to_string();
@@ -263,14 +278,6 @@ mod tests {
         assert_eq!(ip(None, 2), "2.2.2.2");
         assert_eq!(ip(Some("9.9.9.9"), 4), "9.9.9.9");
         assert_eq!(ip(None, 0), "0.0.0.0");
-    }
-
-    #[test]
-    fn a_deadline_of_long_ago_is_none() {
-        let now = SystemTime::now();
-        assert_eq!(time_left(Some(now + Duration::from_secs(20)), now), Duration::from_secs(20));
-        assert_eq!(time_left(Some(SystemTime::UNIX_EPOCH), now), LONGEST_INVOCATION);
-        assert_eq!(time_left(None, now), LONGEST_INVOCATION);
     }
 
     #[test]

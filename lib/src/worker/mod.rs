@@ -3,7 +3,7 @@
 use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, SystemTime};
 
 use aws_lambda_events::sqs::{BatchItemFailure, SqsBatchResponse};
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use lambda_runtime::LambdaEvent;
 use lambda_runtime::tower::layer::layer_fn;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
+use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
 
 use crate::error::{Error, Result};
@@ -20,6 +21,9 @@ use crate::http::runner::BoxFuture;
 use crate::runtime::{self, Unread};
 use crate::telemetry::faults::{self, Fault};
 use crate::telemetry::spans;
+
+/// The end of an invocation that is left for its answer.
+const TO_ANSWER: Duration = Duration::from_secs(1);
 
 /// A handler of one message.
 pub type HandleMessage<C> = fn(&'static C, Message) -> BoxFuture<'static, Result<()>>;
@@ -35,25 +39,41 @@ where
     let init: BatchInit = Box::new(move || {
         Box::pin(async move {
             let context: &'static C = Box::leak(Box::new(init().await?));
-            Ok(batch_handler(move |records| {
-                Box::pin(async move {
-                    let mut failed = Vec::new();
-                    for record in records {
-                        let (id, message) = (record.id(), Message::of(record));
-                        let span = spans::message(function, &message.body);
-                        if let Err(error) = handle(context, message).instrument(span.clone()).await {
-                            spans::fail(&span, error.code().as_str());
-                            report(function, id, &error);
-                            tracing::error!(message.id = id, error.cause = %error, "a message could not be handled");
-                            failed.push(id.to_owned());
-                        }
-                    }
-                    Ok(failed)
-                })
+            Ok(batch_handler(move |records, deadline| {
+                Box::pin(async move { Ok(one_by_one(function, context, handle, records, deadline).await) })
             }))
         })
     });
     run_queue(function, init)
+}
+
+/// Gives the ids of the messages that were not handled. One that hangs takes nothing from those before it, whose
+/// function would be stopped before it could answer, and those after it are left to the next delivery.
+async fn one_by_one<C>(
+    function: &'static str,
+    context: &'static C,
+    handle: HandleMessage<C>,
+    records: &[Record<'_>],
+    deadline: Instant,
+) -> Vec<String> {
+    let end = deadline.checked_sub(TO_ANSWER).unwrap_or(deadline);
+    let mut failed = Vec::new();
+    for record in records {
+        let (id, message) = (record.id(), Message::of(record));
+        if Instant::now() >= end {
+            failed.push(id.to_owned());
+            continue;
+        }
+        let span = spans::message(function, &message.body);
+        let handled = timeout_at(end, handle(context, message).instrument(span.clone())).await;
+        if let Err(error) = handled.unwrap_or_else(|_| Err(Error::internal("a message took too long"))) {
+            spans::fail(&span, error.code().as_str());
+            report(function, id, &error);
+            tracing::error!(message.id = id, error.cause = %error, "a message could not be handled");
+            failed.push(id.to_owned());
+        }
+    }
+    failed
 }
 
 /// Runs a queue consumer that handles a batch at a time; an error of the handler fails the whole batch.
@@ -65,7 +85,7 @@ where
     let init: BatchInit = Box::new(move || {
         Box::pin(async move {
             let context: &'static C = Box::leak(Box::new(init().await?));
-            Ok(batch_handler(move |records| {
+            Ok(batch_handler(move |records, _| {
                 Box::pin(async move {
                     // Each message is a part of its own trace for as long as the batch takes.
                     let mut body = String::new();
@@ -98,13 +118,13 @@ fn report(function: &str, id: &str, error: &Error) {
     });
 }
 
-type BatchHandler = Box<dyn for<'a> Fn(&'a [Record<'a>]) -> BoxFuture<'a, Result<Vec<String>>> + Send + Sync>;
+type BatchHandler = Box<dyn for<'a> Fn(&'a [Record<'a>], Instant) -> BoxFuture<'a, Result<Vec<String>>> + Send + Sync>;
 type BatchInit = Box<dyn FnOnce() -> BoxFuture<'static, Result<BatchHandler>> + Send>;
 
 /// The type is spelt out where a closure is made: none is inferred for borrowed records.
 fn batch_handler<H>(handle: H) -> BatchHandler
 where
-    H: for<'a> Fn(&'a [Record<'a>]) -> BoxFuture<'a, Result<Vec<String>>> + Send + Sync + 'static,
+    H: for<'a> Fn(&'a [Record<'a>], Instant) -> BoxFuture<'a, Result<Vec<String>>> + Send + Sync + 'static,
 {
     Box::new(handle)
 }
@@ -113,12 +133,12 @@ fn run_queue(function: &'static str, init: BatchInit) -> ExitCode {
     let init: Init = Box::new(move || {
         Box::pin(async move {
             let handle = Arc::new(init().await?);
-            Ok(Arc::new(move |event: Bytes| -> BoxFuture<'static, Result<Value>> {
+            Ok(Arc::new(move |event: Bytes, deadline| -> BoxFuture<'static, Result<Value>> {
                 let handle = handle.clone();
                 Box::pin(async move {
                     let records = delivery::records(&event)?;
                     let received = records.len();
-                    let failed = handle(&records).await?;
+                    let failed = handle(&records, deadline).await?;
                     tracing::info!(
                         function,
                         messages.received = received,
@@ -155,7 +175,7 @@ where
     let init: Init = Box::new(move || {
         Box::pin(async move {
             let context: &'static C = Box::leak(Box::new(init().await?));
-            Ok(Arc::new(move |event: Bytes| -> BoxFuture<'static, Result<Value>> {
+            Ok(Arc::new(move |event: Bytes, _| -> BoxFuture<'static, Result<Value>> {
                 Box::pin(async move { handle(context, serde_json::from_slice(&event)?).await })
             }) as Handler)
         })
@@ -184,8 +204,8 @@ impl Message {
     }
 }
 
-/// What makes the reply to an event, which is JSON.
-type Handler = Arc<dyn Fn(Bytes) -> BoxFuture<'static, Result<Value>> + Send + Sync>;
+/// What makes the reply to an event, which is JSON, before the deadline.
+type Handler = Arc<dyn Fn(Bytes, Instant) -> BoxFuture<'static, Result<Value>> + Send + Sync>;
 type Init = Box<dyn FnOnce() -> BoxFuture<'static, Result<Handler>> + Send>;
 
 fn run(function: &'static str, init: Init) -> ExitCode {
@@ -196,9 +216,12 @@ fn run(function: &'static str, init: Init) -> ExitCode {
         let service = lambda_runtime::service_fn(move |event: LambdaEvent<IgnoredAny>| {
             let (handler, payload) = (handler.clone(), unread.take());
             async move {
-                let (started, id) = (Instant::now(), event.context.request_id);
+                let started = Instant::now();
+                let deadline = started + runtime::time_left(Some(event.context.deadline()), SystemTime::now());
+                let id = event.context.request_id;
                 let span = spans::invocation(function);
-                let outcome = AssertUnwindSafe(handler(payload)).catch_unwind().instrument(span.clone()).await;
+                let outcome =
+                    AssertUnwindSafe(handler(payload, deadline)).catch_unwind().instrument(span.clone()).await;
                 let outcome = outcome.unwrap_or_else(|panic| Err(Error::panicked(&*panic)));
                 let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
                 match &outcome {
@@ -216,4 +239,28 @@ fn run(function: &'static str, init: Init) -> ExitCode {
         let runtime = lambda_runtime::Runtime::new(service).layer(layer_fn(move |answers| past.keep(answers)));
         runtime::answer_invocations(runtime).await
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_message_that_hangs_takes_nothing_from_the_one_before_it() {
+        let event = br#"{"Records": [
+            {"messageId": "handled", "body": "1"}, {"messageId": "hangs", "body": "2"}, {"messageId": "left", "body": "3"}
+        ]}"#;
+        let records = delivery::records(event).unwrap();
+        let handle: HandleMessage<()> = |(), message| {
+            Box::pin(async move {
+                match message.json::<u8>()? {
+                    1 => Ok(()),
+                    2 => std::future::pending().await,
+                    _ => panic!("there is no time for this one"),
+                }
+            })
+        };
+        let deadline = Instant::now() + TO_ANSWER + Duration::from_millis(50);
+        assert_eq!(one_by_one("test", &(), handle, &records, deadline).await, ["hangs", "left"]);
+    }
 }

@@ -15,19 +15,20 @@ struct RootResponse {
 
 #[derive(Serialize)]
 struct Links {
-    docs: &'static str,
-    openapi: &'static str,
-    health: &'static str,
+    docs: String,
+    openapi: String,
+    health: String,
 }
 
 fn main() -> ExitCode {
     serve(env!("CARGO_BIN_NAME"), Policy::OPEN, || async { Ok(()) }, |(), request| Box::pin(handle(request)))
 }
 
-async fn handle(_request: Request) -> Result<Response> {
+async fn handle(request: Request) -> Result<Response> {
+    let link = |path: &str| format!("{}{path}", request.base_path);
     Response::ok(&RootResponse {
         name: "AI chat API",
         version: env!("CARGO_PKG_VERSION"),
-        links: Links { docs: "/docs", openapi: "/openapi.json", health: "/health" },
+        links: Links { docs: link("/docs"), openapi: link("/openapi.json"), health: link("/health") },
     })
 }
