@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::analytics::report::{Query, Reports, bucket, grain, ratio};
+use crate::analytics::report::{Query, Reports, bucket, grain, in_range, ratio};
 use crate::error::Result;
 
 /// Chat of a bucket.
@@ -114,8 +114,8 @@ impl Reports {
             " AS bucket, sum(requests) AS requests, sum(messages) AS messages, sum(created) AS created,
                 uniqCombined64Merge(users) AS users
              FROM chat_metrics_hourly WHERE ",
-            grain!(),
-            " AND toDate(hour) BETWEEN {from:Date} AND {to:Date} GROUP BY bucket",
+            in_range!(),
+            " GROUP BY bucket",
         );
         let rows: Vec<Row> = self.rows(sql, query).await?;
         let rows: HashMap<i64, Row> = rows.into_iter().map(|row| (row.bucket, row)).collect();

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde::{Deserialize, Serialize};
 
-use crate::analytics::report::{Query, Reports, bucket, finite, grain, ratio};
+use crate::analytics::report::{Query, Reports, bucket, finite, in_range, ratio};
 use crate::error::{Error, Result};
 
 /// The providers that figures can be asked for.
@@ -274,9 +274,8 @@ impl Reports {
                 sum(chat_metrics_hourly.messages) AS messages, sum(chat_metrics_hourly.tokens) AS tokens,
                 sum(chat_metrics_hourly.cost) AS cost, sum(chat_metrics_hourly.fallbacks) AS fallbacks
              FROM chat_metrics_hourly WHERE ",
-            grain!(),
-            " AND toDate(hour) BETWEEN {from:Date} AND {to:Date}
-             GROUP BY bucket, provider HAVING requests > 0",
+            in_range!(),
+            " GROUP BY bucket, provider HAVING requests > 0",
         );
         let rows: Vec<Row> = self.rows(sql, query).await?;
         let providers: BTreeSet<(String, String)> =

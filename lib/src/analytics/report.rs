@@ -380,6 +380,14 @@ macro_rules! grain {
 }
 pub(crate) use grain;
 
+/// The SQL of the condition for such rows of the range.
+macro_rules! in_range {
+    () => {
+        concat!($crate::analytics::report::grain!(), " AND toDate(hour) BETWEEN {from:Date} AND {to:Date}")
+    };
+}
+pub(crate) use in_range;
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde::{Deserialize, Serialize};
 
-use crate::analytics::report::{Interval, Query, Reports, bucket, day, grain, ratio};
+use crate::analytics::report::{Interval, Query, Reports, bucket, day, grain, in_range, ratio};
 use crate::clock;
 use crate::error::Result;
 
@@ -243,8 +243,8 @@ impl Reports {
             " AS bucket, toString(currency) AS currency, sum(revenue_analytics.gross) AS gross,
                 sum(revenue_analytics.refunded) AS refunded, sum(revenue_analytics.payments) AS payments
              FROM revenue_analytics WHERE ",
-            grain!(),
-            " AND toDate(hour) BETWEEN {from:Date} AND {to:Date} GROUP BY bucket, currency",
+            in_range!(),
+            " GROUP BY bucket, currency",
         );
         let rows: Vec<Row> = self.rows(sql, query).await?;
         let currencies: BTreeSet<String> = rows.iter().map(|row| row.currency.clone()).collect();

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use serde::{Deserialize, Serialize};
 use time::{Date, Duration};
 
-use crate::analytics::report::{Interval, Query, Reports, bucket, day, grain, ratio};
+use crate::analytics::report::{Interval, Query, Reports, bucket, day, grain, in_range, ratio};
 use crate::error::Result;
 use crate::http::validate::{Field, Invalid, Raw};
 
@@ -252,8 +252,8 @@ impl Reports {
             bucket!("hour"),
             " AS bucket, sum(signups) AS signups, sum(verifications) AS verified
              FROM daily_active_users WHERE ",
-            grain!(),
-            " AND toDate(hour) BETWEEN {from:Date} AND {to:Date} GROUP BY bucket",
+            in_range!(),
+            " GROUP BY bucket",
         );
         let rows: Vec<Row> = self.rows(sql, query).await?;
         let rows: HashMap<i64, Row> = rows.into_iter().map(|row| (row.bucket, row)).collect();

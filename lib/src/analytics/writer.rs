@@ -103,14 +103,13 @@ impl Writer {
 
     /// Which of the ids are in the table. A replica that lags behind asks for what it lacks before it answers.
     async fn known(&self, ids: &[u128]) -> Result<HashSet<u128>> {
-        let client = self.clickhouse.client();
+        let client = self.clickhouse.client().clone().with_setting("select_sequential_consistency", "1");
         // Ids are in the order of their making, as a rule: few others lie between those of a batch.
         let near: Vec<u128> = client
             .query("SELECT id FROM events WHERE id BETWEEN {first:UInt128} AND {last:UInt128} LIMIT {limit:UInt64}")
             .param("first", ids.iter().min().copied().unwrap_or_default().to_string())
             .param("last", ids.iter().max().copied().unwrap_or_default().to_string())
             .param("limit", NEIGHBOURS)
-            .with_setting("select_sequential_consistency", "1")
             .fetch_all()
             .instrument(span("SELECT events"))
             .await?;
@@ -123,7 +122,6 @@ impl Writer {
             let found: Vec<u128> = client
                 .query("SELECT id FROM events WHERE id IN {ids:Array(UInt128)}")
                 .param("ids", format!("[{}]", ids.join(",")))
-                .with_setting("select_sequential_consistency", "1")
                 .fetch_all()
                 .instrument(span("SELECT events"))
                 .await?;

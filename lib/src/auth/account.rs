@@ -152,11 +152,19 @@ impl Users {
         Ok(Self { database: Database::init().await? })
     }
 
+    /// The user of a session.
+    ///
+    /// # Errors
+    /// 401 when the user is gone.
+    pub async fn get(&self, id: Uuid) -> Result<User> {
+        self.by_id(id).await?.ok_or_else(Error::unauthenticated)
+    }
+
     /// The user of an id.
     ///
     /// # Errors
-    /// 401 when the user is gone: only a session can ask.
-    pub async fn get(&self, id: Uuid) -> Result<User> {
+    /// When the database does not answer.
+    pub async fn by_id(&self, id: Uuid) -> Result<Option<User>> {
         let row = sqlx::query_as!(
             Row,
             "SELECT id, email, name, role, plan, password_hash, password_version, email_verified_at, created_at
@@ -165,7 +173,7 @@ impl Users {
         )
         .fetch_optional(self.database.pool())
         .await?;
-        row.ok_or_else(Error::unauthenticated)?.user()
+        row.map(|row| row.user()).transpose()
     }
 
     /// The user of an address.
@@ -438,10 +446,7 @@ impl Accounts {
         let now = clock::now();
         self.limits.token(visit.ip, now).await?;
         self.tokens.check(token, Purpose::ResetPassword, now).await?;
-        let user = match self.users.get(token.user_id).await {
-            Err(error) if error.code() == Code::Unauthenticated => Err(gone()),
-            other => other,
-        }?;
+        let user = self.users.by_id(token.user_id).await?.ok_or_else(gone)?;
         self.blocklist.check(field, &new, &personal(&stored(&user.email)?, user.name.as_deref()))?;
         let hash = password::hash(new).await?;
         let mut transaction = self.users.database.begin(&visit.trace).await?;

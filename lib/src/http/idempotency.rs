@@ -4,10 +4,12 @@
 //! be taken over once that function must have ended. Successes and declined cards are kept, other failures
 //! give the key back.
 
+use aws_sdk_dynamodb::operation::put_item::PutItemError;
+use aws_sdk_dynamodb::operation::put_item::builders::PutItemFluentBuilder;
 use aws_sdk_dynamodb::types::{AttributeValue, ReturnValue, ReturnValuesOnConditionCheckFailure};
 use http::StatusCode;
 use serde_json::Value;
-use time::Duration;
+use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use crate::clock;
@@ -81,23 +83,15 @@ impl Idempotency {
             digest: digest(request)?,
             takes_over: false,
         };
-        let put = self
-            .table
-            .client()
-            .put_item()
-            .table_name(&self.table.name)
-            .item("pk", text(&ticket.pk))
-            .item("id", text(ticket.id))
-            .item("digest", binary(&ticket.digest))
+        let put = ticket
+            .item(now)
             .item("ends_at", epoch_seconds(ends))
-            .item("expires", epoch_seconds(now + KEPT))
             .condition_expression(
                 // A call that is repeated after a lost answer finds its own item.
                 "attribute_not_exists(pk) OR expires <= :now OR id = :id OR \
                  (attribute_not_exists(reply) AND digest = :digest AND ends_at <= :now)",
             )
             .expression_attribute_values(":now", epoch_seconds(now))
-            .expression_attribute_values(":id", text(ticket.id))
             .expression_attribute_values(":digest", binary(&ticket.digest))
             .return_values(ReturnValue::AllOld)
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
@@ -108,9 +102,7 @@ impl Idempotency {
             Err(error) => error,
         };
         let Some(item) = error.as_service_error().and_then(|error| match error {
-            aws_sdk_dynamodb::operation::put_item::PutItemError::ConditionalCheckFailedException(failed) => {
-                failed.item().cloned()
-            }
+            PutItemError::ConditionalCheckFailedException(failed) => failed.item().cloned(),
             _ => None,
         }) else {
             return Err(error.into());
@@ -246,7 +238,7 @@ impl Ticket {
 
     async fn try_store(&self, status: StatusCode, body: &str, streamed: bool) -> Result<()> {
         let parts = split(body);
-        let expires = epoch_seconds(clock::now() + KEPT);
+        let now = clock::now();
         for (index, part) in parts.iter().enumerate().skip(1) {
             self.table
                 .client()
@@ -254,10 +246,23 @@ impl Ticket {
                 .table_name(&self.table.name)
                 .item("pk", text(part_key(&self.pk, self.id, i64::try_from(index).map_err(Error::internal)?)))
                 .item("reply", text(*part))
-                .item("expires", expires.clone())
+                .item("expires", epoch_seconds(now + KEPT))
                 .send()
                 .await?;
         }
+        self.item(now)
+            .item("status", number(status.as_u16()))
+            .item("reply", text(parts.first().copied().unwrap_or_default()))
+            .item("parts", number(parts.len()))
+            .item("streamed", AttributeValue::Bool(streamed))
+            .condition_expression("id = :id")
+            .send()
+            .await?;
+        Ok(())
+    }
+
+    /// The write of the key's own item, with `:id` for its condition.
+    fn item(&self, now: OffsetDateTime) -> PutItemFluentBuilder {
         self.table
             .client()
             .put_item()
@@ -265,35 +270,14 @@ impl Ticket {
             .item("pk", text(&self.pk))
             .item("id", text(self.id))
             .item("digest", binary(&self.digest))
-            .item("status", number(status.as_u16()))
-            .item("reply", text(parts.first().copied().unwrap_or_default()))
-            .item("parts", number(parts.len()))
-            .item("streamed", AttributeValue::Bool(streamed))
-            .item("expires", expires)
-            .condition_expression("id = :id")
+            .item("expires", epoch_seconds(now + KEPT))
             .expression_attribute_values(":id", text(self.id))
-            .send()
-            .await?;
-        Ok(())
     }
 
     /// Lets the next request with the key take it over at once: it is not known whether the work was done.
     pub async fn pass_on(self) {
         let now = clock::now();
-        let ended = self
-            .table
-            .client()
-            .put_item()
-            .table_name(&self.table.name)
-            .item("pk", text(&self.pk))
-            .item("id", text(self.id))
-            .item("digest", binary(&self.digest))
-            .item("ends_at", epoch_seconds(now))
-            .item("expires", epoch_seconds(now + KEPT))
-            .condition_expression("id = :id")
-            .expression_attribute_values(":id", text(self.id))
-            .send()
-            .await;
+        let ended = self.item(now).item("ends_at", epoch_seconds(now)).condition_expression("id = :id").send().await;
         if let Err(error) = ended {
             tracing::warn!(error.cause = %Error::from(error), "an idempotency key could not be passed on");
         }

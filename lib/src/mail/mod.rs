@@ -136,11 +136,7 @@ impl Mailer {
 
     async fn recipient(&self, recipient: &Recipient) -> Result<Option<User>> {
         match recipient {
-            Recipient::User(id) => match self.users.get(*id).await {
-                Ok(user) => Ok(Some(user)),
-                Err(error) if error.code() == crate::error::Code::Unauthenticated => Ok(None),
-                Err(error) => Err(error),
-            },
+            Recipient::User(id) => self.users.by_id(*id).await,
             Recipient::Address(address) => match Email::parse_text(address) {
                 Ok(email) => self.users.find(&email).await,
                 Err(_) => Ok(None),
