@@ -144,6 +144,34 @@ through_both_doors! {
         assert_eq!(over.expect_status(200).body["subscription"]["status"], "canceled");
     }
 
+    async fn a_payment_method_that_was_used_up_is_named(api: Api) {
+        let payer = Payer::new(&api).await;
+        // Stripe names neither a code nor the parameter.
+        payer.fails(&format!("/v1/payment_methods/{}/attach?", payer.card), json!({"status": 400})).await;
+        payer.subscribe("used").await.expect_invalid(&["paymentMethodId"]);
+        payer.fails(&format!("/confirm? payment_method={}", payer.card), json!({"status": 400})).await;
+        payer.pay("used-too").await.expect_invalid(&["paymentMethodId"]);
+        let intents = replica::get(&format!("/v1/payment_intents?customer={}", payer.customer)).await;
+        assert_eq!((&intents["data"][0]["status"], intents["data"].as_array().unwrap().len()), (&json!("canceled"), 1));
+        assert_eq!(payer.charged().await, [0; 0]);
+        assert_eq!(payer.get("/api/auth/me").await["user"]["plan"], "free");
+    }
+
+    async fn a_first_payment_that_nobody_completed_is_given_up_whatever_gets_lost(api: Api) {
+        let payer = Payer::new(&api).await;
+        let begun = payer.post("/api/billing/subscriptions", "begun", &json!({"plan": "enterprise"})).await;
+        assert_eq!(begun.expect_status(201).body["subscription"]["status"], "incomplete");
+        let stripe_id = replica::subscription(&payer.person).await["id"].as_str().unwrap().to_owned();
+        payer.fails(&format!("DELETE /v1/subscriptions/{stripe_id}?"), json!({"lose": true, "times": 2})).await;
+        payer.subscribe("another").await.expect_problem(503, "stripe_unavailable");
+        let made = payer.subscribe("another").await.expect_status(201).body["subscription"].clone();
+        assert_eq!((&made["plan"], &made["status"]), (&json!("pro"), &json!("active")));
+        assert_eq!(payer.charged().await, [2999]);
+        let running = replica::get(&format!("/v1/subscriptions?customer={}", payer.customer)).await;
+        let running = running["data"].as_array().unwrap().iter().map(|found| &found["status"]);
+        assert_eq!(running.collect::<Vec<_>>(), ["active"]);
+    }
+
     async fn stripes_pages_fail_with_it(api: Api) {
         let payer = Payer::new(&api).await;
         let words = format!("customer={}", payer.customer);

@@ -90,6 +90,21 @@ through_both_doors! {
         assert!(!first["lines"].as_array().unwrap().is_empty());
     }
 
+    async fn a_cancellation_in_stripes_portal_is_taken_back_by_the_plan(api: Api) {
+        let person = api.sign_up().await;
+        let made = subscribe(&api, &person, "pro").await;
+        let page = api.post("/api/billing/portal").bearer(&person.jwt).send().await.expect_status(201);
+        let stripe_id = replica::subscription(&person).await["id"].as_str().unwrap().to_owned();
+        replica::submit(&page.text_at("/url"), &format!("subscription={stripe_id}&do=cancel")).await;
+        assert!(replica::subscription(&person).await["cancel_at"].is_i64());
+        until(&api, &person, "the cancellation", |found| found["cancelAtPeriodEnd"] == true).await;
+        let path = format!("/api/billing/subscriptions/{}", made["id"].as_str().unwrap());
+        let change = api.call("PUT", &path).bearer(&person.jwt).json(&json!({"plan": "pro"}));
+        let goes_on = change.send().await.expect_status(200).body["subscription"].clone();
+        assert_eq!((&goes_on["plan"], &goes_on["cancelAtPeriodEnd"]), (&json!("pro"), &json!(false)));
+        assert_eq!(replica::subscription(&person).await["cancel_at"], Value::Null);
+    }
+
     async fn a_declined_card_subscribes_nobody(api: Api) {
         let person = api.sign_up().await;
         let body = json!({"plan": "pro", "paymentMethodId": "pm_card_chargeCustomerFail"});

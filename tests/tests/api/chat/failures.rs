@@ -24,6 +24,23 @@ through_both_doors! {
         nothing_is_left_behind(&api, &person).await;
     }
 
+    async fn what_a_provider_objects_to_is_told_by_its_cause(api: Api) {
+        let person = api.sign_up().await;
+        for (message, status, code) in [
+            ("AIMOCK:too-long", 400, "context_length_exceeded"),
+            ("AIMOCK:filtered", 422, "content_filtered"),
+            ("AIMOCK:key-refused", 502, "provider_unavailable"),
+        ] {
+            for stream in [false, true] {
+                let refused = say(&api, &person, json!({"message": message, "stream": stream})).await;
+                // A provider's own words are for the log.
+                assert!(!refused.text.contains("Too long") && !refused.text.contains("Bad key"), "{}", refused.text);
+                refused.expect_problem(status, code);
+            }
+        }
+        nothing_is_left_behind(&api, &person).await;
+    }
+
     async fn an_answer_that_breaks_off_whole_keeps_and_bills_what_came(api: Api) {
         let person = api.sign_up().await;
         let refused = say(&api, &person, json!({"message": "AIMOCK:disconnect"})).await;

@@ -1,8 +1,25 @@
 use std::time::Instant;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::*;
+
+/// What the providers' stand-in says to whatever it does not know.
+const SAID: &str = "Hello from the local model. This is a deterministic reply.";
+
+/// The events of a stream, with their data.
+fn events(text: &str) -> Vec<(String, Value)> {
+    let of = |event: &str, field: &str| {
+        event.lines().find_map(|line| Some(line.strip_prefix(field)?.trim().to_owned())).unwrap_or_default()
+    };
+    let events = text.split("\n\n").filter(|event| event.contains("event:"));
+    events.map(|event| (of(event, "event:"), serde_json::from_str(&of(event, "data:")).unwrap())).collect()
+}
+
+/// Of an object, those members that another one has.
+fn some_of(all: &Value, wanted: &Value) -> Value {
+    wanted.as_object().unwrap().keys().map(|name| (name.clone(), all[name].clone())).collect()
+}
 
 through_both_doors! {
     async fn answers_whole(api: Api) {
@@ -27,6 +44,47 @@ through_both_doors! {
         assert!(events.contains(&"delta"), "{}", reply.text);
         let ids: Vec<u64> = reply.text.lines().filter_map(|line| line.strip_prefix("id:")).map(|id| id.trim().parse().unwrap()).collect();
         assert!(ids.windows(2).all(|pair| pair[0] < pair[1]), "{ids:?}");
+    }
+
+    async fn each_provider_answers_whole_and_in_events(api: Api) {
+        let person = api.sign_up().await;
+        for provider in ["openai", "anthropic", "google"] {
+            let ask = |stream: bool| {
+                let body = json!({"message": "Hello", "provider": provider, "stream": stream});
+                api.post("/api/chat").bearer(&person.jwt).json(&body).send()
+            };
+            let whole = ask(false).await.expect_status(200);
+            assert_eq!((&whole.body["provider"], &whole.body["finishReason"]), (&json!(provider), &json!("stop")));
+            assert!(whole.body.get("fallbackFrom").is_none_or(Value::is_null), "{}", whole.text);
+            assert_eq!(whole.text_at("/message/content"), SAID);
+            let of_stand_in = json!({"inputTokens": 11, "outputTokens": 12, "totalTokens": 23});
+            assert_eq!(some_of(&whole.body["usage"], &of_stand_in), of_stand_in, "{}", whole.text);
+            assert!(whole.body["usage"].get("estimated").is_none(), "{}", whole.text);
+            assert!(whole.body["usage"]["costMicroUsd"].as_i64().unwrap() > 0, "{}", whole.text);
+
+            let events = events(&ask(true).await.expect_status(200).text);
+            let data = |kind: &str| events.iter().filter(|event| event.0 == kind).map(|event| &event.1).collect::<Vec<_>>();
+            assert_eq!((data("start")[0]["provider"].as_str(), data("error").len()), (Some(provider), 0));
+            assert_eq!(data("start")[0]["model"], whole.body["model"]);
+            let said: String = data("delta").iter().map(|delta| delta["text"].as_str().unwrap()).collect();
+            assert_eq!(said, SAID);
+            assert_eq!(some_of(&data("done")[0]["usage"], &of_stand_in), of_stand_in);
+        }
+    }
+
+    async fn another_provider_answers_for_one_that_is_down(api: Api) {
+        let person = api.sign_up().await;
+        for stream in [false, true] {
+            let body = json!({"message": "AIMOCK:fallback", "model": "gpt-4o-mini", "stream": stream});
+            let reply = api.post("/api/chat").bearer(&person.jwt).json(&body).send().await.expect_status(200);
+            let told = if stream { events(&reply.text).remove(0).1 } else { reply.body };
+            assert_eq!(told["fallbackFrom"], "openai", "{}", reply.text);
+            assert!(["anthropic", "google"].contains(&told["provider"].as_str().unwrap()), "{}", reply.text);
+        }
+        let list = api.get("/api/chat/conversations").bearer(&person.jwt).send().await.expect_status(200);
+        for conversation in list.body["conversations"].as_array().unwrap() {
+            assert_ne!(conversation["provider"], "openai");
+        }
     }
 
     async fn text_is_data_whatever_it_says(api: Api) {
