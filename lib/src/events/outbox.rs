@@ -32,7 +32,8 @@ pub enum Destination {
 }
 
 impl Destination {
-    const ALL: [Self; 3] = [Self::Events, Self::Mail, Self::Stripe];
+    /// Those first that somebody waits for: of events there may be very many.
+    const ALL: [Self; 3] = [Self::Mail, Self::Stripe, Self::Events];
 
     const fn as_str(self) -> &'static str {
         match self {
@@ -151,8 +152,8 @@ impl Dispatcher {
     /// # Errors
     /// When the AWS configuration is incomplete.
     pub fn from_env(pool: PgPool) -> Result<Self> {
-        let [events, mail, stripe] = Destination::ALL.map(|destination| Queue::optional(destination.variable()));
-        Ok(Self { pool, queues: [events?, mail?, stripe?] })
+        let [mail, stripe, events] = Destination::ALL.map(|destination| Queue::optional(destination.variable()));
+        Ok(Self { pool, queues: [mail?, stripe?, events?] })
     }
 
     /// Sends in the background; failures are logged and left to the relay.
