@@ -102,6 +102,13 @@ impl Migrations {
                  a local stack begins anew by `make reset`"
             )));
         }
+        let known = |applied: &Applied| CLICKHOUSE.iter().any(|(version, ..)| *version == applied.version);
+        if let Some(applied) = done.iter().find(|applied| !known(applied)) {
+            return Err(Error::internal(format!(
+                "ClickHouse has migration {}, which this code is older than: its figures may be wrong",
+                applied.version
+            )));
+        }
         if !done.is_empty() {
             writer::replay(&mut turn, &self.clickhouse).await?;
         }
@@ -212,7 +219,7 @@ impl<'a> View<'a> {
 
     /// Fills the view's table with what is in the events already. Nobody writes meanwhile.
     async fn rebuild(&self, clickhouse: &ClickHouse) -> Result<()> {
-        let client = clickhouse.client();
+        let client = clickhouse.consistent_client();
         client.query_raw(&fill(&format!("TRUNCATE TABLE {} ${{on_cluster}}", self.target))?).execute().await?;
         client
             .query_raw(&format!("INSERT INTO {} {}", self.target, self.select))

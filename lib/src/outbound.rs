@@ -26,6 +26,8 @@ use crate::error::{Error, Result};
 
 /// A thawed sandbox finds idle connections dead: those of a while ago are not tried.
 const IDLE: Duration = Duration::from_secs(20);
+/// A connection that is waited on says so this often.
+const KEEPALIVE: Duration = Duration::from_secs(60);
 
 /// TLS for a base URL; a plain one needs no certificates, which spares loading them.
 fn tls(base: &str) -> Result<ClientConfig> {
@@ -65,7 +67,8 @@ pub(crate) fn smithy_client(base: &str, connect_timeout: Duration) -> Result<Sha
     Ok(SharedHttpClient::new(Smithy { client }))
 }
 
-/// What such a client connects with.
+/// What such a client connects with. A gateway on the way forgets a connection that is silent for 350 seconds, which a
+/// statement of ClickHouse may well take; what has a deadline of its own ends sooner.
 ///
 /// # Errors
 /// When it cannot be built.
@@ -73,6 +76,8 @@ pub(crate) fn connector(base: &str, connect_timeout: Duration) -> Result<HttpsCo
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
+    tcp.set_keepalive(Some(KEEPALIVE));
+    tcp.set_keepalive_interval(Some(KEEPALIVE));
     tcp.set_connect_timeout(Some(connect_timeout));
     let tls = HttpsConnectorBuilder::new().with_tls_config(tls(base)?).https_or_http().enable_http1();
     Ok(tls.wrap_connector(tcp))

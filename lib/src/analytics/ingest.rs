@@ -1,6 +1,8 @@
 //! Messages of the events queue: those that are events are written, those that never can be go to the dead letters.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
 
 use crate::analytics::block::Rows;
 use crate::analytics::delivery::{Events, Record};
@@ -8,7 +10,7 @@ use crate::analytics::event::Rejection;
 use crate::analytics::writer::Writer;
 use crate::clock;
 use crate::config;
-use crate::error::{Code, Result};
+use crate::error::{Code, Error, Result};
 use crate::store::clickhouse::ClickHouse;
 use crate::store::postgres::Database;
 use crate::store::queue::{DeadLetter, Queue};
@@ -41,11 +43,12 @@ impl Ingest {
         })
     }
 
-    /// Counts a batch; gives the ids of the messages that SQS shall deliver again.
-    pub async fn batch(&self, records: &[Record<'_>]) -> Vec<String> {
+    /// Counts a batch before some moment; gives the ids of the messages that SQS shall deliver again.
+    pub async fn batch(&self, records: &[Record<'_>], end: Instant) -> Vec<String> {
         let Events { rows, carriers, rejected } = Events::read(records, clock::millis(clock::now()));
         let mut failed = self.reject(&rejected).await;
-        match self.write(&rows).await {
+        let written = timeout_at(end, self.write(&rows)).await;
+        match written.unwrap_or_else(|_| Err(Error::unavailable("a store does not answer in time"))) {
             Ok(written) => tracing::info!(
                 events.received = carriers.len(),
                 events.written = written,

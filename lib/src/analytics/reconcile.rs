@@ -70,7 +70,8 @@ impl Reconciler {
     pub async fn run(&self, days: u32) -> Result<Reconciled> {
         let sql = "SELECT DISTINCT toYYYYMM(time) AS month FROM events
              WHERE ingested_at > now64(3) - toIntervalDay({days:UInt32}) ORDER BY month";
-        let months: Vec<u32> = self.clickhouse.client().query_raw(sql).param("days", days).fetch_all().await?;
+        let months: Vec<u32> =
+            self.clickhouse.consistent_client().query_raw(sql).param("days", days).fetch_all().await?;
         let mut found = Reconciled::default();
         for (target, day, columns) in VIEWS {
             // A user's first sign-up has no month of its own to be looked for in.
@@ -95,7 +96,7 @@ impl Reconciler {
         let mut turn = self.turns.wait(PATIENCE).await?;
         writer::replay(&mut turn, &self.clickhouse).await?;
         let view = migrate::view(target).ok_or_else(|| Error::internal(format!("no migration makes {target}")))?;
-        let client = self.clickhouse.client();
+        let client = self.clickhouse.consistent_client();
         // All parts of these statements are constants of this crate.
         for statement in [
             format!("CREATE TABLE IF NOT EXISTS {target}_anew ${{on_cluster}} AS {target}"),

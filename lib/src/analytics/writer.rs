@@ -101,9 +101,9 @@ impl Writer {
         Ok(written)
     }
 
-    /// Which of the ids are in the table. A replica that lags behind asks for what it lacks before it answers.
+    /// Which of the ids are in the table.
     async fn known(&self, ids: &[u128]) -> Result<HashSet<u128>> {
-        let client = self.clickhouse.client().clone().with_setting("select_sequential_consistency", "1");
+        let client = self.clickhouse.consistent_client();
         // Ids are in the order of their making, as a rule: few others lie between those of a batch.
         let near: Vec<u128> = client
             .query("SELECT id FROM events WHERE id BETWEEN {first:UInt128} AND {last:UInt128} LIMIT {limit:UInt64}")

@@ -155,6 +155,13 @@ impl ClickHouse {
         &self.client
     }
 
+    /// A client whose queries see all that was written before them: a replica that lags behind asks for what it lacks
+    /// before it answers.
+    #[must_use]
+    pub fn consistent_client(&self) -> Client {
+        self.client.clone().with_setting("select_sequential_consistency", "1")
+    }
+
     /// The database's name.
     #[must_use]
     pub fn database(&self) -> &str {

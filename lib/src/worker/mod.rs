@@ -13,7 +13,8 @@ use lambda_runtime::LambdaEvent;
 use lambda_runtime::tower::layer::layer_fn;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
-use tokio::time::{Instant, timeout_at};
+pub use tokio::time::Instant;
+use tokio::time::timeout_at;
 use tracing::Instrument;
 
 use crate::error::{Error, Result};
@@ -23,12 +24,12 @@ use crate::telemetry::faults::{self, Fault};
 use crate::telemetry::spans;
 
 /// The end of an invocation that is left for its answer.
-const TO_ANSWER: Duration = Duration::from_secs(1);
+const TO_ANSWER: Duration = Duration::from_secs(2);
 
 /// A handler of one message.
 pub type HandleMessage<C> = fn(&'static C, Message) -> BoxFuture<'static, Result<()>>;
-/// A handler of a whole batch, which gives the ids of the messages that SQS shall deliver again.
-pub type HandleBatch<C> = for<'a> fn(&'static C, &'a [Record<'a>]) -> BoxFuture<'a, Result<Vec<String>>>;
+/// A handler of a whole batch, which gives the ids of the messages that SQS shall deliver again, before some moment.
+pub type HandleBatch<C> = for<'a> fn(&'static C, &'a [Record<'a>], Instant) -> BoxFuture<'a, Result<Vec<String>>>;
 
 /// Runs a queue consumer that handles messages one by one; SQS delivers again those that fail.
 pub fn serve_queue<C, F>(function: &'static str, init: fn() -> F, handle: HandleMessage<C>) -> ExitCode
@@ -39,8 +40,8 @@ where
     let init: BatchInit = Box::new(move || {
         Box::pin(async move {
             let context: &'static C = Box::leak(Box::new(init().await?));
-            Ok(batch_handler(move |records, deadline| {
-                Box::pin(async move { Ok(one_by_one(function, context, handle, records, deadline).await) })
+            Ok(batch_handler(move |records, end| {
+                Box::pin(async move { Ok(one_by_one(function, context, handle, records, end).await) })
             }))
         })
     });
@@ -54,9 +55,8 @@ async fn one_by_one<C>(
     context: &'static C,
     handle: HandleMessage<C>,
     records: &[Record<'_>],
-    deadline: Instant,
+    end: Instant,
 ) -> Vec<String> {
-    let end = deadline.checked_sub(TO_ANSWER).unwrap_or(deadline);
     let mut failed = Vec::new();
     for record in records {
         let (id, message) = (record.id(), Message::of(record));
@@ -85,14 +85,14 @@ where
     let init: BatchInit = Box::new(move || {
         Box::pin(async move {
             let context: &'static C = Box::leak(Box::new(init().await?));
-            Ok(batch_handler(move |records, _| {
+            Ok(batch_handler(move |records, end| {
                 Box::pin(async move {
                     // Each message is a part of its own trace for as long as the batch takes.
                     let mut body = String::new();
                     let traced = if spans::are_collected() { records } else { &[] };
                     let spans: Vec<_> =
                         traced.iter().map(|record| spans::message(function, record.body(&mut body))).collect();
-                    let outcome = handle(context, records).await;
+                    let outcome = handle(context, records, end).await;
                     if let Err(error) = &outcome {
                         for span in &spans {
                             spans::fail(span, error.code().as_str());
@@ -138,7 +138,7 @@ fn run_queue(function: &'static str, init: BatchInit) -> ExitCode {
                 Box::pin(async move {
                     let records = delivery::records(&event)?;
                     let received = records.len();
-                    let failed = handle(&records, deadline).await?;
+                    let failed = handle(&records, deadline - TO_ANSWER).await?;
                     tracing::info!(
                         function,
                         messages.received = received,
@@ -260,7 +260,7 @@ mod tests {
                 }
             })
         };
-        let deadline = Instant::now() + TO_ANSWER + Duration::from_millis(50);
-        assert_eq!(one_by_one("test", &(), handle, &records, deadline).await, ["hangs", "left"]);
+        let end = Instant::now() + Duration::from_millis(50);
+        assert_eq!(one_by_one("test", &(), handle, &records, end).await, ["hangs", "left"]);
     }
 }

@@ -5,12 +5,12 @@ use std::process::ExitCode;
 use lib::analytics::delivery::Record;
 use lib::analytics::ingest::Ingest;
 use lib::error::Result;
-use lib::worker::serve_batches;
+use lib::worker::{Instant, serve_batches};
 
 fn main() -> ExitCode {
-    serve_batches(env!("CARGO_BIN_NAME"), Ingest::init, |ingest, records| Box::pin(handle(ingest, records)))
+    serve_batches(env!("CARGO_BIN_NAME"), Ingest::init, |ingest, records, end| Box::pin(handle(ingest, records, end)))
 }
 
-async fn handle(ingest: &Ingest, records: &[Record<'_>]) -> Result<Vec<String>> {
-    Ok(ingest.batch(records).await)
+async fn handle(ingest: &Ingest, records: &[Record<'_>], end: Instant) -> Result<Vec<String>> {
+    Ok(ingest.batch(records, end).await)
 }
