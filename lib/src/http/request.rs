@@ -149,12 +149,15 @@ impl Request {
         fields.finish(parsed)
     }
 
-    /// The JSON body as an object.
+    /// The JSON body as an object; no body at all is one without members.
     ///
     /// # Errors
     /// 415 for another media type, 400 `invalid_json`.
     #[track_caller]
     pub fn json_object(&self) -> Result<Map<String, Value>> {
+        if self.body.is_empty() && self.header("content-type").is_none() {
+            return Ok(Map::new());
+        }
         let media_type = self.header("content-type").unwrap_or_default();
         let essence = media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
         if essence != "application/json" {

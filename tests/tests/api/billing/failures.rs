@@ -167,9 +167,9 @@ through_both_doors! {
         let made = payer.subscribe("another").await.expect_status(201).body["subscription"].clone();
         assert_eq!((&made["plan"], &made["status"]), (&json!("pro"), &json!("active")));
         assert_eq!(payer.charged().await, [2999]);
-        let running = replica::get(&format!("/v1/subscriptions?customer={}", payer.customer)).await;
-        let running = running["data"].as_array().unwrap().iter().map(|found| &found["status"]);
-        assert_eq!(running.collect::<Vec<_>>(), ["active"]);
+        let all = replica::get(&format!("/v1/subscriptions?status=all&customer={}", payer.customer)).await;
+        let statuses = all["data"].as_array().unwrap().iter().map(|found| &found["status"]);
+        assert_eq!(statuses.collect::<Vec<_>>(), ["active", "canceled"]);
     }
 
     async fn stripes_pages_fail_with_it(api: Api) {

@@ -83,7 +83,11 @@ through_both_doors! {
         }
         let list = api.get("/api/chat/conversations").bearer(&person.jwt).send().await.expect_status(200);
         for conversation in list.body["conversations"].as_array().unwrap() {
-            assert_ne!(conversation["provider"], "openai");
+            let path = format!("/api/chat/conversations/{}", conversation["id"].as_str().unwrap());
+            let read = api.get(&path).bearer(&person.jwt).send().await.expect_status(200);
+            // The next question is asked of the model that was chosen all the same.
+            assert_eq!(conversation["provider"], "openai");
+            assert!(["anthropic", "google"].contains(&read.text_at("/messages/1/provider").as_str()), "{}", read.text);
         }
     }
 
