@@ -36,6 +36,8 @@ MANAGED_BY_AWS = (
     "AWSLambdaVPCAccessExecutionRole",
     "AWSCodeDeployRoleForLambda",
 )
+# An identity may have a default configuration set, which sending then needs as well and which nobody is asked for.
+NEEDED_OPEN = ("ses:SendEmail", ":configuration-set/*")
 # This one reads every queue, so the role must deny itself all but its own.
 EVERY_QUEUE = "AWSLambdaSQSQueueExecutionRole"
 
@@ -97,6 +99,8 @@ def _statement_faults(statement: dict[str, Any]) -> Iterator[str]:
             yield f"grants the actions {action}"
     for resource in _list(statement.get("Resource", "*")):
         text = resource if isinstance(resource, str) else json.dumps(resource)
+        if statement.get("Action") == NEEDED_OPEN[0] and text.rstrip('"}').endswith(NEEDED_OPEN[1]):
+            continue
         if text == "*" or re.search(r":\*|/\*|\*\"|^\*", text):
             yield f"grants {statement.get('Action')} on {text}"
 

@@ -368,6 +368,25 @@ def test_the_mail_domain_is_made_for_the_emulator_alone():
     assert source["Conditions"]["Emulated"] == {"Equals": [{"Ref": "Stage"}, "local"]}
 
 
+def test_mail_may_be_sent_under_a_parent_domain_and_with_a_default_configuration_set():
+    script = """
+import policies
+values = {**policies.parameters("dev"), "MailFrom": "no-reply@mail.example.net", "SesIdentity": "example.net"}
+template = policies.transformed(values)
+allowed = [json.dumps(statement["Resource"]) for _, statement in policies._statements(template["Resources"])
+           if statement.get("Action") == "ses:SendEmail"]
+assert len(allowed) == 1 and "configuration-set/*" in allowed[0] and "SesIdentity" in allowed[0], allowed
+wide = {"Effect": "Allow", "Action": "ses:SendEmail", "Resource": "arn:aws:ses:us-east-1:1:identity/*"}
+other = {"Effect": "Allow", "Action": "ses:DeleteConfigurationSet", "Resource": "arn:aws:ses:x:1:configuration-set/*"}
+for statement in (wide, other):
+    assert list(policies._statement_faults(statement)), statement
+guide.check({"SesIdentity": "no-reply@example.net"})
+print("good")
+"""
+    done = guide(script)
+    assert done.stdout == "good\n", done.stderr
+
+
 def test_a_failing_worker_is_told_by_an_alarm():
     resources = cloudformation.template()["Resources"]
     watched = {
