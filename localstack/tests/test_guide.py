@@ -258,6 +258,23 @@ print(json.dumps([len(found) for found in sets] + [len(set.union(*sets))]))
     assert json.loads(done.stdout) == [6, 6, 6, 18], done.stderr
 
 
+def test_every_deploy_reaches_the_stage_since_a_parameter_may_be_in_the_gateways_own_errors():
+    script = """
+import logging, time, policies
+logging.disable(logging.WARNING)
+def deployment(now):
+    time.time = lambda: now
+    resources = policies.transformed(policies.parameters("dev"))["Resources"]
+    [name] = [name for name, item in resources.items() if item["Type"] == "AWS::ApiGateway::Deployment"]
+    [stage] = [item for item in resources.values() if item["Type"] == "AWS::ApiGateway::Stage"]
+    assert stage["Properties"]["DeploymentId"] == {"Ref": name}
+    return name
+print(deployment(1) != deployment(2))
+"""
+    done = guide(script)
+    assert done.stdout == "True\n", done.stderr
+
+
 def test_sqs_is_told_where_letters_belong_and_its_failure_is_reported():
     script = """
 class Queues:
