@@ -423,12 +423,24 @@ def test_a_failing_worker_is_told_by_an_alarm():
 def test_webhooks_and_what_people_write_pass_the_firewall():
     rules = {rule["Name"]: rule for rule in cloudformation.template()["Resources"]["Firewall"]["Properties"]["Rules"]}
     aside = rules["rate"]["Statement"]["RateBasedStatement"]["ScopeDownStatement"]["NotStatement"]["Statement"]
-    assert "/api/billing/webhook".endswith(aside["ByteMatchStatement"]["SearchString"])
+    matches = [item["ByteMatchStatement"] for item in aside["OrStatement"]["Statements"]]
+    assert {match["PositionalConstraint"] for match in matches} == {"EXACTLY"}
+    assert {match["SearchString"] for match in matches} == {"/api/billing/webhook", "/v1/api/billing/webhook"}
     for name in ("common", "known-bad-inputs", "sql-injection"):
         counted = rules[name]["Statement"]["ManagedRuleGroupStatement"]["RuleActionOverrides"]
         kinds = {rule["Name"].split("_")[1] for rule in counted if rule["ActionToUse"] == {"Count": {}}}
         assert "BODY" in kinds
         assert kinds & {"QUERYARGUMENTS", "QUERYSTRING"}
+
+
+def test_what_the_firewall_does_not_count_the_stage_bounds():
+    properties = cloudformation.template()["Resources"]["Api"]["Properties"]
+    assert properties["StageName"] == "v1"
+    [webhook] = [
+        item for item in properties["MethodSettings"]
+        if (item["HttpMethod"], item["ResourcePath"].replace("~1", "/")) == ("POST", "//api/billing/webhook")
+    ]  # fmt: skip
+    assert webhook["ThrottlingRateLimit"] and webhook["ThrottlingBurstLimit"]
 
 
 def test_a_restored_database_takes_the_place_of_the_one_that_was_made():
