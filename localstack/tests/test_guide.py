@@ -379,6 +379,26 @@ print("\\n".join(policies.faults(template)))
         assert fault in found
 
 
+def test_a_method_has_metrics_of_its_own_where_they_are_looked_at():
+    resources = cloudformation.template()["Resources"]
+    watched = set()
+    for alarm in resources.values():
+        if alarm["Type"] == "AWS::CloudWatch::Alarm":
+            named = {item["Name"]: item["Value"] for item in alarm["Properties"].get("Dimensions", [])}
+            if "Method" in named:
+                watched.add((named["Method"], named["Resource"]))
+    body = resources["Dashboard"]["Properties"]["DashboardBody"]["Sub"]
+    shown = set(re.findall(r'"(/api/[^"]+)", (?:"Method"|"\.")?, "([A-Z]+)"', body))
+    watched |= {(method, path) for path, method in shown}
+    settings = resources["Api"]["Properties"]["MethodSettings"]
+    kept = {
+        (item["HttpMethod"], item["ResourcePath"].removeprefix("/").replace("~1", "/"))
+        for item in settings if item["MetricsEnabled"]
+    }  # fmt: skip
+    assert len(shown) == 2
+    assert kept == watched
+
+
 def test_the_mail_domain_is_made_for_the_emulator_alone():
     source = cloudformation.template()
     assert source["Resources"]["MailIdentity"]["Condition"] == "Emulated"
