@@ -128,6 +128,8 @@ def _resource_faults(resource: dict[str, Any]) -> Iterator[str]:
             yield "writes to a log group without retention"
     if kind == "AWS::Logs::LogGroup" and "RetentionInDays" not in properties:
         yield "keeps logs for ever"
+    if kind == "AWS::RDS::DBCluster" and properties.get("EnableCloudwatchLogsExports"):
+        yield "writes to a log group that RDS makes and keeps for ever"
     if kind == "AWS::SQS::Queue":
         if not properties.get("SqsManagedSseEnabled"):
             yield "is not encrypted"

@@ -362,6 +362,7 @@ template = {"Resources": {
             {"Effect": "Allow", "Action": "s3:*", "Resource": "arn:aws:s3:::b/*"},
             {"Effect": "Allow", "Action": "sqs:SendMessage", "Resource": "*"}]}}]}},
     "Eternal": {"Type": "AWS::Logs::LogGroup", "Properties": {}},
+    "Cluster": {"Type": "AWS::RDS::DBCluster", "Properties": {"EnableCloudwatchLogsExports": ["postgresql"]}},
     "Lonely": {"Type": "AWS::SQS::Queue", "Properties": {}},
     "Twice": {"Type": "AWS::Scheduler::Schedule", "Properties": {"Name": "EveryMinute"}},
     "Open": {"Type": "AWS::ApiGateway::Deployment", "Properties": {"StageName": "Stage"}},
@@ -374,6 +375,7 @@ print("\\n".join(policies.faults(template)))
     for fault in (
         "grants the actions s3:*", "grants s3:* on", "grants sqs:SendMessage on *", "AdministratorAccess",
         "Eternal: keeps logs for ever", "Lonely: is not encrypted", "Lonely: has neither", "Reader: is not traced",
+        "Cluster: writes to a log group that RDS makes",
         "Twice: has a name that another stack", "Open: opens a stage", "DatabaseSecretPolicy: ReaderRole is missing",
     ):  # fmt: skip
         assert fault in found
