@@ -460,6 +460,20 @@ RULES_ON_TEXT = {
 }  # fmt: skip
 
 
+def test_what_a_schedule_runs_is_tried_once():
+    scheduled = {
+        name: [event["Properties"] for event in item["Properties"].get("Events", {}).values()
+               if event["Type"] == "ScheduleV2"]
+        for name, item in cloudformation.template()["Resources"].items() if item["Type"] == "AWS::Serverless::Function"
+    }  # fmt: skip
+    scheduled = {name: schedules for name, schedules in scheduled.items() if schedules}
+    assert len(scheduled) == 4
+    once = {"MaximumRetryAttempts": 0}
+    for name, schedules in scheduled.items():
+        assert all(schedule["RetryPolicy"] == once for schedule in schedules), name
+        assert cloudformation.template()["Resources"][name]["Properties"]["EventInvokeConfig"] == once, name
+
+
 def test_webhooks_and_what_people_write_pass_the_firewall():
     rules = {rule["Name"]: rule for rule in cloudformation.template()["Resources"]["Firewall"]["Properties"]["Rules"]}
     aside = rules["rate"]["Statement"]["RateBasedStatement"]["ScopeDownStatement"]["NotStatement"]["Statement"]
