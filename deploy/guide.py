@@ -284,6 +284,8 @@ def build(architecture: str) -> None:
     # The stack's tools, or those that were installed for this alone.
     path = os.pathsep.join([str(TOOLS / "venv" / "bin"), str(TOOLS / "build" / "bin"), os.environ["PATH"]])
     command = ["cargo", "lambda", "build", "--release", *target, "--output-format", "zip"]
+    # Cargo's own output may go elsewhere, by CARGO_TARGET_DIR or its configuration.
+    command += ["--lambda-dir", str(ROOT / "target" / "lambda")]
     run(command, {**os.environ, "PATH": path, "SQLX_OFFLINE": "true"})
 
 

@@ -218,6 +218,25 @@ print("nothing to do")
     assert done.stdout.splitlines() == [refused, "executed", "nothing to do"], done.stderr
 
 
+def test_the_build_leaves_its_zips_where_the_template_expects_them(tmp_path):
+    program = tmp_path / "cargo"
+    program.write_text('#!/bin/sh\necho "$@"\n')
+    program.chmod(0o755)
+    script = f"""
+import os, pathlib
+guide.TOOLS = pathlib.Path({str(tmp_path)!r})
+os.environ["PATH"] = {str(tmp_path)!r}
+os.environ["CARGO_TARGET_DIR"] = "/elsewhere"
+guide.build("arm64")
+"""
+    done = guide(script)
+    words = done.stdout.split()
+    assert words[:2] == ["lambda", "build"], done.stderr
+    places = {item["CodeUri"].split("/")[0] for item in cloudformation.functions(cloudformation.template()).values()}
+    assert places == {"target"}
+    assert words[words.index("--lambda-dir") + 1] == str(ROOT / "target" / "lambda")
+
+
 def test_a_release_is_another_one_with_other_parameters_code_or_secrets(tmp_path):
     script = f"""
 import pathlib, shutil, zipfile
