@@ -58,6 +58,18 @@ SECRETS = {
     "StripeWebhookSecret": "Signing secret of Stripe's webhook, without which no webhook is taken",
 }
 
+FIRST_FAILED = "The first deploy failed; `make destroy STAGE={stage}` clears away what is left of it."
+# States of a stack that no deploy leads out of, and what does.
+DEAD_ENDS = {
+    "CREATE_FAILED": FIRST_FAILED,
+    "ROLLBACK_COMPLETE": FIRST_FAILED,
+    "ROLLBACK_FAILED": FIRST_FAILED,
+    "DELETE_FAILED": "The stack was deleted in part; CloudFormation's events say what was in the way of the rest, and "
+    "`make destroy STAGE={stage}` goes on.",
+    "UPDATE_ROLLBACK_FAILED": "A deploy failed and was not taken back; CloudFormation's events say why. Mend that, run "
+    "`aws cloudformation continue-update-rollback --stack-name {stack}`, and deploy again.",
+}
+
 
 class Refused(Exception):
     """Why nothing was done, in one sentence."""
@@ -168,7 +180,7 @@ def deploy(stage: str) -> None:
     if remembered is None and "DatabaseUrl" in secret and "DatabaseUrl" not in given:
         raise Refused("Without a database nothing works: give its URL, or set CreateDatabase or DatabaseSecretArn.")
     build(values.get("Architecture", "arm64"))
-    sam(stage, region, values | given | {"Release": release(values, anew)})
+    sam(stage, region, values | given | {"Release": release(values, anew or rolled_back(stage))})
     print(f"Schema: {migrate(stage, region)}")
     address = api_url(stage, region)
     smoke(address)
@@ -261,8 +273,8 @@ def identity() -> tuple[str, str]:
         raise Refused(f"AWS refuses these credentials: {error}.") from error
 
 
-def deployed(stage: str) -> dict[str, str] | None:
-    """What the stage was deployed with, but for its secrets; None before its first deploy."""
+def described(stage: str) -> dict[str, Any] | None:
+    """The stage's stack as CloudFormation knows it; None where there is none."""
     try:
         stack = boto3.client("cloudformation").describe_stacks(StackName=stack_name(stage))["Stacks"][0]
     except botocore.exceptions.ClientError as error:
@@ -270,10 +282,24 @@ def deployed(stage: str) -> dict[str, str] | None:
             return None
         raise Refused(f"CloudFormation does not tell what is deployed: {error}.") from error
     # A change set that nobody executed: the stack is a name with nothing behind it.
-    if stack["StackStatus"] == "REVIEW_IN_PROGRESS":
+    return None if stack["StackStatus"] == "REVIEW_IN_PROGRESS" else stack
+
+
+def rolled_back(stage: str) -> bool:
+    """Whether the last deploy was taken back, whose release Lambda has versions of and would make none again."""
+    stack = described(stage)
+    return stack is not None and "ROLLBACK" in stack["StackStatus"]
+
+
+def deployed(stage: str) -> dict[str, str] | None:
+    """What the stage was deployed with, but for its secrets; None before its first deploy."""
+    stack = described(stage)
+    if stack is None:
         return None
-    if stack["StackStatus"] == "ROLLBACK_COMPLETE":
-        raise Refused(f"The first deploy failed; `make destroy STAGE={stage}` clears away what is left of it.")
+    if advice := DEAD_ENDS.get(stack["StackStatus"]):
+        raise Refused(advice.format(stage=stage, stack=stack_name(stage)))
+    if stack["StackStatus"].endswith("_IN_PROGRESS"):
+        raise Refused(f"CloudFormation is at work on the stack ({stack['StackStatus']}); deploy when it has ended.")
     parameters = {item["ParameterKey"]: item.get("ParameterValue", "") for item in stack.get("Parameters", [])}
     return {name: parameters[name] for name in visible(declared()) if name in parameters}
 

@@ -143,16 +143,48 @@ given = {"AppUrl": "https://app.example.net", "ClickHousePassword": "****", "Rel
 formation.stack = {"StackStatus": "UPDATE_ROLLBACK_COMPLETE", "Parameters": [
     {"ParameterKey": name, "ParameterValue": value} for name, value in given.items()]}
 found.append(guide.deployed("dev"))
-formation.stack = {"StackStatus": "ROLLBACK_COMPLETE"}
-try:
-    guide.deployed("dev")
-except guide.Refused as refusal:
-    found.append("make destroy STAGE=dev" in str(refusal))
 print(json.dumps(found))
 """
     )
     done = guide(script)
-    assert json.loads(done.stdout) == [None, None, {"AppUrl": "https://app.example.net"}, True], done.stderr
+    assert json.loads(done.stdout) == [None, None, {"AppUrl": "https://app.example.net"}], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("status", "way_out"),
+    [
+        ("ROLLBACK_COMPLETE", "make destroy STAGE=dev"),
+        ("ROLLBACK_FAILED", "make destroy STAGE=dev"),
+        ("CREATE_FAILED", "make destroy STAGE=dev"),
+        ("DELETE_FAILED", "make destroy STAGE=dev"),
+        ("UPDATE_ROLLBACK_FAILED", "continue-update-rollback --stack-name ai-chat-dev"),
+        ("UPDATE_COMPLETE_CLEANUP_IN_PROGRESS", "when it has ended"),
+    ],
+)
+def test_a_stack_that_no_deploy_mends_says_what_does(status, way_out):
+    refused = f"""
+formation.stack = {{"StackStatus": {status!r}}}
+try:
+    guide.deployed("dev")
+except guide.Refused as refusal:
+    print(refusal)
+"""
+    done = guide(FORMATION + refused)
+    assert way_out in done.stdout, done.stderr
+
+
+def test_what_was_rolled_back_is_tried_again_as_another_release():
+    script = (
+        FORMATION
+        + """
+print(guide.rolled_back("dev"))
+for status in ("UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE"):
+    formation.stack = {"StackStatus": status}
+    print(guide.rolled_back("dev"))
+"""
+    )
+    done = guide(script)
+    assert done.stdout.split() == ["False", "False", "True"], done.stderr
 
 
 def test_only_what_nobody_knows_is_asked_and_the_file_wins_over_the_stack():
@@ -163,6 +195,7 @@ guide.identity = lambda: ("1", "eu-central-1")
 guide.build = guide.smoke = lambda _: None
 guide.migrate = guide.api_url = lambda *_: ""
 guide.release = lambda values, anew: "new" if anew else "old"
+guide.rolled_back = lambda _: False
 guide.sam = lambda stage, region, values: sent.update(values)
 answers = {"Ori": "https://app.example.net", "Sen": "no-reply@example.net", "Bas": "https://clickhouse.example.net"}
 def answer(text):
@@ -184,6 +217,11 @@ guide.deploy("prod")
 assert asked == [] and "StripeSecretKey" not in sent
 assert (sent["AppUrl"], sent["WafRequestsPerMinute"]) == ("https://app.example.net", "500")
 assert sent["LogRetentionDays"] == json.loads((guide.HERE / "prod.json").read_text())["LogRetentionDays"]
+
+guide.rolled_back = lambda _: True
+guide.deploy("prod")
+assert asked == [] and sent["Release"] == "new"
+guide.rolled_back = lambda _: False
 
 guide.os.environ["ASK_SECRETS"] = "1"
 guide.deploy("prod")
