@@ -69,6 +69,8 @@ DEAD_ENDS = {
     "UPDATE_ROLLBACK_FAILED": "A deploy failed and was not taken back; CloudFormation's events say why. Mend that, run "
     "`aws cloudformation continue-update-rollback --stack-name {stack}`, and deploy again.",
 }
+# What Lambda provisions nothing of: so much concurrency has to be left for all functions of the account.
+KEPT_FREE = 100
 
 
 class Refused(Exception):
@@ -117,6 +119,19 @@ def check(values: dict[str, str]) -> None:
         raise Refused("AppUrl has to be https: cookies are sent over HTTPS only.")
     if values.get("MailFrom", "").endswith("@example.com"):
         raise Refused("MailFrom has to be of a domain that is verified in SES, which example.com never is.")
+
+
+def check_concurrency(values: dict[str, str]) -> None:
+    """Refuse what Lambda would refuse once everything else is made; a new account runs ten sandboxes at once."""
+    wanted = int(values.get("ProvisionedConcurrency", 0))
+    if not wanted:
+        return
+    limits = boto3.client("lambda").get_account_settings()["AccountLimit"]
+    if (free := limits["UnreservedConcurrentExecutions"]) < wanted + KEPT_FREE:
+        raise Refused(
+            f"The account's quota leaves {free} concurrent executions in this region; ProvisionedConcurrency={wanted} "
+            f"needs {wanted + KEPT_FREE}. Have the quota raised, or write 0 into the stage's file until then."
+        )
 
 
 def overrides(values: dict[str, str]) -> list[str]:
@@ -171,6 +186,7 @@ def deploy(stage: str) -> None:
         default = declared()[name].get("Default", "")
         values[name] = input(f"{text} [{default}]: ").strip() or str(default)
     check(values)
+    check_concurrency(values)
     anew = bool(os.environ.get("ASK_SECRETS"))
     answers = {}
     if remembered is None or anew:
@@ -188,11 +204,44 @@ def deploy(stage: str) -> None:
 
 
 def destroy(stage: str) -> None:
-    """Delete the stack; Aurora leaves a snapshot, and its deletion protection has to be taken off first."""
+    """Delete the stack; Aurora leaves a snapshot."""
     confirm_destruction(stage, input)
     _, region = identity()
     command = [TOOLS / "sam" / "bin" / "sam", "delete", "--stack-name", stack_name(stage), "--region", region]
-    run([*command, *(["--no-prompts"] if stage != "prod" else [])])
+    protect_database(stage, False)
+    try:
+        run([*command, *(["--no-prompts"] if stage != "prod" else [])])
+    finally:
+        # In prod sam asks as well, and succeeds also where the answer is no.
+        stack = described(stage)
+        if stack and not stack["StackStatus"].startswith("DELETE"):
+            protect_database(stage, True)
+
+
+def protect_database(stage: str, protected: bool) -> None:
+    """Have Aurora refuse to be deleted, or not; nothing where the stack has no Aurora."""
+    cluster = physical(stage, "DatabaseCluster")
+    if cluster is None:
+        return
+    try:
+        boto3.client("rds").modify_db_cluster(DBClusterIdentifier=cluster, DeletionProtection=protected)
+    except botocore.exceptions.ClientError as error:
+        # Somebody was here before CloudFormation.
+        if error.response["Error"]["Code"] != "DBClusterNotFoundFault":
+            raise Refused(f"The database's deletion protection could not be changed: {error}.") from error
+
+
+def physical(stage: str, name: str) -> str | None:
+    """What a resource of the template is called in the account; None where the stage has none."""
+    try:
+        found = boto3.client("cloudformation").describe_stack_resource(
+            StackName=stack_name(stage), LogicalResourceId=name
+        )["StackResourceDetail"]
+    except botocore.exceptions.ClientError as error:
+        if "does not exist" in str(error):
+            return None
+        raise Refused(f"CloudFormation does not tell what {name} is: {error}.") from error
+    return None if found["ResourceStatus"] == "DELETE_COMPLETE" else found.get("PhysicalResourceId")
 
 
 def redrive(queue: str, stage: str | None) -> None:

@@ -114,12 +114,16 @@ print("good")
 FORMATION = """
 import botocore.exceptions
 class Formation:
-    stack, waiting, deleted = None, [], []
+    stack, waiting, deleted, resources = None, [], [], {}
     def fail(self):
         raise botocore.exceptions.ClientError({"Error": {"Code": "ValidationError",
             "Message": "Stack with id ai-chat-dev does not exist"}}, "DescribeStacks")
     def describe_stacks(self, StackName):
         return {"Stacks": [self.stack]} if self.stack else self.fail()
+    def describe_stack_resource(self, StackName, LogicalResourceId):
+        name = self.resources.get(LogicalResourceId)
+        detail = {"ResourceStatus": "CREATE_COMPLETE", "PhysicalResourceId": name}
+        return {"StackResourceDetail": detail} if name else self.fail()
     def get_paginator(self, _):
         return self
     def paginate(self, StackName):
@@ -173,6 +177,56 @@ except guide.Refused as refusal:
     assert way_out in done.stdout, done.stderr
 
 
+def test_what_is_destroyed_loses_its_protection_and_what_stays_keeps_it():
+    script = (
+        FORMATION
+        + """
+calls = []
+class Databases:
+    def modify_db_cluster(self, DBClusterIdentifier, DeletionProtection):
+        calls.append([DBClusterIdentifier, DeletionProtection])
+guide.boto3.client = lambda service, **_: Databases() if service == "rds" else formation
+guide.identity = lambda: ("1", "eu-central-1")
+guide.confirm_destruction = lambda *_: None
+def ends(stack):
+    def run(command):
+        calls.append(command[1])
+        formation.stack = stack
+    guide.run = run
+for stack in (None, {"StackStatus": "CREATE_COMPLETE"}, {"StackStatus": "DELETE_FAILED"}):
+    formation.stack, formation.resources = {"StackStatus": "CREATE_COMPLETE"}, {"DatabaseCluster": "aurora"}
+    ends(stack)
+    guide.destroy("prod")
+formation.resources = {}
+guide.destroy("dev")
+print(json.dumps(calls))
+"""
+    )
+    done = guide(script)
+    taken_off = ["aurora", False]
+    assert json.loads(done.stdout) == [
+        taken_off, "delete", taken_off, "delete", ["aurora", True], taken_off, "delete", "delete",
+    ], done.stderr  # fmt: skip
+
+
+def test_concurrency_that_the_account_has_not_is_refused_before_anything_is_made():
+    script = """
+class Functions:
+    def get_account_settings(self):
+        return {"AccountLimit": {"ConcurrentExecutions": free, "UnreservedConcurrentExecutions": free}}
+guide.boto3.client = lambda _: Functions()
+for free, wanted in ((10, "2"), (101, "2"), (102, "2"), (10, "0")):
+    try:
+        guide.check_concurrency({"ProvisionedConcurrency": wanted})
+        print("good")
+    except guide.Refused as refusal:
+        print("102" in str(refusal))
+guide.check_concurrency({})
+"""
+    done = guide(script)
+    assert done.stdout.split() == ["True", "True", "good", "good"], done.stderr
+
+
 def test_what_was_rolled_back_is_tried_again_as_another_release():
     script = (
         FORMATION
@@ -196,6 +250,7 @@ guide.build = guide.smoke = lambda _: None
 guide.migrate = guide.api_url = lambda *_: ""
 guide.release = lambda values, anew: "new" if anew else "old"
 guide.rolled_back = lambda _: False
+guide.check_concurrency = lambda values: None
 guide.sam = lambda stage, region, values: sent.update(values)
 answers = {"Ori": "https://app.example.net", "Sen": "no-reply@example.net", "Bas": "https://clickhouse.example.net"}
 def answer(text):
