@@ -178,7 +178,9 @@ def deploy(stage: str) -> None:
     account, region = identity()
     print(f"Account {account}, region {region}, stack {stack_name(stage)}.")
     remembered = deployed(stage)
-    values = (remembered or {}) | json.loads((HERE / f"{stage}.json").read_text())
+    # GradualDeployment is not remembered: the deploy before may have gone without.
+    usual = {"GradualDeployment": str(declared()["GradualDeployment"]["Default"])}
+    values = (remembered or {}) | usual | json.loads((HERE / f"{stage}.json").read_text())
     plain, secret = questions(values)
     for name, text in plain.items():
         if name in OF_A_DOMAIN and not values.get("DomainName"):
@@ -196,6 +198,9 @@ def deploy(stage: str) -> None:
     if remembered is None and "DatabaseUrl" in secret and "DatabaseUrl" not in given:
         raise Refused("Without a database nothing works: give its URL, or set CreateDatabase or DatabaseSecretArn.")
     build(values.get("Architecture", "arm64"))
+    if values["GradualDeployment"] == "true" and alarmed(stage):
+        print("The server-errors alarm is on, which would stop a gradual deploy: this one is for all traffic at once.")
+        values["GradualDeployment"] = "false"
     sam(stage, region, values | given | {"Release": release(values, anew or rolled_back(stage))})
     print(f"Schema: {migrate(stage, region)}")
     address = api_url(stage, region)
@@ -338,6 +343,15 @@ def rolled_back(stage: str) -> bool:
     """Whether the last deploy was taken back, whose release Lambda has versions of and would make none again."""
     stack = described(stage)
     return stack is not None and "ROLLBACK" in stack["StackStatus"]
+
+
+def alarmed(stage: str) -> bool:
+    """Whether the alarm is on that takes a gradual deploy back."""
+    alarm = physical(stage, "ServerErrorsAlarm")
+    if alarm is None:
+        return False
+    found = boto3.client("cloudwatch").describe_alarms(AlarmNames=[alarm])["MetricAlarms"]
+    return any(item["StateValue"] == "ALARM" for item in found)
 
 
 def deployed(stage: str) -> dict[str, str] | None:

@@ -251,6 +251,7 @@ guide.migrate = guide.api_url = lambda *_: ""
 guide.release = lambda values, anew: "new" if anew else "old"
 guide.rolled_back = lambda _: False
 guide.check_concurrency = lambda values: None
+guide.alarmed = lambda _: False
 guide.sam = lambda stage, region, values: sent.update(values)
 answers = {"Ori": "https://app.example.net", "Sen": "no-reply@example.net", "Bas": "https://clickhouse.example.net"}
 def answer(text):
@@ -262,6 +263,7 @@ guide.getpass.getpass = lambda text: asked.append(text) or ("sk_live_1" if "key 
 guide.deployed = lambda _: None
 guide.deploy("prod")
 assert len(asked) == len(guide.QUESTIONS) + len(guide.SECRETS) - len(guide.OF_A_DOMAIN), asked
+assert sent["GradualDeployment"] == "true"
 assert sent["StripeSecretKey"] == "sk_live_1" and "StripeWebhookSecret" not in sent and sent["Release"] == "old"
 
 remembered = {name: value for name, value in sent.items() if name in guide.visible(guide.declared())}
@@ -278,6 +280,16 @@ guide.deploy("prod")
 assert asked == [] and sent["Release"] == "new"
 guide.rolled_back = lambda _: False
 
+guide.alarmed = lambda _: True
+guide.deploy("prod")
+assert sent["GradualDeployment"] == "false"
+remembered["GradualDeployment"] = "false"
+guide.alarmed = lambda _: False
+guide.deploy("prod")
+assert sent["GradualDeployment"] == "true"
+guide.deploy("dev")
+assert sent["GradualDeployment"] == "false"
+
 guide.os.environ["ASK_SECRETS"] = "1"
 guide.deploy("prod")
 assert len(asked) == len(guide.SECRETS) and sent["Release"] == "new"
@@ -285,6 +297,32 @@ print("good", file=sys.stderr)
 """
     done = guide(script)
     assert done.stderr == "good\n", done.stderr
+    assert done.stdout.count("at once") == 1
+
+
+def test_the_alarm_of_a_gradual_deploy_is_looked_up_by_its_name_in_the_account():
+    source = cloudformation.template()["Resources"]
+    alarms = {
+        alarm["Ref"] for item in source.values()
+        for alarm in item.get("Properties", {}).get("DeploymentPreference", {}).get("Alarms", [])
+    }  # fmt: skip
+    assert alarms == {"ServerErrorsAlarm"}
+    script = (
+        FORMATION
+        + """
+class Watch:
+    def describe_alarms(self, AlarmNames):
+        assert AlarmNames == ["errors-1"]
+        return {"MetricAlarms": [{"StateValue": state}]}
+guide.boto3.client = lambda service, **_: Watch() if service == "cloudwatch" else formation
+print(guide.alarmed("dev"))
+formation.resources = {"ServerErrorsAlarm": "errors-1"}
+for state in ("OK", "INSUFFICIENT_DATA", "ALARM"):
+    print(guide.alarmed("dev"))
+"""
+    )
+    done = guide(script)
+    assert done.stdout.split() == ["False", "False", "False", "True"], done.stderr
 
 
 def test_nothing_follows_a_change_set_that_was_not_executed():
