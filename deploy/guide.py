@@ -203,8 +203,8 @@ def deploy(stage: str) -> None:
         values["GradualDeployment"] = "false"
     sam(stage, region, values | given | {"Release": release(values, anew or rolled_back(stage))})
     print(f"Schema: {migrate(stage, region)}")
-    address = api_url(stage, region)
-    smoke(address)
+    address, seen = addresses(stage, region)
+    smoke(seen)
     print(f"\nThe API is at {address}.")
 
 
@@ -422,13 +422,19 @@ def migrate(stage: str, region: str) -> str:
     return text
 
 
-def api_url(stage: str, region: str) -> str:
-    """Where the API answers."""
+def addresses(stage: str, region: str) -> tuple[str, str]:
+    """Where the API is, and where it can be seen now: a DNS record that is made elsewhere may not be there yet."""
     stack = boto3.client("cloudformation", region_name=region).describe_stacks(StackName=stack_name(stage))["Stacks"][0]
     parameters = {item["ParameterKey"]: item.get("ParameterValue", "") for item in stack["Parameters"]}
-    if parameters.get("DomainName"):
-        return f"https://{parameters['DomainName']}"
-    return next(item["OutputValue"] for item in stack["Outputs"] if item["OutputKey"] == "ApiUrl")
+    outputs = {item["OutputKey"]: item["OutputValue"] for item in stack["Outputs"]}
+    domain, gateway = parameters.get("DomainName"), outputs["ApiUrl"]
+    if not domain:
+        return gateway, gateway
+    address = f"https://{domain}"
+    if parameters.get("HostedZoneId"):
+        return address, address
+    print(f"The DNS record of {domain} is made elsewhere; it has to lead to {outputs['DomainTarget']}.")
+    return address, gateway
 
 
 def smoke(address: str, seconds: float = 60) -> None:

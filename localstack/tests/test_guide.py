@@ -247,7 +247,8 @@ import builtins
 asked, sent = [], {}
 guide.identity = lambda: ("1", "eu-central-1")
 guide.build = guide.smoke = lambda _: None
-guide.migrate = guide.api_url = lambda *_: ""
+guide.migrate = lambda *_: ""
+guide.addresses = lambda *_: ("", "")
 guide.release = lambda values, anew: "new" if anew else "old"
 guide.rolled_back = lambda _: False
 guide.check_concurrency = lambda values: None
@@ -347,6 +348,28 @@ print("nothing to do")
     done = guide(script)
     refused = "Nothing was changed: the change set was not executed. ['ours']"
     assert done.stdout.splitlines() == [refused, "executed", "nothing to do"], done.stderr
+
+
+def test_health_is_asked_for_where_no_dns_record_is_waited_for():
+    script = (
+        FORMATION
+        + """
+outputs = {"ApiUrl": "https://a1.execute-api.eu-central-1.amazonaws.com/v1", "DomainTarget": "d-1.example.org"}
+for given in ({}, {"DomainName": "api.example.net", "HostedZoneId": "Z1"}, {"DomainName": "api.example.net"}):
+    formation.stack = {
+        "Parameters": [{"ParameterKey": name, "ParameterValue": value} for name, value in given.items()],
+        "Outputs": [{"OutputKey": name, "OutputValue": value} for name, value in outputs.items()]}
+    print(*guide.addresses("dev", "eu-central-1"))
+"""
+    )
+    done = guide(script)
+    gateway, domain = "https://a1.execute-api.eu-central-1.amazonaws.com/v1", "https://api.example.net"
+    assert done.stdout.splitlines() == [
+        f"{gateway} {gateway}",
+        f"{domain} {domain}",
+        "The DNS record of api.example.net is made elsewhere; it has to lead to d-1.example.org.",
+        f"{domain} {gateway}",
+    ], done.stderr
 
 
 def test_the_build_leaves_its_zips_where_the_template_expects_them(tmp_path):
