@@ -472,10 +472,16 @@ def main(arguments: list[str]) -> int:
             redrive(given.queue, given.stage)
         else:
             {"deploy": deploy, "destroy": destroy}[given.command](given.stage)
-    except Refused as refusal:
-        print(f"\n{refusal}", file=sys.stderr)
-        return 1
-    return 0
+        return 0
+    except (Refused, OSError) as failure:
+        print(f"\n{failure}", file=sys.stderr)
+    except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
+        print(f"\nAWS does not do it: {error}.", file=sys.stderr)
+    except EOFError:
+        print("\nAn answer is missing, and there is nobody to ask.", file=sys.stderr)
+    except KeyboardInterrupt:
+        return 130
+    return 1
 
 
 if __name__ == "__main__":

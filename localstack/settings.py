@@ -127,7 +127,10 @@ def dotenv() -> dict[str, str]:
 def _kept_secret(path: Path, prefix: str = "") -> str:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        # Whole or not at all: where the disk is full an empty password would be kept.
+        partial = path.with_suffix(f".{os.getpid()}")
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w") as file:
             file.write(prefix + secrets.token_hex(16) + "\n")
+        partial.replace(path)
     return path.read_text().strip()

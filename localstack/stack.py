@@ -48,6 +48,9 @@ def main() -> int:
     except Failure as failure:
         print(f"\n{failure}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"\n{error}.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
 

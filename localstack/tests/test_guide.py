@@ -48,6 +48,29 @@ def test_a_deploy_without_region_or_stage_says_so():
 
 
 @pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        ("guide.Refused('No.')", "No."),
+        ("EOFError()", "there is nobody to ask"),
+        ("OSError(28, 'No space left on device')", "No space left on device"),
+        ("guide.botocore.exceptions.EndpointConnectionError(endpoint_url='https://a')", "Could not connect"),
+        ("guide.botocore.exceptions.ClientError({'Error': {'Code': 'AccessDenied'}}, 'Invoke')", "AccessDenied"),
+    ],
+)
+def test_what_ends_a_command_is_a_sentence(fault, sentence):
+    script = f"""
+def fail(_):
+    raise {fault}
+guide.deploy = fail
+sys.exit(guide.main(["deploy", "dev"]))
+"""
+    done = guide(script)
+    assert done.returncode == 1
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
     ("values", "complaint"),
     [
         ({"Stage": "local"}, "emulator"),
