@@ -162,11 +162,18 @@ impl NewPayment {
 
 impl Billing {
     /// Charges a card, once for all tries of the same request. The intent is made first and confirmed then, so that
-    /// whatever gets lost on the way, there is something to ask Stripe about.
+    /// whatever gets lost on the way, there is something to ask Stripe about. Where the card's holder has to
+    /// authenticate first, the secret given along completes the payment on the client's side.
     ///
     /// # Errors
     /// 402 `card_declined`; 400 for a method that does not exist; 503 `stripe_unavailable`.
-    pub async fn pay(&self, user_id: Uuid, new: &NewPayment, work: Uuid, trace: &TraceContext) -> Result<Payment> {
+    pub async fn pay(
+        &self,
+        user_id: Uuid,
+        new: &NewPayment,
+        work: Uuid,
+        trace: &TraceContext,
+    ) -> Result<(Payment, Option<String>)> {
         let customer = self.customer(user_id).await?;
         let mut form = vec![
             ("amount", new.amount.0.to_string()),
@@ -199,7 +206,8 @@ impl Billing {
             ("requires_payment_method", _) if payment.decline_code.is_some() => Err(declined(payment.decline_code)),
             // It was not confirmed, and is not going to be.
             ("requires_payment_method" | "requires_confirmation", Err(failure)) => Err(failure.into()),
-            _ => Ok(payment),
+            ("requires_action", _) => Ok((payment, made["client_secret"].as_str().map(str::to_owned))),
+            _ => Ok((payment, None)),
         }
     }
 }

@@ -19,8 +19,11 @@ lib::request! {
 }
 
 #[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct CreatePaymentResponse {
     payment: Payment,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_secret: Option<String>,
 }
 
 struct Context {
@@ -43,8 +46,8 @@ async fn handle(context: &Context, request: Request) -> Result<Response> {
     context
         .idempotency
         .once(&request, async |work| {
-            let payment = context.billing.pay(user_id, new, work, trace).await?;
-            Response::created(&CreatePaymentResponse { payment })
+            let (payment, client_secret) = context.billing.pay(user_id, new, work, trace).await?;
+            Response::created(&CreatePaymentResponse { payment, client_secret })
         })
         .await
 }

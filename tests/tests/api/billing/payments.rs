@@ -13,7 +13,9 @@ through_both_doors! {
     async fn a_card_is_charged_and_the_payment_listed(api: Api) {
         let person = api.sign_up().await;
         let made = api.post("/api/payments").bearer(&person.jwt).json(&payment(json!(1999))).send().await;
-        let made = made.expect_status(201).body["payment"].clone();
+        let made = made.expect_status(201);
+        assert_eq!(made.body.get("clientSecret"), None);
+        let made = made.body["payment"].clone();
         assert_eq!((&made["amount"], &made["currency"], &made["status"]), (&json!(1999), &json!("USD"), &json!("succeeded")));
         assert_eq!(made["declineCode"], Value::Null);
         let list = api.get("/api/billing/payments").bearer(&person.jwt).send().await.expect_status(200);
@@ -35,6 +37,30 @@ through_both_doors! {
         let list = api.get("/api/payments").bearer(&person.jwt).send().await.expect_status(200);
         assert_eq!(list.body["payments"].as_array().unwrap().len(), 1, "{}", list.text);
         assert_eq!(list.body["payments"][0]["declineCode"], "insufficient_funds");
+    }
+
+    async fn a_card_whose_holder_has_to_authenticate_is_charged_when_he_has(api: Api) {
+        let person = api.sign_up().await;
+        let mut body = payment(json!(1999));
+        body["paymentMethodId"] = "pm_card_threeDSecure2Required".into();
+        let pay = || api.post("/api/billing/payments").bearer(&person.jwt).header("idempotency-key", "3ds").json(&body).send();
+        let made = pay().await.expect_status(201);
+        assert_eq!(made.body["payment"]["status"], "requires_action");
+        assert_eq!(pay().await.expect_status(201).body, made.body);
+        let charges = format!("/v1/charges?customer={}", replica::customer(&person).await);
+        assert_eq!(replica::get(&charges).await["data"], json!([]));
+
+        // The stand-in has no holder to ask: a card that asks for none stands for one who has agreed.
+        let completed = replica::complete(&made.text_at("/clientSecret"), "pm_card_visa").await;
+        assert_eq!(completed["status"], "succeeded", "{completed}");
+        let paid = eventually("the payment", || async {
+            let list = api.get("/api/billing/payments").bearer(&person.jwt).send().await.expect_status(200);
+            let found = list.body["payments"][0].clone();
+            (found["status"] == "succeeded").then_some(found)
+        })
+        .await;
+        assert_eq!((&paid["id"], &paid["amount"]), (&made.body["payment"]["id"], &json!(1999)));
+        assert_eq!(replica::get(&charges).await["data"].as_array().unwrap().len(), 1);
     }
 
     async fn amounts_and_currencies_that_cannot_be_charged_are_named(api: Api) {

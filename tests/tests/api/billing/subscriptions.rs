@@ -118,6 +118,22 @@ through_both_doors! {
         reply.expect_invalid(&["plan"]);
     }
 
+    async fn a_card_whose_holder_has_to_authenticate_subscribes_when_he_has(api: Api) {
+        let person = api.sign_up().await;
+        let send = |body: Value| api.post("/api/billing/subscriptions").bearer(&person.jwt).json(&body).send();
+        let reply = send(json!({"plan": "pro", "paymentMethodId": "pm_card_threeDSecure2Required"})).await;
+        let refused = reply.expect_problem(402, "card_declined");
+        assert_eq!(refused.body["declineCode"], "subscription_payment_intent_requires_action");
+        assert_eq!(plan_of(&api, &person).await, "free");
+        let begun = send(json!({"plan": "pro"})).await.expect_status(201);
+        assert_eq!(begun.body["subscription"]["status"], "incomplete");
+        // The stand-in has no holder to ask: a card that asks for none stands for one who has agreed.
+        let completed = replica::complete(&begun.text_at("/clientSecret"), "pm_card_visa").await;
+        assert_eq!(completed["status"], "succeeded", "{completed}");
+        until(&api, &person, "the subscription", |found| found["status"] == "active").await;
+        assert_eq!(plan_of(&api, &person).await, "pro");
+    }
+
     async fn many_at_once_make_one_subscription(api: Api) {
         let person = api.sign_up().await;
         let body = json!({"plan": "pro", "paymentMethodId": "pm_card_visa"});
