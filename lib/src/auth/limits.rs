@@ -1,5 +1,6 @@
 //! Limits of the credential routes: counters in DynamoDB that are raised before the attempt and taken back
-//! when it succeeds or we fail it, so that parallel attempts cannot slip through, and that expire with their window.
+//! when it succeeds, is refused or we fail it, so that parallel attempts cannot slip through, and that expire with
+//! their window.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -86,24 +87,17 @@ impl Limits {
     pub async fn signin(&self, account: &str, ip: IpAddr, now: OffsetDateTime) -> Result<Attempt> {
         let window = self.window(15 * 60);
         let (account, ip) = (digest(account), network(ip));
-        let all_failures = Rule { key: format!("signin-account#{account}"), limit: i64::MAX, window };
-        let failures = self.count(&all_failures, now);
-        let attempt = self.attempt(
-            vec![
-                Rule { key: format!("signin#{account}#{ip}"), limit: 5, window },
-                Rule { key: format!("signin-ip#{ip}"), limit: self.per_address(10), window },
-            ],
-            now,
-        );
-        let (failures, attempt) = futures_util::future::join(failures, attempt).await;
-        let (failures, account_key) = failures?;
-        let mut attempt = attempt?;
-        attempt.account_failures = failures;
-        attempt.keys.push(account_key);
-        Ok(attempt)
+        let rules = vec![
+            Rule { key: format!("signin#{account}#{ip}"), limit: 5, window },
+            Rule { key: format!("signin-ip#{ip}"), limit: self.per_address(10), window },
+            // All failures of the account, which only delay.
+            Rule { key: format!("signin-account#{account}"), limit: i64::MAX, window },
+        ];
+        let (attempt, counts) = self.attempt(rules, now).await?;
+        Ok(Attempt { account_failures: counts.last().copied().unwrap_or(0), ..attempt })
     }
 
-    /// Takes an attempt back because it succeeded.
+    /// Takes an attempt back because it succeeded, or was none.
     ///
     /// # Errors
     /// When the table does not answer.
@@ -132,7 +126,7 @@ impl Limits {
     pub async fn signup(&self, ip: IpAddr, now: OffsetDateTime) -> Result<Attempt> {
         let rule =
             Rule { key: format!("signup-ip#{}", network(ip)), limit: self.per_address(5), window: self.window(3600) };
-        self.attempt(vec![rule], now).await
+        self.attempt(vec![rule], now).await.map(|(attempt, _)| attempt)
     }
 
     /// Counts a mail of a kind to an account, whether or not the account exists; `None` when it may not go out.
@@ -176,15 +170,22 @@ impl Limits {
         }
     }
 
-    async fn attempt(&self, rules: Vec<Rule>, now: OffsetDateTime) -> Result<Attempt> {
-        let counts = try_join_all(rules.iter().map(|rule| self.count(rule, now))).await?;
-        let exceeded = rules.iter().zip(&counts).find(|(rule, (count, _))| *count > rule.limit);
-        if let Some((rule, _)) = exceeded {
-            let (_, ends) = slot("", rule.window, now);
-            let wait = u64::try_from(ends - now.unix_timestamp()).unwrap_or(1).max(1);
-            return Err(Error::too_many(Code::TooManyAttempts, wait));
+    /// Counts an attempt under rules, and gives the count of each. What is refused was no attempt, and counts under no
+    /// rule: a device with an old password must not use up what others of its address may try. Those that were
+    /// admitted stay counted meanwhile, so that no more are admitted than a rule allows.
+    async fn attempt(&self, rules: Vec<Rule>, now: OffsetDateTime) -> Result<(Attempt, Vec<i64>)> {
+        let counted = try_join_all(rules.iter().map(|rule| self.count(rule, now))).await?;
+        let (counts, keys): (Vec<_>, Vec<_>) = counted.into_iter().unzip();
+        let attempt = Attempt { keys, account_failures: 0 };
+        let Some((rule, _)) = rules.iter().zip(&counts).find(|(rule, count)| **count > rule.limit) else {
+            return Ok((attempt, counts));
+        };
+        if let Err(error) = self.forgive(attempt).await {
+            tracing::warn!(error.cause = %error, "an attempt that was refused stays counted");
         }
-        Ok(Attempt { keys: counts.into_iter().map(|(_, key)| key).collect(), account_failures: 0 })
+        let (_, ends) = slot("", rule.window, now);
+        let wait = u64::try_from(ends - now.unix_timestamp()).unwrap_or(1).max(1);
+        Err(Error::too_many(Code::TooManyAttempts, wait))
     }
 
     async fn count(&self, rule: &Rule, now: OffsetDateTime) -> Result<(i64, String)> {

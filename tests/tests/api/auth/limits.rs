@@ -1,6 +1,67 @@
+use sandbox::Sandbox;
+use sandbox::deployed::{Deployed, random_address};
+use serde_json::json;
+
 use crate::support::*;
 
+/// Sign-in under the limits of production, from one address.
+struct StrictSignIn {
+    function: Sandbox,
+    address: String,
+}
+
+impl StrictSignIn {
+    fn start() -> Self {
+        let mut environment = deployed().environment("auth-signin");
+        environment.insert("AUTH_LIMITS".to_owned(), "strict".to_owned());
+        let function = Sandbox::start(&deployed().binary("auth-signin"), &environment).unwrap();
+        Self { function, address: random_address() }
+    }
+
+    fn sign_in(&mut self, email: &str, password: &str) -> u64 {
+        let body = json!({"email": email, "password": password});
+        let event = Deployed::event("auth-signin", &self.address, Some(&body), None).unwrap();
+        self.function.invoke(&event).unwrap().payload["statusCode"].as_u64().unwrap()
+    }
+}
+
+#[tokio::test]
+async fn a_device_with_an_old_password_does_not_refuse_others_of_its_address() {
+    let api = Api::of_router();
+    let (stale, other) = (api.sign_up().await, api.sign_up().await);
+    let mut address = StrictSignIn::start();
+    let mut refused = 0;
+    // The window may end in between, which allows five more.
+    for _ in 0..30 {
+        refused += usize::from(address.sign_in(&stale.email, "wrong password") == 429);
+    }
+    assert!(refused >= 20, "{refused}");
+    assert_eq!(address.sign_in(&other.email, PASSWORD), 200);
+}
+
+#[tokio::test]
+async fn ten_wrong_passwords_of_one_address_are_enough_whosever_they_are() {
+    let mut address = StrictSignIn::start();
+    let mut statuses = Vec::new();
+    // Two windows may begin while this runs, hardly three.
+    for _ in 0..=20 {
+        statuses.push(address.sign_in(&new_email(), "wrong password"));
+    }
+    assert!(statuses[..10].iter().all(|status| *status == 401), "{statuses:?}");
+    assert!(statuses.contains(&429), "{statuses:?}");
+}
+
 through_both_doors! {
+    async fn wrong_passwords_at_once_are_no_more_than_one_after_the_other(api: Api) {
+        let person = api.sign_up().await;
+        let tries = (0..20).map(|_| api.sign_in(&person.email, "wrong password"));
+        let replies = futures_util::future::join_all(tries).await;
+        let admitted = replies.iter().filter(|reply| reply.status == 401).count();
+        // The window may end in between, which allows five more.
+        assert!((5..=10).contains(&admitted), "{admitted}");
+        assert!(replies.iter().all(|reply| matches!(reply.status, 401 | 429)));
+    }
+
     async fn five_wrong_passwords_from_one_address_are_enough(api: Api) {
         let person = api.sign_up().await;
         for _ in 0..5 {
