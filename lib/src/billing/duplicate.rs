@@ -51,7 +51,7 @@ impl Billing {
         let Some(mut found) = self.stripe.find(&path, &expand).await? else { return Ok(()) };
         let invoice = found["latest_invoice"].take();
         if invoice["amount_paid"].as_i64().unwrap_or(0) > 0 {
-            for intent in object::intents_of(&invoice) {
+            for intent in object::paid_intents_of(&invoice) {
                 let form = vec![("payment_intent", intent.clone()), ("reason", "duplicate".to_owned())];
                 match self.stripe.post("/refunds", &form, &format!("give-back-{intent}")).await {
                     Err(failure) if failure.has_code("charge_already_refunded") => {}

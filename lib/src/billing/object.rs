@@ -280,8 +280,19 @@ fn line(value: &Value) -> Value {
 /// Stripe's ids of the payment intents that collect an invoice, with `payments` expanded or of the older shape.
 #[must_use]
 pub fn intents_of(invoice: &Value) -> Vec<String> {
+    intents_where(invoice, |_| true)
+}
+
+/// Those of them that were paid. The older shape has one intent, which was paid if its invoice was.
+#[must_use]
+pub fn paid_intents_of(invoice: &Value) -> Vec<String> {
+    intents_where(invoice, |payment| payment["status"] == "paid")
+}
+
+fn intents_where(invoice: &Value, is_wanted: fn(&Value) -> bool) -> Vec<String> {
     let payments = invoice["payments"]["data"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let found = payments.iter().filter_map(|payment| id_of(&payment["payment"]["payment_intent"]));
+    let wanted = payments.iter().filter(|payment| is_wanted(payment));
+    let found = wanted.filter_map(|payment| id_of(&payment["payment"]["payment_intent"]));
     found.chain(id_of(&invoice["payment_intent"])).collect()
 }
 
@@ -366,6 +377,14 @@ mod tests {
         assert_eq!(intents_of(&json!({"payments": {"data": [payment]}})), ["pi_1"]);
         assert_eq!(intents_of(&json!({"payment_intent": {"id": "pi_1"}})), ["pi_1"]);
         assert!(intents_of(&json!({"payments": {"data": []}, "payment_intent": null})).is_empty());
+    }
+
+    #[test]
+    fn only_what_was_paid_is_given_back() {
+        let payment = |id: &str, status: &str| json!({"status": status, "payment": {"type": "payment_intent", "payment_intent": id}});
+        let tried = [payment("pi_1", "canceled"), payment("pi_2", "open"), payment("pi_3", "paid")];
+        assert_eq!(paid_intents_of(&json!({"payments": {"data": tried}})), ["pi_3"]);
+        assert_eq!(paid_intents_of(&json!({"payment_intent": "pi_1"})), ["pi_1"]);
     }
 
     #[test]
