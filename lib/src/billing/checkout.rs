@@ -15,8 +15,8 @@ impl Billing {
     /// 409 `already_subscribed`; 503 `stripe_unavailable`.
     pub async fn checkout(&self, user_id: Uuid, plan: Plan, trace: &TraceContext) -> Result<String> {
         let customer = self.customer(user_id).await?;
-        let mut transaction = self.begin_for(user_id, trace).await?;
-        self.refuse_second(&mut transaction, user_id, &customer, None).await?;
+        let transaction = self.begin_for(user_id, trace).await?;
+        let (transaction, _) = self.refuse_second(transaction, user_id, &customer, None).await?;
         transaction.commit().await?;
         let form = vec![
             ("mode", "subscription".to_owned()),

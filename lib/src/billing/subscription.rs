@@ -121,19 +121,19 @@ impl Billing {
         all["data"].as_array().into_iter().flatten().map(object::Subscription::read).collect()
     }
 
-    /// Refuses a user who has a subscription at Stripe, whatever the mirror knows; gives up what never began. The
-    /// user's lock is held.
+    /// Refuses a user who has a subscription at Stripe, whatever the mirror knew, and then commits what it has learned;
+    /// gives up what never began. The user's lock is held by the transaction, which goes on otherwise.
     pub(crate) async fn refuse_second(
         &self,
-        transaction: &mut Transaction,
+        mut transaction: Transaction,
         user_id: Uuid,
         customer: &str,
         made_by: Option<&str>,
-    ) -> Result<Option<String>> {
+    ) -> Result<(Transaction, Option<String>)> {
         let mut taken = false;
         for found in self.subscriptions_of(customer).await? {
             if made_by.is_some_and(|work| found.is_of(work)) {
-                return Ok(Some(found.id));
+                return Ok((transaction, Some(found.id)));
             }
             if found.is_over() {
                 continue;
@@ -142,13 +142,14 @@ impl Billing {
                 // It may have been paid meanwhile.
                 self.give_back(&found).await?;
             }
-            let mirrored = self.mirror_subscription(transaction, user_id, &found.id).await?;
+            let mirrored = self.mirror_subscription(&mut transaction, user_id, &found.id).await?;
             taken |= mirrored.is_some_and(|(_, now)| !now.is_over());
         }
         if taken {
+            transaction.commit().await?;
             return Err(Error::new(Code::AlreadySubscribed, "Change or cancel the subscription that there is."));
         }
-        Ok(None)
+        Ok((transaction, None))
     }
 
     /// Subscribes a user, once for all tries of the same request. With a payment method the first payment is made
@@ -166,8 +167,9 @@ impl Billing {
     ) -> Result<(Subscription, Option<String>)> {
         let customer = self.customer(user_id).await?;
         let work = work.to_string();
-        let mut transaction = self.begin_for(user_id, trace).await?;
-        let id = match self.refuse_second(&mut transaction, user_id, &customer, Some(&work)).await? {
+        let transaction = self.begin_for(user_id, trace).await?;
+        let (mut transaction, made) = self.refuse_second(transaction, user_id, &customer, Some(&work)).await?;
+        let id = match made {
             Some(id) => id,
             None => self.create(&mut transaction, user_id, &customer, plan, method, &work).await?,
         };

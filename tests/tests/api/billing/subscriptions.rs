@@ -134,6 +134,22 @@ through_both_doors! {
         assert_eq!(plan_of(&api, &person).await, "pro");
     }
 
+    async fn whoever_is_refused_a_second_subscription_sees_the_first(api: Api) {
+        let person = api.sign_up().await;
+        let page = api.post("/api/billing/checkout").bearer(&person.jwt).json(&json!({"plan": "pro"})).send().await;
+        // Nobody is told of it.
+        let customer = replica::customer(&person).await;
+        replica::control("webhooks", &json!({"customer": customer, "mode": "hold"})).await;
+        replica::submit(&page.expect_status(201).text_at("/url"), "card=pm_card_visa").await;
+        assert_eq!(plan_of(&api, &person).await, "free");
+        let body = json!({"plan": "pro", "paymentMethodId": "pm_card_visa"});
+        let reply = api.post("/api/billing/subscriptions").bearer(&person.jwt).json(&body).send().await;
+        reply.expect_problem(409, "already_subscribed");
+        assert_eq!(plan_of(&api, &person).await, "pro");
+        let list = api.get("/api/billing/subscriptions").bearer(&person.jwt).send().await.expect_status(200);
+        assert_eq!(list.body["subscriptions"][0]["status"], "active", "{}", list.text);
+    }
+
     async fn many_at_once_make_one_subscription(api: Api) {
         let person = api.sign_up().await;
         let body = json!({"plan": "pro", "paymentMethodId": "pm_card_visa"});
