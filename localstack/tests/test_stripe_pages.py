@@ -76,11 +76,15 @@ def test_a_person_subscribes_on_the_page(stripe: Replica):
 
 
 def test_a_checkout_may_begin_with_a_trial_and_make_its_customer(stripe: Replica):
-    session = checkout(stripe, **{"line_items[0][price]": stripe.price(), "subscription_data[trial_period_days]": 7})
+    trial = {"trial_period_days]": 7, "trial_settings][end_behavior][missing_payment_method]": "cancel"}
+    data = {f"subscription_data[{name}": value for name, value in trial.items()}
+    session = checkout(stripe, **{"line_items[0][price]": stripe.price()}, **data)
     assert browse(session["url"], card="pm_card_visa", email="new@example.com")[0] == 303
     done = stripe.get(f"/v1/checkout/sessions/{session['id']}")
     assert done["payment_status"] == "no_payment_required"
-    assert stripe.get(f"/v1/subscriptions/{done['subscription']}")["status"] == "trialing"
+    made = stripe.get(f"/v1/subscriptions/{done['subscription']}")
+    assert made["status"] == "trialing"
+    assert made["trial_settings"] == {"end_behavior": {"missing_payment_method": "cancel"}}
     assert stripe.get(f"/v1/customers/{done['customer']}")["email"] == "new@example.com"
 
 

@@ -16,9 +16,10 @@ impl Billing {
     pub async fn checkout(&self, user_id: Uuid, plan: Plan, trace: &TraceContext) -> Result<String> {
         let customer = self.customer(user_id).await?;
         let transaction = self.begin_for(user_id, trace).await?;
-        let (transaction, _) = self.refuse_second(transaction, user_id, &customer, None).await?;
+        let (mut transaction, _) = self.refuse_second(transaction, user_id, &customer, None).await?;
+        let trial = self.begins_with_trial(&mut transaction, user_id).await?;
         transaction.commit().await?;
-        let form = vec![
+        let mut form = vec![
             ("mode", "subscription".to_owned()),
             ("customer", customer),
             ("line_items[0][price]", self.price(plan).await?),
@@ -26,6 +27,11 @@ impl Billing {
             ("success_url", format!("{}/billing?checkout=success", self.app_url)),
             ("cancel_url", format!("{}/billing?checkout=canceled", self.app_url)),
         ];
+        if trial {
+            let without_card = "subscription_data[trial_settings][end_behavior][missing_payment_method]";
+            form.push(("subscription_data[trial_period_days]", self.trial_days.to_string()));
+            form.push((without_card, "cancel".to_owned()));
+        }
         url(&self.stripe.post("/checkout/sessions", &form, &format!("checkout-{}", Uuid::now_v7())).await?)
     }
 

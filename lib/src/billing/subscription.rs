@@ -208,11 +208,7 @@ impl Billing {
             }
             None => form.push(("payment_behavior", "default_incomplete".to_owned())),
         }
-        let trial_used = sqlx::query_scalar!("SELECT trial_used_at FROM billing_customers WHERE user_id = $1", user_id)
-            .fetch_optional(transaction.connection())
-            .await?
-            .flatten();
-        if self.trial_days > 0 && trial_used.is_none() {
+        if self.begins_with_trial(transaction, user_id).await? {
             form.push(("trial_period_days", self.trial_days.to_string()));
             form.push(("trial_settings[end_behavior][missing_payment_method]", "cancel".to_owned()));
         }
@@ -225,6 +221,21 @@ impl Billing {
             }
             made => object::id_of(&made?).ok_or_else(|| Error::internal("Stripe made a subscription without an id")),
         }
+    }
+
+    /// Whether what the user subscribes to now begins with a trial: nothing of theirs has ever begun. The user's lock
+    /// is held.
+    pub(crate) async fn begins_with_trial(&self, transaction: &mut Transaction, user_id: Uuid) -> Result<bool> {
+        if self.trial_days <= 0 {
+            return Ok(false);
+        }
+        let first = sqlx::query_scalar!(
+            r#"SELECT NOT EXISTS (SELECT FROM billing_customers WHERE user_id = $1 AND trial_used_at IS NOT NULL)
+               AND NOT EXISTS (SELECT FROM subscriptions
+                   WHERE user_id = $1 AND status NOT IN ('incomplete', 'incomplete_expired')) AS "first!""#,
+            user_id,
+        );
+        Ok(first.fetch_one(transaction.connection()).await?)
     }
 
     /// What the client completes the first payment with.

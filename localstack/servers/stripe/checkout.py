@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 KIND = "checkout.session"
 MODES = ("payment", "setup", "subscription")
 LIFE_SECONDS = 86_400
+# What of `subscription_data` is the subscription's own.
+SUBSCRIPTION_DATA = ("metadata", "description", "trial_period_days", "trial_end", "trial_settings")
 URL = re.compile(r"https?://[^\s]+")
 
 
@@ -183,7 +185,7 @@ def _subscribe(world: StripeWorld, ctx: Ctx, session: Object, method: str) -> No
         "items": [{"price": line["price"]["id"], "quantity": line["quantity"]} for line in session["_lines"]],
         "default_payment_method": method,
         "payment_behavior": "error_if_incomplete",
-        **{key: data[key] for key in ("metadata", "description", "trial_period_days", "trial_end") if key in data},
+        **{key: data[key] for key in SUBSCRIPTION_DATA if key in data},
     }
     made = world.call(ctx, "POST", "/v1/subscriptions", form)
     session |= {"subscription": made["id"], "invoice": made["latest_invoice"]}

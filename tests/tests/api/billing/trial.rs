@@ -8,10 +8,10 @@ use super::life::Life;
 use super::{replica, stores};
 use crate::support::*;
 
-fn with_trials() -> Sandbox {
-    let mut environment = deployed().environment("billing-create-subscription");
+fn with_trials(function: &str) -> Sandbox {
+    let mut environment = deployed().environment(function);
     environment.insert("TRIAL_DAYS".to_owned(), "2".to_owned());
-    Sandbox::start(&deployed().binary("billing-create-subscription"), &environment).unwrap()
+    Sandbox::start(&deployed().binary(function), &environment).unwrap()
 }
 
 fn subscribe(sandbox: &mut Sandbox, person: &Person, body: Value) -> Value {
@@ -22,12 +22,34 @@ fn subscribe(sandbox: &mut Sandbox, person: &Person, body: Value) -> Value {
     }
     let reply = sandbox.invoke(&event).unwrap().payload;
     assert_eq!(reply["statusCode"], 201, "{reply}");
-    serde_json::from_str::<Value>(reply["body"].as_str().unwrap()).unwrap()["subscription"].clone()
+    let reply = serde_json::from_str::<Value>(reply["body"].as_str().unwrap()).unwrap();
+    assert_eq!(reply.get("clientSecret"), None, "there is nothing to complete: {reply}");
+    reply["subscription"].clone()
+}
+
+/// Subscribes on Stripe's own page.
+async fn check_out(sandbox: &mut Sandbox, person: &Person) {
+    let body = json!({"plan": "pro"});
+    let event = Deployed::event("billing-checkout", &random_address(), Some(&body), Some(&person.jwt)).unwrap();
+    let reply = sandbox.invoke(&event).unwrap().payload;
+    assert_eq!(reply["statusCode"], 201, "{reply}");
+    let reply: Value = serde_json::from_str(reply["body"].as_str().unwrap()).unwrap();
+    replica::submit(reply["url"].as_str().unwrap(), "card=pm_card_visa").await;
+}
+
+/// The newest subscription, once it has that status.
+async fn newest(api: &Api, person: &Person, status: &str) -> Value {
+    eventually(&format!("the status {status}"), || async {
+        let list = api.get("/api/billing/subscriptions").bearer(&person.jwt).send().await.expect_status(200);
+        let newest = list.body["subscriptions"][0].clone();
+        (newest["status"] == status).then_some(newest)
+    })
+    .await
 }
 
 #[tokio::test]
 async fn a_customer_has_one_trial() {
-    let mut sandbox = with_trials();
+    let mut sandbox = with_trials("billing-create-subscription");
     let api = Api::of_router();
     let person = api.sign_up().await;
     let made = subscribe(&mut sandbox, &person, json!({"plan": "pro", "paymentMethodId": "pm_card_visa"}));
@@ -79,10 +101,41 @@ async fn a_customer_has_one_trial() {
     .await;
 }
 
+#[tokio::test]
+async fn a_checkout_begins_with_the_one_trial() {
+    let mut sandbox = with_trials("billing-checkout");
+    let api = Api::of_router();
+    let person = api.sign_up().await;
+    check_out(&mut sandbox, &person).await;
+    let made = newest(&api, &person, "trialing").await;
+    assert!(made["trialEnd"].is_string(), "{made}");
+    let at_stripe = replica::subscription(&person).await;
+    assert_eq!(at_stripe["trial_settings"]["end_behavior"]["missing_payment_method"], "cancel");
+    let path = format!("/api/billing/subscriptions/{}?immediately=true", made["id"].as_str().unwrap());
+    api.delete(&path).bearer(&person.jwt).send().await.expect_status(200);
+    check_out(&mut sandbox, &person).await;
+    let again = newest(&api, &person, "active").await;
+    assert_eq!(again["trialEnd"], Value::Null, "no second trial");
+}
+
+#[tokio::test]
+async fn whoever_has_paid_before_has_no_trial() {
+    let api = Api::of_router();
+    let person = api.sign_up().await;
+    let page = api.post("/api/billing/checkout").bearer(&person.jwt).json(&json!({"plan": "pro"})).send().await;
+    replica::submit(&page.expect_status(201).text_at("/url"), "card=pm_card_visa").await;
+    let paid = newest(&api, &person, "active").await;
+    let path = format!("/api/billing/subscriptions/{}?immediately=true", paid["id"].as_str().unwrap());
+    api.delete(&path).bearer(&person.jwt).send().await.expect_status(200);
+    let mut sandbox = with_trials("billing-create-subscription");
+    let again = subscribe(&mut sandbox, &person, json!({"plan": "pro", "paymentMethodId": "pm_card_visa"}));
+    assert_eq!((&again["status"], &again["trialEnd"]), (&json!("active"), &Value::Null), "{again}");
+}
+
 /// A trial without a card ends with itself.
 #[tokio::test]
 async fn a_trial_without_a_card_is_no_subscription() {
-    let mut sandbox = with_trials();
+    let mut sandbox = with_trials("billing-create-subscription");
     let api = Api::of_router();
     let person = api.sign_up().await;
     subscribe(&mut sandbox, &person, json!({"plan": "pro"}));
