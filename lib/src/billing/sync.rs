@@ -153,6 +153,7 @@ impl Billing {
         let (next, change) = transition::change(&told, &now, plan, returning);
         let own_id = row.as_ref().map_or_else(Uuid::now_v7, |row| row.id);
         let notice_due = now.status == "trialing"
+            && !now.cancel_at_period_end
             && now.trial_end.is_some_and(|end| end - clock::now() <= TRIAL_NOTICE)
             && !row.as_ref().is_some_and(|row| row.trial_mail_sent);
         let grace_end = match now.status.as_str() {
@@ -323,9 +324,11 @@ impl Billing {
         )
         .execute(transaction.connection())
         .await?;
-        if let Some(subscription) = &now.subscription {
-            self.mirror_subscription(transaction, user_id, subscription).await?;
-        }
+        let mirrored = match &now.subscription {
+            Some(subscription) => self.mirror_subscription(transaction, user_id, subscription).await?,
+            None => None,
+        };
+        let runs = mirrored.is_some_and(|(_, subscription)| subscription.runs());
         let subject = subject(transaction, user_id).await?;
         let tell = |kind, amount: i64| {
             Event::about(&subject, kind)
@@ -338,7 +341,8 @@ impl Billing {
             let code = usize::try_from(attempt).ok().and_then(|attempt| failures.get(attempt)).cloned().flatten();
             transaction.publish(tell("billing.payment_failed", now.amount_due).with("declineCode", code));
         }
-        if failed > told && now.status == "open" {
+        // Of one that has not begun, Stripe tries no payment again, and no plan is to be kept.
+        if failed > told && now.status == "open" && runs {
             transaction.send_mail(&Mail::new(Message::PaymentFailed, Recipient::User(user_id)))?;
         }
         if paid {

@@ -227,7 +227,7 @@ impl Words {
             },
             Message::TrialEnding => Self {
                 subject: "Your trial ends soon",
-                text: "Your trial ends within three days. After that your subscription begins and the first payment is due.",
+                text: "Your trial ends within three days. Then the first payment is due; without a card, your subscription ends.",
                 action: "Manage the subscription",
                 footer: "If you do not want to go on, cancel before the trial ends and nothing is charged.",
             },

@@ -153,7 +153,7 @@ async fn four_stores_agree_at_each_step_of_a_life() {
     let failed = ["payment_failed 2999 generic_decline pro", "subscription_updated past_due none pro to pro"];
     // The plan is kept for a while.
     life.becomes(|now| now.status = "past_due", &failed).await;
-    mail_to(&life.life.person.email, "Your payment failed", 2).await;
+    mail_to(&life.life.person.email, "Your payment failed", 1).await;
 
     life.life.pay_newest().await;
     let recovered = ["payment_succeeded 2999 pro", "subscription_updated active none pro to pro"];
@@ -171,4 +171,7 @@ async fn four_stores_agree_at_each_step_of_a_life() {
     let ended = ["subscription_canceled churn -2999 pro", "plan_downgraded pro to free"];
     life.becomes(|now| (now.status, now.entitled) = ("canceled", "free"), &ended).await;
     mail_to(&life.life.person.email, "Your subscription has ended", 1).await;
+    // The first payment's failure, before anything had begun, was for the page alone to tell.
+    let failed = mails_to(&life.life.person.email).await;
+    assert_eq!(failed.iter().filter(|mail| mail.subject == "Your payment failed").count(), 1, "{failed:?}");
 }

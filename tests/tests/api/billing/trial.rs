@@ -119,6 +119,27 @@ async fn a_checkout_begins_with_the_one_trial() {
 }
 
 #[tokio::test]
+async fn whoever_has_ended_a_trial_is_told_of_no_payment() {
+    let api = Api::of_router();
+    let person = api.sign_up().await;
+    // A page that nobody fills in makes the customer and the plan's price.
+    let page = api.post("/api/billing/checkout").bearer(&person.jwt).json(&json!({"plan": "pro"})).send().await;
+    page.expect_status(201);
+    let (customer, pro) = (replica::customer(&person).await, "ai_chat_pro_2999_usd_month");
+    let prices = replica::get(&format!("/v1/prices?lookup_keys[]={pro}&active=true")).await;
+    let price = prices["data"][0]["id"].as_str().unwrap();
+    let form = format!(
+        "customer={customer}&items[0][price]={price}&default_payment_method=pm_card_visa&trial_period_days=2&cancel_at_period_end=true"
+    );
+    let made = replica::post("/v1/subscriptions", &form).await;
+    assert_eq!(newest(&api, &person, "trialing").await["cancelAtPeriodEnd"], true);
+    replica::delete(&format!("/v1/subscriptions/{}", made["id"].as_str().unwrap())).await;
+    mail_to(&person.email, "Your subscription has ended", 1).await;
+    let mails = mails_to(&person.email).await;
+    assert!(mails.iter().all(|mail| mail.subject != "Your trial ends soon"), "{mails:?}");
+}
+
+#[tokio::test]
 async fn whoever_has_paid_before_has_no_trial() {
     let api = Api::of_router();
     let person = api.sign_up().await;
@@ -139,6 +160,8 @@ async fn a_trial_without_a_card_is_no_subscription() {
     let api = Api::of_router();
     let person = api.sign_up().await;
     subscribe(&mut sandbox, &person, json!({"plan": "pro"}));
+    let notice = mail_to(&person.email, "Your trial ends soon", 1).await;
+    assert!(notice.text.contains("without a card, your subscription ends"), "{notice:?}");
     let stripe_id = replica::subscription(&person).await["id"].clone();
     replica::control("advance", &json!({"subscription": stripe_id, "to": "renewal"})).await;
     let expected = stores::Expected {
