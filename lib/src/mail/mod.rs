@@ -121,7 +121,7 @@ impl Mailer {
         };
         let words = Words::of(mail.message);
         let values = context! {
-            name => user.name,
+            name => greeted(&user),
             subject => words.subject,
             text => words.text,
             action => words.action,
@@ -165,6 +165,12 @@ impl Mailer {
             .map_err(refused)?;
         Ok(())
     }
+}
+
+/// The name to greet by. Until the address is proved, it is the text of whoever typed the address in, and what they
+/// would have us send to somebody else.
+fn greeted(user: &User) -> Option<&str> {
+    user.name.as_deref().filter(|_| user.email_verified)
 }
 
 /// What SES answers may name the recipient's address, which belongs into no log: of a refusal, the code goes on.
@@ -240,6 +246,8 @@ mod tests {
     use aws_sdk_sesv2::error::ErrorMetadata;
 
     use super::*;
+    use crate::auth::session::Role;
+    use crate::billing::plan::Plan;
 
     #[test]
     fn names_are_escaped_in_html() {
@@ -253,6 +261,22 @@ mod tests {
         let text = templates.get_template("mail.txt").unwrap().render(&values).unwrap();
         assert!(text.contains("https://x/?token=a-b_c"), "{text}");
         assert!(html.contains("\"https://x/?token=a-b_c\""), "{html}");
+    }
+
+    #[test]
+    fn only_the_owner_of_an_address_is_greeted_by_name() {
+        let mut user = User {
+            id: Uuid::now_v7(),
+            email: "a@example.com".to_owned(),
+            name: Some("Visit evil.example".to_owned()),
+            role: Role::User,
+            email_verified: false,
+            plan: Plan::Free,
+            created_at: clock::now(),
+        };
+        assert_eq!(greeted(&user), None);
+        user.email_verified = true;
+        assert_eq!(greeted(&user), Some("Visit evil.example"));
     }
 
     #[test]

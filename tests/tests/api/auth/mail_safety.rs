@@ -21,6 +21,23 @@ through_both_doors! {
         assert_eq!(mails_to(&hidden).await.len(), 0);
     }
 
+    async fn a_name_goes_to_nobody_who_has_not_proved_the_address(api: Api) {
+        let (email, name) = (new_email(), "Visit evil.example");
+        let body = json!({"email": email, "password": PASSWORD, "name": name});
+        api.post("/api/auth/signup").json(&body).send().await.expect_status(201);
+        let ask = || api.post("/api/auth/forgot-password").json(&json!({"email": email})).send();
+        let verify = mail_to(&email, VERIFY, 1).await;
+        ask().await.expect_status(200);
+        for mail in [&verify, &mail_to(&email, RESET, 1).await] {
+            assert!(!format!("{mail:?}").contains("evil.example"), "{mail:?}");
+        }
+        let token = json!({"token": verify.token("verify-email")});
+        api.post("/api/auth/verify-email").json(&token).send().await.expect_status(200);
+        ask().await.expect_status(200);
+        let mail = mail_to(&email, RESET, 2).await;
+        assert!(mail.text.contains(&format!("Hello {name},")), "{mail:?}");
+    }
+
     async fn links_lead_to_the_frontend_whatever_the_request_claims(api: Api) {
         let person = api.sign_up().await;
         let reply = api

@@ -131,7 +131,10 @@ through_both_doors! {
         let reply = api.post("/api/auth/signup").json(&body).send().await.expect_status(201);
         assert_eq!(reply.body["user"]["name"], name.trim());
         assert_eq!(reply.header("content-type"), Some("application/json"));
-        let mail = mail_to(&email, VERIFY, 1).await;
-        assert!(!mail.html.contains("<script>"), "{}", mail.html);
+        let token = mail_to(&email, VERIFY, 1).await.token("verify-email");
+        api.post("/api/auth/verify-email").json(&json!({"token": token})).send().await.expect_status(200);
+        api.post("/api/auth/forgot-password").json(&json!({"email": email})).send().await.expect_status(200);
+        let mail = mail_to(&email, RESET, 1).await;
+        assert!(!mail.html.contains("<script>") && mail.html.contains("&lt;script&gt;"), "{}", mail.html);
     }
 }
