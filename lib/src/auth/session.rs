@@ -549,11 +549,16 @@ fn ended() -> Error {
 mod tests {
     use super::*;
 
+    impl Sessions {
+        /// For what does not ask the table.
+        pub(crate) fn never_asked() -> Self {
+            let config = Box::leak(Box::new(aws_types::SdkConfig::builder().build()));
+            Self { table: Table { name: "sessions".to_owned(), config } }
+        }
+    }
+
     fn issuer() -> SessionIssuer {
-        // Never asked.
-        let config = Box::leak(Box::new(aws_types::SdkConfig::builder().build()));
-        let table = Table { name: "sessions".to_owned(), config };
-        SessionIssuer { sessions: Sessions { table }, key: TokenKey::derive("secret", "session") }
+        SessionIssuer { sessions: Sessions::never_asked(), key: TokenKey::derive("secret", "session") }
     }
 
     fn session(generation: u32, rotated: &[OffsetDateTime], successor_used: bool) -> Session {

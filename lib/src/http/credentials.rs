@@ -20,7 +20,7 @@ use crate::http::validate::{Field, Invalid, Raw};
 
 /// The cookie's name.
 const COOKIE: &str = "session";
-/// Tokens whose owner is remembered for the rate limit.
+/// Tokens whose owner is remembered for the rate limit, and ended sessions whose access tokens may still be sent.
 const REMEMBERED: usize = 256;
 
 /// A credential, as the request carries it.
@@ -108,6 +108,7 @@ pub struct Gate {
     sessions: Sessions,
     keys: Keys,
     owners: Owners,
+    ended: Ended,
 }
 
 /// Digests of proved session tokens and their owners. Only keys for the rate limit: they let the count run beside
@@ -140,6 +141,29 @@ impl Owners {
     }
 }
 
+/// Sessions that were found to have ended. None begins again, and their access tokens, of which the signature stays
+/// good until they expire, must not use up what their former owner may ask for.
+#[derive(Default)]
+struct Ended(Mutex<VecDeque<Uuid>>);
+
+impl Ended {
+    fn contains(&self, session: Uuid) -> bool {
+        self.lock().contains(&session)
+    }
+
+    fn remember(&self, session: Uuid) {
+        let mut ended = self.lock();
+        if !ended.contains(&session) {
+            ended.push_front(session);
+            ended.truncate(REMEMBERED);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Uuid>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 fn digest(token: &SessionToken) -> [u8; 32] {
     crypto::sha256(token.reveal().as_bytes())
 }
@@ -150,17 +174,21 @@ impl Gate {
     /// # Errors
     /// When one is missing.
     pub async fn init() -> Result<Self> {
-        Ok(Self { sessions: Sessions::from_env()?, keys: Keys::init().await?, owners: Owners::default() })
+        let (sessions, keys) = (Sessions::from_env()?, Keys::init().await?);
+        Ok(Self { sessions, keys, owners: Owners::default(), ended: Ended::default() })
     }
 
-    /// What a credential proves without asking the table: by a signature, or because this sandbox has seen the
-    /// token before.
+    /// What a credential proves without asking the table: by a signature, unless this sandbox has found the session
+    /// ended, or because it has seen the token before.
     #[must_use]
     pub fn recognize(&self, credential: &Credential) -> Known {
         match credential {
             Credential::Jwt(token) => self.keys.verify(token).map_or_else(
                 |_| Known::default(),
-                |claims| Known { owner: Some(claims.sub), session: Some(claims.sid) },
+                |claims| {
+                    let owner = (!self.ended.contains(claims.sid)).then_some(claims.sub);
+                    Known { owner, session: Some(claims.sid) }
+                },
             ),
             Credential::Cookie(token) | Credential::Session(token) => {
                 Known { owner: self.owners.of(token), session: None }
@@ -181,14 +209,18 @@ impl Gate {
                     (Some(owner), Some(session)) => (owner, session),
                     _ => self.keys.verify(token).map(|claims| (claims.sub, claims.sid))?,
                 };
-                self.sessions.find(owner, session).await?
+                let found = self.sessions.find(owner, session).await;
+                if found.as_ref().is_err_and(is_unauthorized) {
+                    self.ended.remember(session);
+                }
+                found?
             }
             Credential::Cookie(token) | Credential::Session(token) => {
                 let session = self.sessions.authenticate(token).await;
                 match &session {
                     Ok(_) => self.owners.remember(token),
                     // Whoever goes on sending it must not use up what its former owner may ask for.
-                    Err(error) if error.code().status() == StatusCode::UNAUTHORIZED => self.owners.forget(token),
+                    Err(error) if is_unauthorized(error) => self.owners.forget(token),
                     Err(_) => {}
                 }
                 session?
@@ -197,6 +229,10 @@ impl Gate {
         };
         Ok(Caller { session, credential })
     }
+}
+
+fn is_unauthorized(error: &Error) -> bool {
+    error.code().status() == StatusCode::UNAUTHORIZED
 }
 
 /// How a client wants to keep its session.
@@ -316,6 +352,18 @@ mod tests {
             of(&[("authorization", "Bearer st_x"), ("cookie", "session=y")]),
             Some(Credential::Malformed)
         ));
+    }
+
+    #[test]
+    fn an_access_token_has_an_owner_until_its_session_is_found_ended() {
+        let keys = Keys::derive(&["seed"]).unwrap();
+        let (user, sessions) = (Uuid::now_v7(), [Uuid::now_v7(), Uuid::now_v7()]);
+        let tokens = sessions.map(|session| keys.sign(user, session, clock::now()).unwrap().token);
+        let gate = Gate { sessions: Sessions::never_asked(), keys, owners: Owners::default(), ended: Ended::default() };
+        let owner = |token: &str| gate.recognize(&Credential::Jwt(token.to_owned())).owner;
+        assert_eq!((owner(&tokens[0]), owner(&tokens[1])), (Some(user), Some(user)));
+        gate.ended.remember(sessions[0]);
+        assert_eq!((owner(&tokens[0]), owner(&tokens[1])), (None, Some(user)));
     }
 
     #[test]

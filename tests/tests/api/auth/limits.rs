@@ -118,6 +118,19 @@ through_both_doors! {
         api.sign_in(&person.email, PASSWORD).await.expect_status(200);
     }
 
+    async fn whoever_goes_on_sending_an_ended_sessions_token_uses_up_nothing_of_its_owner(api: Api) {
+        let person = api.sign_up().await;
+        let left = Person::of(&person.email, &api.sign_in(&person.email, PASSWORD).await);
+        api.post("/api/auth/signout").bearer(&left.jwt).send().await.expect_status(204);
+        let elsewhere = api.elsewhere();
+        // More than a minute's requests, which an address has as well.
+        for _ in 0..120 {
+            let status = elsewhere.me(&left.jwt).await;
+            assert!(matches!(status, 401 | 429), "{status}");
+        }
+        assert_eq!(api.me(&person.jwt).await, 200);
+    }
+
     async fn a_client_has_its_requests_a_minute_and_no_more(api: Api) {
         let person = api.sign_up().await;
         let first = api.get("/api/auth/me").bearer(&person.jwt).send().await.expect_status(200);
