@@ -5,7 +5,8 @@ use uuid::Uuid;
 
 use crate::billing::plan::Plan;
 use crate::billing::service::Billing;
-use crate::error::{Error, Result};
+use crate::billing::stripe::Failure;
+use crate::error::{Code, Error, Result};
 use crate::telemetry::trace::TraceContext;
 
 impl Billing {
@@ -38,11 +39,24 @@ impl Billing {
     /// The address of a page on which the user manages cards, invoices and the subscription.
     ///
     /// # Errors
-    /// 503 `stripe_unavailable`.
+    /// 503 `stripe_unavailable`, also where the account has no such page yet.
     pub async fn portal(&self, user_id: Uuid) -> Result<String> {
         let form =
             vec![("customer", self.customer(user_id).await?), ("return_url", format!("{}/billing", self.app_url))];
-        url(&self.stripe.post("/billing_portal/sessions", &form, &format!("portal-{}", Uuid::now_v7())).await?)
+        let made = self.stripe.post("/billing_portal/sessions", &form, &format!("portal-{}", Uuid::now_v7())).await;
+        url(&made.map_err(without_portal)?)
+    }
+}
+
+/// The error of a portal that Stripe opens for nobody, which only its dashboard mends.
+#[track_caller]
+fn without_portal(failure: Failure) -> Error {
+    match failure {
+        Failure::Refused { status, code, .. } => {
+            let cause = format!("Stripe opens no portal, {status} {code}: are its settings saved?");
+            Error::caused(Code::StripeUnavailable, cause)
+        }
+        other => other.into(),
     }
 }
 

@@ -181,6 +181,10 @@ through_both_doors! {
         payer.fails(&format!("/v1/billing_portal/sessions? {words}"), json!({"status": 429})).await;
         let call = api.post("/api/billing/portal").bearer(&payer.person.jwt);
         call.send().await.expect_problem(503, "stripe_unavailable");
+        // As long as the portal's settings were never saved.
+        payer.fails(&format!("/v1/billing_portal/sessions? {words}"), json!({"status": 400})).await;
+        let call = api.post("/api/billing/portal").bearer(&payer.person.jwt);
+        call.send().await.expect_problem(503, "stripe_unavailable");
     }
 }
 
