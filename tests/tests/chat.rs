@@ -195,7 +195,7 @@ async fn a_hundred_at_once_spend_at_most_what_there_is() {
         let chat = chats[n % chats.len()];
         async move {
             let answer = chat.ask(ask(user, "Hello"), &visit(), TIME).await?;
-            answer.complete().await.map(drop)
+            answer.complete().await.flatten().map(drop)
         }
     }))
     .await;
@@ -233,7 +233,7 @@ async fn nothing_is_lost_or_doubled_in_two_thousand_requests_to_a_failing_provid
         async move {
             for _ in 0..250 {
                 let outcome = match chat.ask(ask(user, "Hello"), &visit(), TIME).await {
-                    Ok(answer) => answer.complete().await,
+                    Ok(answer) => answer.complete().await.flatten(),
                     Err(error) => Err(error),
                 };
                 match outcome {
@@ -275,7 +275,8 @@ async fn first_messages_under_one_client_id_end_up_in_one_conversation() {
         chat.ask(asked, &visit(), TIME).await.unwrap()
     }))
     .await;
-    let replies = join_all(answers.into_iter().map(|answer| async { answer.complete().await.unwrap() })).await;
+    let replies =
+        join_all(answers.into_iter().map(|answer| async { answer.complete().await.flatten().unwrap() })).await;
     assert!(replies.iter().all(|reply| reply.conversation_id == replies[0].conversation_id));
     for (what, number) in [("conversations", 1), ("questions", 4), ("answers", 4), ("ledger", 4)] {
         assert_eq!(count(user, what).await, number, "{what}");
@@ -288,12 +289,12 @@ async fn first_messages_under_one_client_id_end_up_in_one_conversation() {
 async fn an_answer_made_anew_takes_its_own_place_whatever_was_said_meanwhile() {
     let (journal, user) = (Arc::new(Journal::default()), new_user(0).await);
     let chat = chat(&journal, &[Part::Answer(11, 12)]);
-    let first = chat.ask(ask(user, "Hello"), &visit(), TIME).await.unwrap().complete().await.unwrap();
+    let first = chat.ask(ask(user, "Hello"), &visit(), TIME).await.unwrap().complete().await.flatten().unwrap();
     let in_it = |message: &str| Ask { conversation: Named::Id(first.conversation_id), ..ask(user, message) };
     let again = Ask { message: None, again: true, ..in_it("") };
     let anew = chat.ask(again, &visit(), TIME).await.unwrap();
-    let meanwhile = chat.ask(in_it("And then?"), &visit(), TIME).await.unwrap().complete().await.unwrap();
-    let anew = anew.complete().await.unwrap();
+    let meanwhile = chat.ask(in_it("And then?"), &visit(), TIME).await.unwrap().complete().await.flatten().unwrap();
+    let anew = anew.complete().await.flatten().unwrap();
     let answers: Vec<(i32, Uuid)> = sqlx::query_as(
         "SELECT position, id FROM messages WHERE conversation_id = $1 AND role = 'assistant' ORDER BY position",
     )
@@ -309,7 +310,7 @@ async fn an_answer_made_anew_takes_its_own_place_whatever_was_said_meanwhile() {
 async fn an_answer_whose_place_is_taken_leaves_nothing() {
     let (journal, user) = (Arc::new(Journal::default()), new_user(0).await);
     let chat = chat(&journal, &[Part::Answer(11, 12)]);
-    let first = chat.ask(ask(user, "Hello"), &visit(), TIME).await.unwrap().complete().await.unwrap();
+    let first = chat.ask(ask(user, "Hello"), &visit(), TIME).await.unwrap().complete().await.flatten().unwrap();
     sqlx::query(
         "INSERT INTO messages (conversation_id, position, id, role, content, terms, created_at)
          VALUES ($1, 3, $2, 'user', 'In the way', '', now())",
@@ -591,7 +592,7 @@ async fn untitled(user: Uuid, title: Result<&'static str, Cause>) -> (Uuid, Arc<
     let model = Catalogue::get().unwrap().find("gpt-4o-mini").unwrap();
     let chat: &'static Chat = Box::leak(Box::new(Chat::new(database(), providers, None).with_title_model(model)));
     let answer = chat.ask(ask(user, "What is the weather in Bern?"), &visit(), TIME).await.unwrap();
-    (answer.complete().await.unwrap().conversation_id, may_write)
+    (answer.complete().await.flatten().unwrap().conversation_id, may_write)
 }
 
 async fn title(conversation: Uuid) -> String {

@@ -283,7 +283,7 @@ impl Chat {
         let mut attempt = 1;
         loop {
             let stored = timeout(LONGEST_STORE_ATTEMPT, exchange.store(&self.database, outcome, trace)).await;
-            let stored = stored.unwrap_or_else(|_| Err(Error::internal("the statement did not end in time")));
+            let stored = stored.unwrap_or_else(|_| Err(Error::unavailable("the statement did not end in time")));
             match stored {
                 Err(error) if attempt < STORE_ATTEMPTS => {
                     tracing::warn!(error.cause = %error, attempt, "an answer could not be stored yet");
@@ -331,24 +331,24 @@ impl Produced {
 }
 
 impl Answer {
-    /// The whole answer, stored.
+    /// The whole answer, stored; or the provider's failure if the answer breaks off. What was produced is kept and
+    /// billed then, like a stream's, and the problem says where it is.
     ///
     /// # Errors
-    /// The provider's failure if the answer breaks off. What was produced is kept and billed, like a stream's,
-    /// and the problem says where it is.
-    pub async fn complete(mut self) -> Result<Reply> {
+    /// When the answer could not be stored: whether it was is not known, since the database's reply may have been lost.
+    pub async fn complete(mut self) -> Result<Result<Reply>> {
         let mut reader = Reader::default();
         let produced = self.generate(&mut reader).await;
         let failure = produced.failure.clone();
         let outcome = self.outcome(produced);
         let stored = self.chat.store(&self.exchange, &outcome, &self.trace).await?;
         entitle(self.chat, &self.exchange, &stored, &outcome.text);
-        match failure {
+        Ok(match failure {
             None => Ok(self.reply(outcome, &stored)),
             Some(failure) => Err(Error::from(failure)
                 .with("conversationId", stored.conversation_id.to_string().into())
                 .with("messageId", self.exchange.answer_id.to_string().into())),
-        }
+        })
     }
 
     /// The answer as it comes. It is produced and stored whether or not it is read to the end.
@@ -380,7 +380,8 @@ impl Answer {
             reader.send(last.clone());
             match ticket {
                 Some(ticket) if is_stored => ticket.keep_stream(&[start, StreamEvent::Delta(outcome.text), last]).await,
-                Some(ticket) => ticket.give_back().await,
+                // It may be stored all the same: the next try looks for it.
+                Some(ticket) => ticket.pass_on().await,
                 None => {}
             }
         });
@@ -456,7 +457,7 @@ impl Answer {
         match (stored, failure) {
             (Err(error), _) => {
                 tracing::error!(error.cause = %error, "an answer could not be stored");
-                broken(Code::Internal, "The answer could not be stored.")
+                broken(error.code(), "The answer could not be stored.")
             }
             (Ok(_), Some(failure)) => {
                 tracing::warn!(error.cause = %failure, "an answer broke off");

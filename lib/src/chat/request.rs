@@ -47,7 +47,7 @@ impl Answers {
             Some(ticket) if ticket.takes_over() => match self.chat.answered(ask.user_id, ticket.work_id()).await {
                 Ok(Some(reply)) => return repeat(&reply, ticket, &request.id, protocol, streamed).await,
                 Ok(None) => Some(ticket),
-                // The next try looks for it, too: a key that was given back would have it billed anew.
+                // The next try looks for it, too: under a key that was given back it would be billed anew.
                 Err(error) => {
                     ticket.pass_on().await;
                     return Err(error);
@@ -57,7 +57,15 @@ impl Answers {
         };
         let outcome = match self.chat.ask(ask, &request.visit(), request.time_left).await {
             Ok(answer) if streamed => return Ok(respond(protocol, answer.stream(protocol, ticket))),
-            Ok(answer) => answer.complete().await.and_then(|reply| Response::ok(&reply)),
+            Ok(answer) => match answer.complete().await {
+                Ok(completed) => completed.and_then(|reply| Response::ok(&reply)),
+                Err(error) => {
+                    if let Some(ticket) = ticket {
+                        ticket.pass_on().await;
+                    }
+                    return Err(error);
+                }
+            },
             Err(error) => Err(error),
         };
         match ticket {

@@ -2,7 +2,8 @@
 //!
 //! A key belongs to a user, a method and a route. The first request claims it; a claim whose function died can
 //! be taken over once that function must have ended. Successes and declined cards are kept, other failures
-//! give the key back.
+//! give the key back; where it is not known whether the work was done, the key is passed on, and the next request
+//! with it looks for the work.
 
 use aws_sdk_dynamodb::operation::put_item::PutItemError;
 use aws_sdk_dynamodb::operation::put_item::builders::PutItemFluentBuilder;

@@ -1,14 +1,15 @@
-//! DynamoDB has done what it was told and its answer is lost on the way: the call that the SDK repeats must find
-//! its own work, and not take it for somebody else's.
+//! DynamoDB or Postgres has done what it was told and its answer is lost on the way: the call that is repeated must
+//! find its own work, and not take it for somebody else's.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use sandbox::Sandbox;
 use sandbox::deployed::{Deployed, random_address};
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use crate::auth::sessions::list;
 use crate::support::*;
@@ -74,6 +75,86 @@ fn request_of(client: &mut TcpStream) -> Option<Vec<u8>> {
         }
         let read = client.read(&mut piece).ok().filter(|read| *read > 0)?;
         request.extend_from_slice(&piece[..read]);
+    }
+}
+
+/// The URL of a way to Postgres on which every answer to a statement that has these words among its values is lost.
+fn lossy_database(words: String) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = variable("DATABASE_URL");
+    let (credentials, rest) = url.split_once('@').unwrap();
+    let (server, database) = rest.split_once('/').unwrap();
+    let lossy = format!("{credentials}@{}/{database}", listener.local_addr().unwrap());
+    let server = server.to_owned();
+    std::thread::spawn(move || {
+        for function in listener.incoming() {
+            let (function, postgres) = (function.unwrap(), TcpStream::connect(&server).unwrap());
+            let words = words.clone();
+            std::thread::spawn(move || relay_statements(function, postgres, &words));
+        }
+    });
+    lossy
+}
+
+/// Passes on what both sides say. Once a statement has the words, its answer is waited for, and the connection ends.
+fn relay_statements(mut function: TcpStream, mut postgres: TcpStream, words: &str) {
+    let said = Arc::new(AtomicBool::new(false));
+    let (mut answers, mut back, has_said) =
+        (postgres.try_clone().unwrap(), function.try_clone().unwrap(), said.clone());
+    std::thread::spawn(move || {
+        let mut piece = vec![0; 1 << 16];
+        while let Ok(read @ 1..) = answers.read(&mut piece) {
+            if has_said.load(Ordering::SeqCst) || back.write_all(&piece[..read]).is_err() {
+                break;
+            }
+        }
+        for side in [&answers, &back] {
+            let _ = side.shutdown(Shutdown::Both);
+        }
+    });
+    let mut piece = vec![0; 1 << 16];
+    while let Ok(read @ 1..) = function.read(&mut piece) {
+        if String::from_utf8_lossy(&piece[..read]).contains(words) {
+            said.store(true, Ordering::SeqCst);
+        }
+        if postgres.write_all(&piece[..read]).is_err() {
+            break;
+        }
+    }
+    let _ = postgres.shutdown(Shutdown::Both);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_nobody_knows_to_be_stored_is_not_billed_twice() {
+    let api = Api::of_router();
+    for stream in [false, true] {
+        let (person, message) = (api.sign_up().await, format!("Lost {}", Uuid::now_v7()));
+        let conversations = || async {
+            let list = api.get("/api/chat/conversations").bearer(&person.jwt).send().await.expect_status(200);
+            list.body["conversations"].as_array().unwrap().clone()
+        };
+        let body = json!({"message": message, "stream": stream});
+        let mut event = Deployed::event("chat-send", &random_address(), Some(&body), Some(&person.jwt)).unwrap();
+        event["headers"]["Idempotency-Key"] = json!("unknown");
+        event["multiValueHeaders"]["Idempotency-Key"] = json!(["unknown"]);
+        let secret = format!("lost-answers-{}", Uuid::now_v7());
+        let url = json!({"url": lossy_database(message)}).to_string();
+        let made = json!({"Name": secret, "SecretString": url});
+        aws("secretsmanager", "secretsmanager.CreateSecret", &made).await;
+        let mut environment = deployed().environment("chat-send");
+        environment.insert("DATABASE_SECRET_ARN".to_owned(), secret.clone());
+        let mut cut_off = Sandbox::start(&deployed().binary("chat-send"), &environment).unwrap();
+        let reply = cut_off.invoke(&event).unwrap().payload;
+        // A stream has begun by then, and ends with an error.
+        assert_eq!(reply["statusCode"], if stream { 200 } else { 503 }, "{reply}");
+        let stored = conversations().await;
+        assert_eq!((stored.len(), &stored[0]["messageCount"]), (1, &json!(2)), "stream: {stream}");
+
+        let again = deployed().start("chat-send").unwrap().invoke(&event).unwrap().payload;
+        assert_eq!(again["statusCode"], 200, "{again}");
+        assert_eq!(conversations().await, stored, "stream: {stream}");
+        let gone = json!({"SecretId": secret, "ForceDeleteWithoutRecovery": true});
+        aws("secretsmanager", "secretsmanager.DeleteSecret", &gone).await;
     }
 }
 
