@@ -177,8 +177,7 @@ impl Chat {
     /// failure by its cause; then nothing is stored and nothing spent.
     pub async fn ask(&'static self, ask: Ask, visit: &Visit, time_left: Duration) -> Result<Answer> {
         let (exchange, call) = self.prepare(ask, visit).await?;
-        let prompt_tokens = call.turns.iter().map(|turn| turn.content.as_str()).chain(call.system.as_deref());
-        let prompt_tokens = prompt_tokens.map(prompt::estimate).sum();
+        let prompt_tokens = call.prompt_tokens();
         let started = Instant::now();
         let longest = TOTAL.min(time_left.saturating_sub(RESERVE));
         let begin = self.providers.begin(call, longest);
@@ -231,7 +230,8 @@ impl Chat {
         let system = ask.system_prompt.or(ongoing.as_ref().and_then(|ongoing| ongoing.system_prompt.clone()));
         let system = system.filter(|text| !text.is_empty());
         let bound = prompt::PER_MESSAGE + prompt::bound(&question) + system.as_deref().map_or(0, prompt::bound);
-        let longest = prompt::longest_answer(chosen.model, ask.max_tokens);
+        let likely = prompt::estimate(&question) + system.as_deref().map_or(0, prompt::estimate);
+        let longest = prompt::longest_answer(chosen.model, ask.max_tokens, likely);
         let history = match &ongoing {
             Some(ongoing) => {
                 let room = prompt::history_room(chosen.model, bound, longest, left);

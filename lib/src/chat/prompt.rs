@@ -11,6 +11,8 @@ const DEFAULT_ANSWER: i64 = 4_096;
 const DEFAULT_REASONED_ANSWER: i64 = 16_384;
 /// An answer with less room than that is not worth beginning.
 pub const SHORTEST_ANSWER: i64 = 64;
+/// Tokens that a prompt may have beyond the likely number.
+const MARGIN: i64 = 256;
 
 /// An upper bound of a text's tokens: whatever the model, a token is at least a byte. Some are no more: of digits, and
 /// of letters and digits by turns.
@@ -25,11 +27,18 @@ pub fn estimate(text: &str) -> i64 {
     i64::try_from(text.len().div_ceil(4)).unwrap_or(i64::MAX)
 }
 
-/// The longest answer: what the client asks for or a default, within the model's own limit.
+/// The longest answer that a model can give to a prompt of so many tokens: prompt and answer share its window. At least
+/// one token: a prompt that does not fit is the provider's to refuse.
 #[must_use]
-pub fn longest_answer(model: &Model, asked: Option<i64>) -> i64 {
+pub fn answer_room(model: &Model, prompt: i64) -> i64 {
+    (model.context_window - prompt - MARGIN).min(model.max_output_tokens).max(1)
+}
+
+/// The longest answer: what the client asks for or a default, as far as there is room beside the prompt.
+#[must_use]
+pub fn longest_answer(model: &Model, asked: Option<i64>, prompt: i64) -> i64 {
     let default = if model.reasoning { DEFAULT_REASONED_ANSWER } else { DEFAULT_ANSWER };
-    asked.unwrap_or(default).min(model.max_output_tokens)
+    asked.unwrap_or(default).min(answer_room(model, prompt))
 }
 
 /// Bytes of history that fit beside a prompt and its answer, in the model's window and in the tokens left.
@@ -72,6 +81,18 @@ mod tests {
         let history = vec![turn(Role::Assistant, "a"), turn(Role::User, "b"), turn(Role::Assistant, " ")];
         let turns = turns(history, "c");
         assert_eq!(turns.iter().map(|turn| turn.content.as_str()).collect::<Vec<_>>(), ["b", "c"]);
+    }
+
+    #[test]
+    fn prompt_and_answer_share_the_window() {
+        let model = Catalogue::get().unwrap().find("gpt-4").unwrap().model;
+        assert_eq!(longest_answer(model, None, 1_000), DEFAULT_ANSWER);
+        assert_eq!(longest_answer(model, None, 5_000), 8_192 - 5_000 - MARGIN);
+        assert_eq!(longest_answer(model, Some(8_192), estimate("Hi")), 8_192 - 1 - MARGIN);
+        assert_eq!(longest_answer(model, Some(50), 5_000), 50);
+        assert_eq!(longest_answer(model, None, 9_000), 1);
+        let wide = Catalogue::get().unwrap().find("gpt-4o").unwrap().model;
+        assert_eq!(longest_answer(wide, Some(1_000_000), 100), 16_384);
     }
 
     #[test]

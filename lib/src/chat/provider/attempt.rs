@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use tracing::{debug_span, field};
 
 use crate::chat::catalogue::{Catalogue, Choice, ProviderId};
+use crate::chat::prompt;
 use crate::chat::provider::{Call, Cause, Failure, Piece, Pieces, Provider, Usage, from_env};
 use crate::clock;
 use crate::error::{Code, Error, Result};
@@ -125,14 +126,14 @@ impl Providers {
     /// When no provider begins an answer.
     pub async fn begin(&self, mut call: Call, time_left: Duration) -> Result<Begun, Refused> {
         let wanted = call.choice.model.provider;
-        let max_tokens = call.max_tokens;
+        let (prompt, max_tokens) = (call.prompt_tokens(), call.max_tokens);
         let patience = self.patience.for_first_token(&call.choice);
         let deadline = Instant::now() + (patience * 3).min(LONGEST_BEGINNING).min(time_left);
         let mut attempts = 0;
         let mut first_failure = None;
         for choice in self.line_up(&call.choice) {
             let Some(provider) = self.get(choice.model.provider) else { continue };
-            call.max_tokens = max_tokens.min(choice.model.max_output_tokens);
+            call.max_tokens = max_tokens.min(prompt::answer_room(choice.model, prompt));
             call.choice = choice;
             match self.insist(provider, &call, deadline, &mut attempts).await {
                 Ok((first, rest)) => {
@@ -294,10 +295,10 @@ impl Providers {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
+    use std::sync::{Arc, Mutex};
 
     use super::*;
-    use crate::chat::provider::FinishReason;
+    use crate::chat::provider::{FinishReason, Role, Turn};
     use crate::http::runner::BoxFuture;
 
     /// A provider that plays a list of outcomes, then answers.
@@ -324,6 +325,16 @@ mod tests {
         }
     }
 
+    /// A provider that notes how long an answer may be, and fails.
+    struct Noting(Arc<Mutex<Vec<i64>>>);
+
+    impl Provider for Noting {
+        fn start<'a>(&'a self, call: &'a Call) -> BoxFuture<'a, Result<Pieces, Failure>> {
+            self.0.lock().unwrap().push(call.max_tokens);
+            Box::pin(async { Err(Failure::new(Cause::Exhausted, "noted")) })
+        }
+    }
+
     fn scripted(id: ProviderId, script: Vec<Result<Vec<Piece>, Failure>>) -> (ProviderId, Box<dyn Provider>) {
         (id, Box::new(Scripted(Mutex::new(script))))
     }
@@ -341,6 +352,24 @@ mod tests {
         model: &str,
         time_left: Duration,
     ) -> Result<Begun, Refused> {
+        begin_call(list, call(model), time_left)
+    }
+
+    fn call(model: &str) -> Call {
+        Call {
+            choice: Catalogue::get().unwrap().find(model).unwrap(),
+            system: None,
+            turns: Vec::new(),
+            max_tokens: 10,
+            temperature: None,
+        }
+    }
+
+    fn begin_call(
+        list: Vec<(ProviderId, Box<dyn Provider>)>,
+        call: Call,
+        time_left: Duration,
+    ) -> Result<Begun, Refused> {
         let patience = Patience {
             backoff: Duration::from_millis(1),
             first_token: Duration::from_millis(50),
@@ -348,13 +377,6 @@ mod tests {
             ..Patience::default()
         };
         let providers = Providers::new(list, patience);
-        let call = Call {
-            choice: Catalogue::get().unwrap().find(model).unwrap(),
-            system: None,
-            turns: Vec::new(),
-            max_tokens: 10,
-            temperature: None,
-        };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(providers.begin(call, time_left))
     }
@@ -376,6 +398,18 @@ mod tests {
             .unwrap_or_else(|refused| panic!("{refused:?}"));
         assert_eq!(begun.choice.model.provider, ProviderId::Google);
         assert_eq!((begun.attempts, begun.fallback_from), (4, Some(ProviderId::Openai)));
+    }
+
+    #[test]
+    fn each_model_leaves_room_for_the_prompt() {
+        let noted = Arc::new(Mutex::new(Vec::new()));
+        let list = [ProviderId::Openai, ProviderId::Anthropic].map(|id| (id, Box::new(Noting(noted.clone())) as _));
+        let turns = vec![Turn { role: Role::User, content: "word".repeat(190_000) }];
+        let call = Call { turns, max_tokens: 30_000, ..call("gpt-4.1") };
+        begin_call(list.into(), call, Duration::from_secs(60)).err().unwrap();
+        let mut noted = noted.lock().unwrap().clone();
+        noted.dedup();
+        assert_eq!(noted, [30_000, 200_000 - 190_000 - 256]);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use futures_util::Stream;
 use serde::{Deserialize, Serialize};
 
 use crate::chat::catalogue::{Api, Choice};
+use crate::chat::prompt;
 use crate::error::{Code, Error};
 use crate::http::runner::BoxFuture;
 
@@ -66,6 +67,13 @@ pub struct Call {
 }
 
 impl Call {
+    /// A likely number of the prompt's tokens.
+    #[must_use]
+    pub fn prompt_tokens(&self) -> i64 {
+        let turns = self.turns.iter().map(|turn| turn.content.as_str());
+        turns.chain(self.system.as_deref()).map(prompt::estimate).sum()
+    }
+
     fn api(&self) -> Api {
         self.choice.model.api
     }

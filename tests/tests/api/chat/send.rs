@@ -1,6 +1,7 @@
 use std::time::Instant;
 
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use crate::support::*;
 
@@ -122,6 +123,21 @@ through_both_doors! {
         let broken = api.post("/api/chat").bearer(&person.jwt).body("application/json", "{");
         broken.send().await.expect_problem(400, "invalid_json");
     }
+}
+
+/// Providers refuse a request whose prompt and longest answer are together longer than the model's window.
+#[tokio::test]
+async fn the_longest_answer_leaves_room_for_its_prompt() {
+    let api = Api::of_router();
+    let person = api.sign_up().await;
+    let message = format!("Hi {}", Uuid::now_v7());
+    let body = json!({"message": message, "model": "gpt-4", "maxTokens": 8_192});
+    api.post("/api/chat").bearer(&person.jwt).json(&body).send().await.expect_status(200);
+    let url = format!("{}/__aimock/journal", variable("LLM_URL").trim_end_matches('/'));
+    let calls: Vec<Value> = serde_json::from_str(&plain_get(&url).await).unwrap();
+    let call = calls.iter().find(|call| call["body"]["messages"].to_string().contains(&message)).unwrap();
+    let longest = call["body"]["max_tokens"].as_i64().unwrap();
+    assert!((7_000..8_150).contains(&longest), "{call}");
 }
 
 /// API Gateway of the emulator gathers a stream before it passes it on; the router does not.
