@@ -125,6 +125,7 @@ fn ask(user_id: Uuid, message: &str) -> Ask {
         user_id,
         message: Some(message.to_owned()),
         again: false,
+        keeps: Vec::new(),
         conversation: Named::New,
         provider: None,
         model: None,
@@ -304,6 +305,32 @@ async fn an_answer_made_anew_takes_its_own_place_whatever_was_said_meanwhile() {
     .unwrap();
     assert_eq!(answers, [(1, anew.message.id), (3, meanwhile.message.id)]);
     assert_eq!((count(user, "questions").await, month(user).await), (2, (3 * 23, 0)));
+}
+
+/// Whoever says the same twice and asks again after the second time failed has kept the first answer.
+#[tokio::test]
+async fn an_answer_that_the_client_keeps_is_not_made_anew() {
+    let (journal, user) = (Arc::new(Journal::default()), new_user(0).await);
+    let chat = chat(&journal, &[Part::Answer(11, 12)]);
+    let first = chat.ask(ask(user, "Go on"), &visit(), TIME).await.unwrap().complete().await.flatten().unwrap();
+    let conversation = Named::Id(first.conversation_id);
+    let again = |keeps| Ask { again: true, keeps, conversation: conversation.clone(), ..ask(user, "Go on") };
+    for (keeps, answers) in [(Vec::new(), 1), (vec![Uuid::now_v7()], 1)] {
+        chat.ask(again(keeps), &visit(), TIME).await.unwrap().complete().await.flatten().unwrap();
+        assert_eq!(count(user, "answers").await, answers);
+    }
+    let anew = chat.ask(again(Vec::new()), &visit(), TIME).await.unwrap().complete().await.flatten().unwrap();
+    let next =
+        chat.ask(again(vec![anew.message.id]), &visit(), TIME).await.unwrap().complete().await.flatten().unwrap();
+    let answers: Vec<Uuid> = sqlx::query_scalar(
+        "SELECT id FROM messages WHERE conversation_id = $1 AND role = 'assistant' ORDER BY position",
+    )
+    .bind(first.conversation_id)
+    .fetch_all(database().pool())
+    .await
+    .unwrap();
+    assert_eq!(answers, [anew.message.id, next.message.id]);
+    assert_eq!(count(user, "questions").await, 2);
 }
 
 #[tokio::test]

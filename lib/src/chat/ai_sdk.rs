@@ -2,6 +2,7 @@
 //! thing that a person said counts.
 
 use serde_json::Value;
+use uuid::Uuid;
 
 use crate::chat::fields::MessageText;
 use crate::http::validate::{Field, Invalid, Raw, bounded_text};
@@ -16,16 +17,24 @@ impl Field for ChatId {
     }
 }
 
-/// What a person said last.
+/// What a person said last, and the answers that came before it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LastQuestion(pub MessageText);
+pub struct LastQuestion {
+    /// What was said.
+    pub message: MessageText,
+    /// The ids of the answers, which streams give out with their `start`.
+    pub answers: Vec<Uuid>,
+}
 
 impl Field for LastQuestion {
     fn parse(raw: Raw<'_>) -> Result<Self, Invalid> {
         let Raw::Json(Value::Array(messages)) = raw else { return Err(Invalid::wrong_type("an array of messages")) };
-        let last = messages.iter().rev().find(|message| message["role"] == "user");
+        let last = messages.iter().rposition(|message| message["role"] == "user");
         let last = last.ok_or_else(|| Invalid::new("required", "Must hold a message of the user."))?;
-        MessageText::parse(Raw::Text(&text_of(last))).map(Self)
+        let message = MessageText::parse(Raw::Text(&text_of(&messages[last])))?;
+        let answers = messages[..last].iter().filter(|message| message["role"] == "assistant");
+        let answers = answers.filter_map(|answer| Uuid::try_parse(answer["id"].as_str()?).ok()).collect();
+        Ok(Self { message, answers })
     }
 }
 
@@ -66,13 +75,15 @@ mod tests {
     fn the_last_thing_that_a_person_said_counts() {
         let messages = json!([
             { "id": "1", "role": "user", "parts": [{ "type": "text", "text": "First" }] },
+            { "id": "x", "role": "assistant", "parts": [] },
+            { "id": Uuid::nil(), "role": "assistant", "parts": [] },
             { "id": "2", "role": "user", "parts": [
                 { "type": "text", "text": "Second" }, { "type": "file", "url": "x" }, { "type": "text", "text": " part" },
             ] },
-            { "id": "3", "role": "assistant", "parts": [{ "type": "text", "text": "Answer" }] },
+            { "id": Uuid::max(), "role": "assistant", "parts": [{ "type": "text", "text": "Answer" }] },
         ]);
         let question = LastQuestion::parse(Raw::Json(&messages)).unwrap();
-        assert_eq!(question.0.0, "Second part");
+        assert_eq!((question.message.0.as_str(), question.answers), ("Second part", vec![Uuid::nil()]));
         assert_eq!(LastQuestion::parse(Raw::Json(&json!([{ "role": "assistant" }]))).unwrap_err().code, "required");
         assert_eq!(LastQuestion::parse(Raw::Json(&json!("x"))).unwrap_err().code, "wrong_type");
     }

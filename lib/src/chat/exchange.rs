@@ -68,6 +68,8 @@ pub struct Ask {
     /// Whether the last question is asked again, for another answer in the place of the last one. A question
     /// that is given along counts if it is not the last one: its first answer never came.
     pub again: bool,
+    /// Answers that the client keeps. If the last one is among them, the question is a new one, whatever its words.
+    pub keeps: Vec<Uuid>,
     /// The conversation.
     pub conversation: Named,
     /// The provider, if the client cares.
@@ -223,7 +225,9 @@ impl Chat {
             (Some(ongoing), true) => record::last_question(&mut connection, ongoing.id).await?,
             _ => None,
         };
-        let last = last.filter(|last| ask.message.as_ref().is_none_or(|message| *message == last.content));
+        let last = last
+            .filter(|last| ask.message.as_ref().is_none_or(|message| *message == last.content))
+            .filter(|last| !ask.keeps.contains(&last.answer_id));
         let regenerates = last.as_ref().map(|last| last.position);
         let question =
             last.map(|last| last.content).or(ask.message).ok_or_else(|| Error::not_found("answer to make anew"))?;

@@ -125,6 +125,8 @@ pub struct Question {
     pub content: String,
     /// Where it stands.
     pub position: i32,
+    /// The answer's id.
+    pub answer_id: Uuid,
 }
 
 /// The question that the conversation's last answer is about, if there is one.
@@ -133,7 +135,7 @@ pub struct Question {
 /// When the database does not answer.
 pub async fn last_question(connection: &mut PgConnection, conversation: Uuid) -> Result<Option<Question>> {
     let rows = sqlx::query!(
-        "SELECT position, role, content FROM messages WHERE conversation_id = $1 ORDER BY position DESC LIMIT 2",
+        "SELECT id, position, role, content FROM messages WHERE conversation_id = $1 ORDER BY position DESC LIMIT 2",
         conversation,
     )
     .fetch_all(connection)
@@ -141,7 +143,7 @@ pub async fn last_question(connection: &mut PgConnection, conversation: Uuid) ->
     let mut rows = rows.into_iter();
     Ok(match (rows.next(), rows.next()) {
         (Some(answer), Some(question)) if answer.role == "assistant" && question.role == "user" => {
-            Some(Question { content: question.content, position: question.position })
+            Some(Question { content: question.content, position: question.position, answer_id: answer.id })
         }
         _ => None,
     })

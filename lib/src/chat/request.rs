@@ -147,6 +147,7 @@ pub struct SendRequest {
     message: MessageText,
     conversation: Named,
     again: bool,
+    answers: Vec<Uuid>,
     sdk: bool,
     stream: Option<bool>,
     options: Options,
@@ -172,18 +173,18 @@ impl FromFields for SendRequest {
         let stream = fields.read("stream");
         let options = Options::from_fields(fields);
         // A message of our own kind counts before whatever else the body holds.
-        let (message, conversation, again, sdk) = match (message?, messages?) {
-            (Some(message), _) => (message, conversation_id?.map_or(Named::New, Named::Id), false, false),
-            (None, Some(question)) => {
+        let (message, conversation, again, answers, sdk) = match (message?, messages?) {
+            (Some(message), _) => (message, conversation_id?.map_or(Named::New, Named::Id), false, Vec::new(), false),
+            (None, Some(LastQuestion { message, answers })) => {
                 let (id, trigger): (Option<ChatId>, _) = (fields.read("id"), fields.read::<Trigger>("trigger"));
-                (question.0, Named::Client(id?.0), trigger? == Trigger::Regenerate, true)
+                (message, Named::Client(id?.0), trigger? == Trigger::Regenerate, answers, true)
             }
             (None, None) => {
                 fields.refuse("message", required());
                 return None;
             }
         };
-        Some(Self { message, conversation, again, sdk, stream: stream?, options: options? })
+        Some(Self { message, conversation, again, answers, sdk, stream: stream?, options: options? })
     }
 }
 
@@ -193,7 +194,8 @@ impl SendRequest {
     pub fn into_ask(self, user_id: Uuid, query: &AnswerQuery, accept: Option<&str>) -> (Ask, Protocol) {
         let protocol = if self.sdk { Protocol::AiSdk } else { query.protocol };
         let streamed = self.sdk || is_stream_wanted(self.stream, accept, protocol);
-        (self.options.into_ask(user_id, Some(self.message.0), self.conversation, self.again, streamed), protocol)
+        let ask = self.options.into_ask(user_id, Some(self.message.0), self.conversation, self.again, streamed);
+        (Ask { keeps: self.answers, ..ask }, protocol)
     }
 }
 
@@ -203,6 +205,7 @@ impl Options {
             user_id,
             message,
             again,
+            keeps: Vec::new(),
             conversation,
             provider: self.provider,
             model: self.model.map(|model| model.0),
