@@ -11,9 +11,14 @@ use crate::http::validate::{Field, Invalid, Raw, bounded_text};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChatId(pub String);
 
+impl ChatId {
+    /// Its most characters.
+    pub const LONGEST: usize = 200;
+}
+
 impl Field for ChatId {
     fn parse(raw: Raw<'_>) -> Result<Self, Invalid> {
-        bounded_text(raw, 1, 200).map(Self)
+        bounded_text(raw, 1, Self::LONGEST).map(Self)
     }
 }
 

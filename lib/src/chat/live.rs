@@ -15,6 +15,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use uuid::Uuid;
 
 use crate::background;
+use crate::chat::ai_sdk::ChatId;
 use crate::chat::stream::{Broken, PING, Protocol, StreamEvent};
 use crate::clock;
 use crate::error::{Code, Error, Result};
@@ -341,6 +342,10 @@ impl Streams {
         protocol: Protocol,
         time_left: Duration,
     ) -> Result<Option<Chunks>> {
+        // Longer names are not taken, and keys cannot be.
+        if name.chars().count() > ChatId::LONGEST {
+            return Ok(None);
+        }
         // A stream that began a moment ago may not have been written yet.
         for wait in [Duration::ZERO, FIRST_LINGER * 2] {
             sleep(wait).await;
@@ -355,7 +360,7 @@ impl Streams {
 
     fn follow(&self, stream_id: Uuid, after: u64, protocol: Protocol, time_left: Duration) -> Chunks {
         let (sink, receiver) = unbounded_channel();
-        let reader = Follower { streams: self.clone(), stream_id, after, next: 1, protocol, sink };
+        let reader = Follower { streams: self.clone(), stream_id, after, batch: 1, next: 1, protocol, sink };
         background::spawn(async move {
             let outcome = timeout(time_left.saturating_sub(Duration::from_secs(5)), reader.run()).await;
             if let Ok(Err(error)) = outcome {
@@ -365,9 +370,9 @@ impl Streams {
         Box::pin(UnboundedReceiverStream::new(receiver))
     }
 
-    /// The batches from an id on.
-    async fn batches(&self, stream_id: Uuid, from: u64) -> Result<Vec<(u64, StreamEvent)>> {
-        let mut events = Vec::new();
+    /// The batches from an id on, each with the id of its first event.
+    async fn batches(&self, stream_id: Uuid, from: u64) -> Result<Vec<(u64, Vec<StreamEvent>)>> {
+        let mut batches = Vec::new();
         let mut pages = self
             .table
             .client()
@@ -382,11 +387,10 @@ impl Streams {
         while let Some(page) = pages.next().await {
             for item in page?.items() {
                 let first = u64::try_from(get_number(item, "seq")?).map_err(Error::internal)?;
-                let batch: Vec<StreamEvent> = serde_json::from_str(get_text(item, "events")?)?;
-                events.extend((first..).zip(batch));
+                batches.push((first, serde_json::from_str(get_text(item, "events")?)?));
             }
         }
-        Ok(events)
+        Ok(batches)
     }
 }
 
@@ -490,6 +494,9 @@ struct Follower {
     streams: Streams,
     stream_id: Uuid,
     after: u64,
+    /// The first event of the newest batch that was read. Its writer may not know that it is written, and write it again
+    /// with more events in it.
+    batch: u64,
     next: u64,
     protocol: Protocol,
     sink: UnboundedSender<Bytes>,
@@ -505,7 +512,7 @@ impl Follower {
                 let now = number(clock::millis(clock::now()));
                 self.streams.update(self.stream_id, "SET read_at = :value", now).await?;
             }
-            let events = self.streams.batches(self.stream_id, self.next).await?;
+            let events = self.news().await?;
             if !events.is_empty() {
                 heard = Instant::now();
             }
@@ -531,6 +538,14 @@ impl Follower {
             sleep(POLL).await;
         }
         Ok(())
+    }
+
+    /// The events that were not read yet.
+    async fn news(&mut self) -> Result<Vec<(u64, StreamEvent)>> {
+        let batches = self.streams.batches(self.stream_id, self.batch).await?;
+        self.batch = batches.last().map_or(self.batch, |(first, _)| *first);
+        let events = batches.into_iter().flat_map(|(first, batch)| (first..).zip(batch));
+        Ok(events.filter(|(id, _)| *id >= self.next).collect())
     }
 
     async fn is_dead(&self) -> Result<bool> {

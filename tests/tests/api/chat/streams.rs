@@ -1,4 +1,6 @@
 use serde_json::{Value, json};
+use time::OffsetDateTime;
+use uuid::Uuid;
 
 use crate::support::*;
 
@@ -73,8 +75,9 @@ through_both_doors! {
         assert!(again.text.contains(first.as_str().unwrap()), "{}", again.text);
         let list = api.get("/api/chat/conversations").bearer(&person.jwt).send().await.expect_status(200);
         assert_eq!(list.body["conversations"][0]["messageCount"], 4);
-        let nothing = api.get("/api/chat/no-such-chat/stream").bearer(&person.jwt).send().await;
-        nothing.expect_status(204);
+        for name in ["no-such-chat".to_owned(), "x".repeat(3_000)] {
+            api.get(&format!("/api/chat/{name}/stream")).bearer(&person.jwt).send().await.expect_status(204);
+        }
     }
 }
 
@@ -109,6 +112,42 @@ async fn a_stream_is_stopped_keeps_what_came_and_is_read_by_two() {
         (&read.body["messages"][1]["content"], &read.body["messages"][1]["finishReason"]),
         (&json!(said), &json!("stopped"))
     );
+}
+
+/// Its writer may lose the table's answer, and write a batch of events again with those that came since.
+#[tokio::test]
+async fn a_batch_that_is_written_again_with_more_in_it_is_read_again() {
+    let api = Api::of_router();
+    let person = api.sign_up().await;
+    let (table, stream) = (function_variable("chat-resume-stream", "STREAMS_TABLE"), Uuid::now_v7());
+    let put = async |seq: u64, rest: Value| {
+        let mut item = json!({"stream_id": {"S": stream}, "seq": {"N": seq.to_string()}});
+        item.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
+        aws("dynamodb", "DynamoDB_20120810.PutItem", &json!({"TableName": table, "Item": item})).await;
+    };
+    let now = OffsetDateTime::now_utc();
+    let expires = json!({"N": (now.unix_timestamp() + 600).to_string()});
+    let batch = async |first: u64, events: Value| {
+        put(first, json!({"events": {"S": events.to_string()}, "expires": expires})).await;
+    };
+    let state = json!({
+        "user_id": {"S": person.id}, "beat_at": {"N": (now.unix_timestamp() * 1_000).to_string()}, "read_at": {"N": "0"},
+        "last_id": {"N": "1"}, "is_done": {"BOOL": false}, "is_delivered": {"BOOL": false}, "expires": expires,
+    });
+    put(0, state).await;
+    batch(1, json!([{"delta": "One"}])).await;
+    let mut reader = api.get(&format!("/api/chat/streams/{stream}")).bearer(&person.jwt).open().await;
+    let mut text = String::new();
+    while !text.contains("One") {
+        text.push_str(std::str::from_utf8(&reader.chunk().await.unwrap().unwrap()).unwrap());
+    }
+    batch(1, json!([{"delta": "One"}, {"delta": "Two"}])).await;
+    batch(3, json!([{"delta": "Three"}, {"error": {"code": "internal", "message": "The end."}}])).await;
+    while let Some(chunk) = reader.chunk().await.unwrap() {
+        text.push_str(std::str::from_utf8(&chunk).unwrap());
+    }
+    let read: Vec<_> = events(&text).into_iter().map(|(id, _, data)| (id, data["text"].clone())).collect();
+    assert_eq!(read, [(1, json!("One")), (2, json!("Two")), (3, json!("Three")), (4, Value::Null)]);
 }
 
 /// A client may call a conversation by our id, once it knows it.
