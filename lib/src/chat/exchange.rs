@@ -535,7 +535,7 @@ impl Reader {
         self.last_id += 1;
         self.write(self.protocol.encode(self.last_id, &event));
         if let Some(recorder) = &self.recorder {
-            let delivered = self.sink.as_ref().is_some_and(|sink| !sink.is_closed());
+            let delivered = self.sink.as_ref().is_some_and(live::arrives);
             recorder.event(self.last_id, event, delivered);
         }
     }

@@ -331,7 +331,8 @@ impl Streams {
         Ok(Some(self.follow(stream_id, after.unwrap_or(0), protocol, time_left)))
     }
 
-    /// The same by a conversation's name, for readers that remember nothing: what was delivered is not repeated.
+    /// The same by a conversation's name, for readers that remember nothing: what is known to be delivered is not
+    /// repeated.
     ///
     /// # Errors
     /// When the table does not answer.
@@ -554,11 +555,18 @@ impl Follower {
     }
 
     async fn delivered(&self) -> Result<()> {
-        if self.sink.is_closed() {
+        if !arrives(&self.sink) {
             return Ok(());
         }
         self.streams.update(self.stream_id, "SET is_delivered = :value", AttributeValue::Bool(true)).await
     }
+}
+
+/// Whether what is sent is known to arrive. Where the sandbox freezes, nobody tells that a reader has left, and a
+/// connection that is open says nothing.
+#[must_use]
+pub fn arrives(sink: &UnboundedSender<Bytes>) -> bool {
+    !background::sandbox_freezes() && !sink.is_closed()
 }
 
 fn is_dead(state: &State) -> bool {

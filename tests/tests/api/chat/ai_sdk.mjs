@@ -5,6 +5,29 @@ import { createRequire } from 'node:module';
 
 const { AbstractChat, DefaultChatTransport } = createRequire(process.env.NODE_TOOLS + '/')('ai');
 
+const { API_URL: api, TOKEN: token } = process.env;
+
+// snippet: reconnect
+/** Fetches, and names a lost connection so that the SDK gives its half of the message up when the answer is resumed. */
+const fetchAnswers = async (input, init) => {
+  const response = await fetch(input, init);
+  const reader = response.body?.getReader();
+  const body = reader && new ReadableStream({
+    async pull(controller) {
+      try {
+        const { done, value } = await reader.read();
+        if (done) controller.close();
+        else controller.enqueue(value);
+      } catch (cause) {
+        controller.error(new Error('The connection was lost.', { cause }));
+      }
+    },
+    cancel: (reason) => reader.cancel(reason),
+  });
+  return new Response(body, response);
+};
+// end
+
 class State {
   status = 'ready';
   messages = [];
@@ -17,11 +40,16 @@ class State {
 
 class Chat extends AbstractChat {
   constructor(id) {
-    const { API_URL: api, TOKEN: token } = process.env;
     // snippet: transport
     const transport = new DefaultChatTransport({
       api: `${api}/api/chat`,
       headers: { authorization: `Bearer ${token}` },
+      fetch: fetchAnswers,
+      // The API has the conversation: it needs the last answer's id and what was said since.
+      prepareSendMessagesRequest: ({ id, messages, trigger, messageId, body }) => {
+        const lastAnswer = messages.findLastIndex((message) => message.role === 'assistant');
+        return { body: { ...body, id, messages: messages.slice(lastAnswer), trigger, messageId } };
+      },
     });
     // end
     super({ id, state: new State(), transport });
@@ -31,6 +59,15 @@ class Chat extends AbstractChat {
     return this.messages.at(-1).parts.filter((part) => part.type === 'text').map((part) => part.text).join('');
   }
 }
+
+/** The messages that are stored of a chat's conversation. */
+async function stored(chat) {
+  const url = `${api}/api/chat/conversations/${chat.messages[1].metadata.conversationId}`;
+  const response = await fetch(url, { headers: { authorization: `Bearer ${token}` } });
+  return (await response.json()).messages;
+}
+
+const pause = () => new Promise((done) => setTimeout(done, 20));
 
 const chat = new Chat(`chat-${Date.now()}`);
 await chat.sendMessage({ text: 'Hello' });
@@ -54,6 +91,16 @@ await chat.sendMessage({ text: 'AIMOCK:disconnect' });
 assert.equal(chat.status, 'error');
 assert.match(chat.error.message, /^The model provider failed/);
 
+// The same said again, which fails, and tried once more: the first answer stays.
+const same = new Chat(`same-${Date.now()}`);
+await same.sendMessage({ text: 'Continue' });
+await same.sendMessage({ text: 'Continue' }, { body: { model: 'no-such-model' } });
+assert.deepEqual([same.status, same.messages.length], ['error', 3]);
+await same.regenerate();
+assert.equal(same.status, 'ready');
+const answers = (await stored(same)).filter(({ role }) => role === 'assistant');
+assert.deepEqual(answers.map((answer) => answer.id), [same.messages[1].id, same.messages[3].id]);
+
 // What was delivered is not resumed; what is under way is, in another tab.
 const reloaded = new Chat(chat.id);
 await reloaded.resumeStream();
@@ -61,8 +108,32 @@ assert.deepEqual([reloaded.status, reloaded.messages.length], ['ready', 0]);
 
 const slow = new Chat(`slow-${Date.now()}`);
 const sent = slow.sendMessage({ text: 'AIMOCK:slow' });
-while (slow.status !== 'streaming') await new Promise((done) => setTimeout(done, 20));
+while (slow.status !== 'streaming') await pause();
 const tab = new Chat(slow.id);
 await Promise.all([sent, tab.resumeStream()]);
 assert.equal(tab.lastText, slow.lastText);
 assert.equal(tab.messages.at(-1).metadata.finishReason, 'stop');
+
+// A connection that is lost in the middle, in the words of a browser, and the same chat resumed.
+const { fetch: connected } = globalThis;
+let lost = false;
+globalThis.fetch = async (...request) => {
+  globalThis.fetch = connected;
+  const response = await connected(...request);
+  const cut = new TransformStream({
+    transform(chunk, controller) {
+      if (lost) controller.error(new TypeError('network error'));
+      else controller.enqueue(chunk);
+    },
+  });
+  return new Response(response.body.pipeThrough(cut), response);
+};
+const torn = new Chat(`torn-${Date.now()}`);
+const half = torn.sendMessage({ text: 'AIMOCK:slow' });
+while (torn.messages.length < 2 || torn.lastText === '') await pause();
+lost = true;
+await half;
+assert.deepEqual([torn.status, torn.error.message], ['error', 'The connection was lost.']);
+await torn.resumeStream();
+assert.deepEqual([torn.status, torn.messages.length], ['ready', 2]);
+assert.equal(torn.lastText, (await stored(torn))[1].content);

@@ -1,3 +1,4 @@
+use sandbox::deployed::{Deployed, random_address};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -148,6 +149,20 @@ async fn a_batch_that_is_written_again_with_more_in_it_is_read_again() {
     }
     let read: Vec<_> = events(&text).into_iter().map(|(id, _, data)| (id, data["text"].clone())).collect();
     assert_eq!(read, [(1, json!("One")), (2, json!("Two")), (3, json!("Three")), (4, Value::Null)]);
+}
+
+/// A sandbox that freezes is not told whether its reader is still there.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_known_to_be_delivered_is_replayed() {
+    let (api, chat) = (Api::of_router(), format!("chat-{}", Uuid::now_v7()));
+    let person = api.sign_up().await;
+    let messages = json!([{"id": "m1", "role": "user", "parts": [{"type": "text", "text": "Hello"}]}]);
+    let body = json!({"id": chat, "messages": messages});
+    let event = Deployed::event("chat-send", &random_address(), Some(&body), Some(&person.jwt)).unwrap();
+    let reply = deployed().start("chat-send").unwrap().invoke(&event).unwrap().payload;
+    assert_eq!(reply["statusCode"], 200, "{reply}");
+    let replay = api.get(&format!("/api/chat/{chat}/stream")).bearer(&person.jwt).send().await.expect_status(200);
+    assert!(replay.text.ends_with("data: [DONE]\n\n"), "{}", replay.text);
 }
 
 /// A client may call a conversation by our id, once it knows it.
