@@ -31,8 +31,8 @@ MIGRATE = (
     f"{os.environ['STACK_NAME']}-workers-migrate/invocations"
 )
 
-# Python 3.11 counts the depth of what it parses for all threads together (CPython's issue 106905), and so fails when
-# hypothesis reads a function's source for both workers at once.
+# Python 3.11 counts the depth of what it parses for all threads together, and so fails when hypothesis reads a
+# function's source for both workers at once.
 parse, parsing = ast.parse, threading.Lock()
 
 
