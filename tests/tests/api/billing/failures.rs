@@ -63,7 +63,7 @@ impl Payer {
 
 /// Waits until all is handled that Stripe has told of a customer: a notice that is handled later reads the object as it
 /// is then.
-async fn all_handled(customer: &str) {
+pub async fn all_handled(customer: &str) {
     let is_read =
         |kind: &str| ["customer.subscription.", "invoice.", "payment_intent."].iter().any(|of| kind.starts_with(of));
     let left = "SELECT to_jsonb(count(*)) FROM unnest(string_to_array($1, ',')) told (id)

@@ -1,8 +1,7 @@
-use std::time::Duration;
-
 use futures_util::future::join;
 use serde_json::{Value, json};
 
+use super::failures::all_handled;
 use super::{replica, stores};
 use crate::support::*;
 
@@ -221,11 +220,8 @@ through_both_doors! {
         let contract = replica::post("/v1/subscriptions", &form).await["id"].as_str().unwrap().to_owned();
         let status = async |id: &str| replica::get(&format!("/v1/subscriptions/{id}")).await["status"].clone();
         let our_id = ours["id"].as_str().unwrap();
-        // As long as its webhooks may take.
-        for _ in 0..10 {
-            tokio::time::sleep(Duration::from_millis(300)).await;
-            assert_eq!((status(&contract).await, status(our_id).await), (json!("active"), json!("active")));
-        }
+        all_handled(&replica::customer(&person).await).await;
+        assert_eq!((status(&contract).await, status(our_id).await), (json!("active"), json!("active")));
         replica::delete(&format!("/v1/subscriptions/{our_id}")).await;
         until(&api, &person, "the end of ours", |found| found["status"] == "canceled").await;
         assert_eq!(plan_of(&api, &person).await, "free");
