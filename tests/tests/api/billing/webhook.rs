@@ -3,6 +3,7 @@ use ring::hmac;
 use sandbox::deployed::{Deployed, random_address};
 use serde_json::json;
 
+use super::stores;
 use crate::support::*;
 
 fn sign(secret: &str, at: u64, body: &str) -> String {
@@ -60,8 +61,15 @@ through_both_doors! {
 
     async fn what_is_unknown_changes_nothing(api: Api) {
         let secret = variable("STRIPE_WEBHOOK_SECRET");
-        for (kind, id) in [("invoice.paid", "in_unknown"), ("customer.subscription.deleted", "sub_unknown"), ("new.kind", "x")] {
-            let event = format!("evt_{kind}").replace('.', "_");
+        // What no other run has told of.
+        let run = uuid::Uuid::now_v7().simple().to_string();
+        for (kind, object, is_read) in [
+            ("invoice.paid", "in", true),
+            ("customer.subscription.deleted", "sub", true),
+            ("payment_intent.succeeded", "pi", true),
+            ("new.kind", "x", false),
+        ] {
+            let (event, id) = (format!("evt_{object}{run}"), format!("{object}_{run}"));
             let body = json!({"id": event, "type": kind, "data": {"object": {"id": id}}}).to_string();
             let at = now();
             let header = format!("t={at},v1={}", sign(&secret, at, &body));
@@ -69,6 +77,19 @@ through_both_doors! {
                 let call = api.post("/api/billing/webhook").header("stripe-signature", &header);
                 call.body("application/json", body.clone()).send().await.expect_status(200);
             }
+            let noted = "SELECT to_jsonb(count(*)) FROM stripe_events WHERE id = $1";
+            assert_eq!(stores::row(noted, &event).await, i64::from(is_read), "{kind} is noted once, if it is read");
+            if is_read {
+                eventually(&format!("{kind} to be handled"), || async {
+                    let handled = "SELECT to_jsonb(count(*)) FROM stripe_events WHERE id = $1 AND processed_at IS NOT NULL";
+                    (stores::row(handled, &event).await == 1).then_some(())
+                })
+                .await;
+            }
+            let mirrored = "SELECT to_jsonb(count(*)) FROM (
+                SELECT stripe_id FROM subscriptions UNION ALL SELECT stripe_id FROM invoices
+                UNION ALL SELECT stripe_id FROM payments) mirrored WHERE stripe_id = $1";
+            assert_eq!(stores::row(mirrored, &id).await, 0, "{kind}");
         }
     }
 }
