@@ -7,10 +7,10 @@ use crate::error::{Code, Error, Result};
 use crate::http::headers::set;
 
 /// Headers that a page of another origin may read.
-const EXPOSED: &str = "x-request-id, Retry-After, RateLimit, RateLimit-Policy";
+const EXPOSED: &str = "x-request-id, Retry-After, RateLimit, RateLimit-Policy, ETag";
 /// Headers that a page of another origin may send.
 const ALLOWED: &str =
-    "authorization, content-type, idempotency-key, last-event-id, traceparent, tracestate, x-request-id";
+    "authorization, content-type, idempotency-key, if-none-match, last-event-id, traceparent, tracestate, x-request-id";
 const METHODS: &str = "GET, POST, PUT, PATCH, DELETE, OPTIONS";
 /// How long, in seconds, a browser may remember a preflight's answer.
 const MAX_AGE: &str = "600";

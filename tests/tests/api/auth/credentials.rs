@@ -24,7 +24,7 @@ through_both_doors! {
             assert_eq!(reply.header("access-control-allow-origin"), Some(ORIGIN), "{path}");
             assert_eq!(reply.header("access-control-allow-credentials"), Some("true"), "{path}");
             let exposed = reply.header("access-control-expose-headers").unwrap().to_lowercase();
-            for name in ["x-request-id", "retry-after", "ratelimit", "ratelimit-policy"] {
+            for name in ["x-request-id", "retry-after", "ratelimit", "ratelimit-policy", "etag"] {
                 assert!(exposed.split(',').any(|exposed| exposed.trim() == name), "{path}: {exposed}");
             }
         }

@@ -34,7 +34,7 @@ through_both_doors! {
                 assert!(methods.contains(method), "{path}: {methods}");
             }
             let headers = reply.header("access-control-allow-headers").unwrap().to_lowercase();
-            for name in ["content-type", "authorization", "idempotency-key", "last-event-id"] {
+            for name in ["content-type", "authorization", "idempotency-key", "if-none-match", "last-event-id"] {
                 assert!(headers.contains(name), "{path}: {headers}");
             }
             let foreign = preflight("https://evil.example").await;
