@@ -6,11 +6,5 @@ import openapiTS, { astToString } from 'openapi-typescript';
 const here = new URL('./', import.meta.url);
 const reply = await fetch(`${process.env.API_URL}/openapi.json`);
 const description = await reply.json();
-// "Either of these fields is required" has no fields of its own, which the generator would take for `unknown`.
-const rules = (schema) => Object.keys(schema).every((key) => key === 'required');
-JSON.stringify(description, (_key, value) => {
-  if (value?.anyOf?.every(rules)) delete value.anyOf;
-  return value;
-});
 await mkdir(new URL('generated/', here), { recursive: true });
 await writeFile(new URL('generated/schema.d.ts', here), astToString(await openapiTS(description)));
