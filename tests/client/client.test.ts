@@ -104,6 +104,25 @@ test('streams an answer', async () => {
   assert.ok(kept.data?.messages.some((message) => message.content === answer));
 });
 
+test("takes the AI SDK's messages as it keeps them after its first answer", async () => {
+  const { api } = await signUp();
+  const { response } = await api.POST('/api/chat', {
+    body: {
+      id: randomUUID(),
+      trigger: 'submit-message',
+      messages: [
+        { id: '1', role: 'system', parts: [{ type: 'text', text: '' }] },
+        { id: '2', role: 'user', parts: [{ type: 'file', mediaType: 'image/png', url: 'data:image/png;base64,' }] },
+        { id: '3', role: 'assistant', parts: [{ type: 'step-start' }, { type: 'text', text: 'Hi', state: 'done' }], metadata: {} },
+        { id: '4', role: 'user', parts: [{ type: 'text', text: 'Hello' }] },
+      ],
+    },
+    parseAs: 'stream',
+  });
+  assert.equal(response.status, 200);
+  await response.body?.cancel();
+});
+
 test('resumes a stream after the event that it has', async () => {
   const { api } = await signUp();
   const first = await api.POST('/api/chat', { body: { message: 'AIMOCK:slow', stream: true }, parseAs: 'stream' });
