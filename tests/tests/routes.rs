@@ -211,6 +211,29 @@ fn errors_of_the_gateway_itself_are_problem_documents() {
     }
 }
 
+/// It goes out as it is: the firewall writes no request's id, and knows no type of problem documents.
+#[test]
+fn the_answer_of_the_firewall_is_the_described_one() {
+    let template = yaml("template.yaml");
+    let firewall = &template["Resources"]["Firewall"]["Properties"];
+    let body = &firewall["CustomResponseBodies"]["rate_limited"];
+    assert_eq!(body["ContentType"], "APPLICATION_JSON");
+    let problem: Value = serde_json::from_str(body["Content"].as_str().unwrap()).unwrap();
+    let description = yaml("openapi.yaml");
+    let schema = &description["components"]["schemas"]["FirewallProblem"];
+    let sent = members(&problem).map(|(name, _)| name.clone()).collect();
+    let required = schema["required"].as_array().unwrap().iter().map(text).collect();
+    same("template.yaml", &sent, "FirewallProblem in openapi.yaml", &required);
+    for name in ["type", "status", "code"] {
+        assert_eq!(problem[name], schema["properties"][name]["const"], "{name}");
+    }
+    let rules = firewall["Rules"].as_array().unwrap();
+    let rate = rules.iter().find(|rule| rule["Name"] == "rate").unwrap();
+    let headers = rate["Action"]["Block"]["CustomResponse"]["ResponseHeaders"].as_array().unwrap();
+    let wait = headers.iter().find(|header| header["Name"] == "Retry-After").unwrap();
+    assert_eq!(wait["Value"], problem["retryAfterSeconds"].to_string());
+}
+
 /// The names of variables that the template gives to any function.
 fn given_variables() -> BTreeSet<String> {
     let template = yaml("template.yaml");
