@@ -80,11 +80,13 @@ def answers(url: str) -> bool:
 
 def ask(url: str, body: dict) -> dict:
     """The JSON that comes of posting JSON; a refusal is its own sentence."""
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode()), timeout=60) as reply:
+        with urllib.request.urlopen(request, timeout=60) as reply:
             return json.loads(reply.read())
     except urllib.error.HTTPError as error:
-        raise Failure(json.loads(error.read())["error"]["message"]) from None
+        refusal = json.loads(error.read())
+        raise Failure(refusal["detail"] if "detail" in refusal else refusal["error"]["message"]) from None
 
 
 def listens(port: int) -> bool:
