@@ -69,9 +69,14 @@ class Profile:
         """What `make reset` deletes."""
         return self.dir / "data"
 
+    @property
+    def offset(self) -> int:
+        """How far the ports of this stack are moved; `PORT_OFFSET=1000` moves all of a checkout's stacks."""
+        return self.port_offset + int(os.environ.get("PORT_OFFSET", "0"))
+
     def port(self, service: str) -> int:
-        """The port of a service on 127.0.0.1; `PORT_OFFSET=1000` moves all of a checkout's stacks."""
-        return PORTS[service] + self.port_offset + int(os.environ.get("PORT_OFFSET", "0"))
+        """The port of a service on 127.0.0.1."""
+        return PORTS[service] + self.offset
 
     def url(self, service: str) -> str:
         """The base URL of an HTTP service, without a slash at the end."""

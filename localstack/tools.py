@@ -143,8 +143,12 @@ def ensure_postgres() -> Path:
     _debian("postgresql-common")
     settings = Path("/etc/postgresql-common/createcluster.d")
     settings.mkdir(parents=True, exist_ok=True)
-    (settings / "no-main-cluster.conf").write_text("create_main_cluster = false\n")
-    _debian("postgresql")
+    setting = settings / "no-main-cluster.conf"
+    setting.write_text("create_main_cluster = false\n")
+    try:
+        _debian("postgresql")
+    finally:
+        setting.unlink()
     found = postgres_programs()
     if not found:
         raise Failure("Postgres is needed; install its server and run `make up` again.")

@@ -20,12 +20,13 @@ import deploy
 import functions
 from settings import ROOT, VENV, Profile
 
-PORT = int(os.environ.get("WATCH_PORT", "9000"))
+PORT = 9000
 ENVIRONMENTS = "FUNCTION_ENVIRONMENTS"
 
 
 def watch(profile: Profile) -> int:
-    """Serve the same routes on port 9000 until interrupted; a function is built at its first request."""
+    """Serve the same routes on `WATCH_PORT` until interrupted; a function is built at its first request."""
+    port = os.environ.get("WATCH_PORT") or str(PORT + profile.offset)
     environments = {
         name: functions.environment(profile, name, variables)
         for name, variables in deploy.environments(profile).items()
@@ -36,7 +37,7 @@ def watch(profile: Profile) -> int:
         variables, router = Path(folder) / "environments.json", Path(folder) / "router.toml"
         variables.write_text(json.dumps(environments))
         router.write_text(functions.router_section("watch.router", routes))
-        print(f"Functions are rebuilt on save at http://localhost:{PORT}; Ctrl-C ends it.", flush=True)
+        print(f"Functions are rebuilt on save at http://localhost:{port}; Ctrl-C ends it.", flush=True)
         return subprocess.run(
             [
                 VENV / "bin" / "cargo-lambda",
@@ -46,7 +47,7 @@ def watch(profile: Profile) -> int:
                 "--invoke-address",
                 "127.0.0.1",
                 "--invoke-port",
-                str(PORT),
+                port,
                 "--global",
                 router,
             ],
