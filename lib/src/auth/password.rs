@@ -151,6 +151,8 @@ impl Recipe {
         memory.try_reserve_exact(missing).map_err(Error::internal)?;
         let blocks = memory.len() + missing;
         memory.resize(blocks, Block::new());
+        #[cfg(test)]
+        tests::count(&self.params);
         Argon2::new(self.algorithm, self.version, self.params.clone())
             .hash_password_into_with_memory(password.0.as_bytes(), &self.salt, output, memory.as_mut_slice())
             .map_err(text)?;
@@ -234,9 +236,20 @@ fn dummy() -> Result<&'static str> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+
     use super::*;
     use argon2::password_hash::{PasswordHasher, PasswordVerifier};
     use serde_json::Value;
+
+    thread_local! {
+        /// The costs of what was computed on this thread.
+        static COMPUTED: RefCell<Vec<(u32, u32, u32)>> = const { RefCell::new(Vec::new()) };
+    }
+
+    pub(super) fn count(params: &Params) {
+        COMPUTED.with_borrow_mut(|computed| computed.push((params.m_cost(), params.t_cost(), params.p_cost())));
+    }
 
     fn new_password(text: &str) -> Result<NewPassword, Invalid> {
         NewPassword::parse(Raw::Json(&Value::String(text.to_owned())))
@@ -282,6 +295,23 @@ mod tests {
         let stored = old.hash_password_with_salt(b"correct horse", &[7; 16]).unwrap().to_string();
         let found = verify(Password("correct horse".to_owned()), Some(stored)).await.unwrap();
         assert_eq!(found, Verified { matches: true, outdated: true });
+    }
+
+    #[test]
+    fn without_an_account_as_much_is_computed_as_with_one() {
+        // One thread computes for this runtime alone, and so counts for this test alone.
+        let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
+        runtime.block_on(async {
+            let stored = hash(new_password("correct horse").unwrap()).await.unwrap();
+            let wrong = || Password("wrong horse".to_owned());
+            let computed = async || background::blocking(|| COMPUTED.take()).await.unwrap();
+            assert_eq!(computed().await.len(), 1);
+            verify(wrong(), Some(stored)).await.unwrap();
+            let with_account = computed().await;
+            verify(wrong(), None).await.unwrap();
+            assert_eq!(computed().await, with_account);
+            assert_eq!(with_account, [(MEMORY_KIB, PASSES, LANES)]);
+        });
     }
 
     #[tokio::test]
