@@ -29,7 +29,7 @@ use tokio::sync::{mpsc, oneshot};
 
 /// Longer than any function is allowed to run behind API Gateway.
 const DEADLINE: Duration = Duration::from_secs(30);
-/// Lines of a function's log that are kept for a failure's message.
+/// Lines of a function's log that are kept.
 const KEPT_LINES: usize = 20;
 
 /// What a function did.
@@ -191,6 +191,12 @@ impl Sandbox {
         let kilobytes =
             status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok());
         kilobytes.map(|kilobytes: u64| kilobytes * 1024).ok_or_else(|| self.failure("has no VmHWM"))
+    }
+
+    /// The last lines of the function's log so far.
+    #[must_use]
+    pub fn log(&self) -> Vec<String> {
+        self.lines.lock().unwrap().clone()
     }
 
     /// `kill -9`, as when a sandbox is lost.

@@ -1,6 +1,7 @@
 mod docs;
 mod fallback;
 mod health;
+mod logs;
 mod metrics;
 mod openapi;
 mod root;
