@@ -28,6 +28,19 @@ through_both_doors! {
         assert_eq!(list(&api, &person.session_token).await.len(), 2);
     }
 
+    async fn page_by_cursor(api: Api) {
+        let person = api.sign_up().await;
+        for _ in 0..2 {
+            api.sign_in(&person.email, PASSWORD).await.expect_status(200);
+        }
+        let sessions = list(&api, &person.jwt).await;
+        let ids: Vec<_> = sessions.iter().map(|session| session["id"].as_str().unwrap()).collect();
+        assert_eq!((ids.len(), &sessions[2]["current"]), (3, &serde_json::json!(true)), "newest first");
+        for limit in [1, 2, 3] {
+            assert_eq!(api.ids_by_pages(&person, "/api/auth/sessions", "sessions", limit).await, ids);
+        }
+    }
+
     async fn revoking_ends_a_session_at_once(api: Api) {
         let person = api.sign_up().await;
         let other = Person::of(&person.email, &api.sign_in(&person.email, PASSWORD).await);

@@ -89,6 +89,29 @@ through_both_doors! {
         assert!(!first["lines"].as_array().unwrap().is_empty());
     }
 
+    async fn what_was_bought_is_listed_page_by_page(api: Api) {
+        let person = api.sign_up().await;
+        let first = subscribe(&api, &person, "pro").await["id"].as_str().unwrap().to_owned();
+        let end = api.delete(&format!("/api/subscriptions/{first}?immediately=true")).bearer(&person.jwt);
+        end.send().await.expect_status(200);
+        let second = subscribe(&api, &person, "enterprise").await["id"].as_str().unwrap().to_owned();
+        all_handled(&replica::customer(&person).await).await;
+        for items in ["subscriptions", "invoices", "payments"] {
+            let path = format!("/api/billing/{items}");
+            let whole = api.get(&path).bearer(&person.jwt).send().await.expect_status(200);
+            assert_eq!(whole.body["nextCursor"], Value::Null, "{items}");
+            let listed = whole.body[items].as_array().unwrap().iter();
+            let ids: Vec<_> = listed.map(|item| item["id"].as_str().unwrap().to_owned()).collect();
+            assert!(ids.len() >= 2, "{items}: {}", whole.text);
+            if items == "subscriptions" {
+                assert!(ids.contains(&first) && ids.contains(&second), "{}", whole.text);
+            }
+            for limit in [1, ids.len()] {
+                assert_eq!(api.ids_by_pages(&person, &path, items, limit).await, ids, "{items}");
+            }
+        }
+    }
+
     async fn a_cancellation_in_stripes_portal_is_taken_back_by_the_plan(api: Api) {
         let person = api.sign_up().await;
         let made = subscribe(&api, &person, "pro").await;

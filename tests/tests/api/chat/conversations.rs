@@ -87,6 +87,23 @@ through_both_doors! {
         bad.send().await.expect_invalid(&["archived", "cursor", "limit"]);
     }
 
+    async fn messages_page_by_cursor(api: Api) {
+        let person = api.sign_up().await;
+        let id = say(&api, &person, json!({"message": "First"})).await.expect_status(200).text_at("/conversationId");
+        say(&api, &person, json!({"message": "Second", "conversationId": id})).await.expect_status(200);
+        let path = format!("/api/chat/conversations/{id}");
+        let whole = api.get(&path).bearer(&person.jwt).send().await.expect_status(200);
+        assert_eq!(whole.body["nextCursor"], Value::Null);
+        let messages = whole.body["messages"].as_array().unwrap();
+        let said = |n: usize| (messages[n]["role"].as_str().unwrap(), messages[n]["content"].as_str().unwrap());
+        assert_eq!((said(0), said(2)), (("user", "First"), ("user", "Second")), "oldest first");
+        let ids: Vec<_> = messages.iter().map(|message| message["id"].as_str().unwrap()).collect();
+        assert_eq!(ids.len(), 4);
+        for limit in [1, 3, 4] {
+            assert_eq!(api.ids_by_pages(&person, &path, "messages", limit).await, ids);
+        }
+    }
+
     async fn an_answer_is_made_anew_in_its_place(api: Api) {
         let person = api.sign_up().await;
         let first = say(&api, &person, json!({"message": "Hello"})).await.expect_status(200);

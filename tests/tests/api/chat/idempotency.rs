@@ -4,6 +4,11 @@ use crate::support::*;
 
 /// Leaves the key as a function does that dies between its commit and keeping the reply, once it must have ended.
 async fn lose_the_reply(person: &Person, key: &str) {
+    take_the_reply(person, key, 1).await;
+}
+
+/// Leaves the key as it is while a function works on its reply, which must have ended at a time in Unix seconds.
+async fn take_the_reply(person: &Person, key: &str, ends_at: u64) {
     let table = function_variable("chat-send", "IDEMPOTENCY_TABLE");
     let route = function_variable("chat-send", "ROUTE");
     let digest = ring::digest::digest(&ring::digest::SHA256, key.as_bytes());
@@ -11,12 +16,12 @@ async fn lose_the_reply(person: &Person, key: &str) {
     let pk = json!({"pk": {"S": format!("{}#{route}#{digest}", person.id)}});
     eventually("the kept reply", || async {
         let item = aws("dynamodb", "DynamoDB_20120810.GetItem", &json!({"TableName": table, "Key": pk})).await;
-        item["Item"]["reply"].is_object().then_some(())
+        item["Item"]["status"].is_object().then_some(())
     })
     .await;
     let change = json!({
-        "TableName": table, "Key": pk, "UpdateExpression": "SET ends_at = :past REMOVE reply",
-        "ExpressionAttributeValues": {":past": {"N": "1"}},
+        "TableName": table, "Key": pk, "UpdateExpression": "SET ends_at = :end REMOVE reply",
+        "ExpressionAttributeValues": {":end": {"N": ends_at.to_string()}},
     });
     aws("dynamodb", "DynamoDB_20120810.UpdateItem", &change).await;
 }
@@ -82,6 +87,21 @@ through_both_doors! {
         }
         let list = api.get("/api/chat/conversations").bearer(&person.jwt).send().await.expect_status(200);
         assert_eq!(list.body["conversations"].as_array().unwrap().len(), 2);
+    }
+
+    async fn a_request_whose_first_try_is_under_way_waits_for_it(api: Api) {
+        let person = api.sign_up().await;
+        let send = |message: &str| {
+            let call = api.post("/api/chat").bearer(&person.jwt).header("idempotency-key", "under way");
+            call.json(&json!({"message": message})).send()
+        };
+        let first = send("Hello").await.expect_status(200);
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        take_the_reply(&person, "under way", now.as_secs() + 600).await;
+        send("Hello").await.expect_problem(409, "request_in_progress");
+        send("Other").await.expect_problem(422, "idempotency_key_reused");
+        lose_the_reply(&person, "under way").await;
+        assert_eq!(send("Hello").await.expect_status(200).body["message"]["id"], first.body["message"]["id"]);
     }
 
     async fn an_answer_that_is_deleted_before_its_reply_is_kept_is_gone_at_every_try(api: Api) {
