@@ -76,6 +76,23 @@ async fn only_figures_that_name_nobody_may_be_shown_again() {
     }
 }
 
+through_both_doors! {
+    async fn a_figure_that_is_still_the_same_is_not_sent_again(api: Api) {
+        let admin = api.new_admin().await;
+        // Nothing happened then, and nothing will have.
+        let path = path("chat/activity") + "?startDate=2020-01-01&endDate=2020-01-31";
+        let ask = |tags: &str| api.get(&path).bearer(&admin.jwt).header("if-none-match", tags).send();
+        let first = api.get(&path).bearer(&admin.jwt).send().await.expect_status(200);
+        let tag = first.header("etag").unwrap();
+        for tags in [tag.to_owned(), format!("\"other\", W/{tag}"), "*".to_owned()] {
+            let same = ask(&tags).await.expect_status(304);
+            assert_eq!((same.text.as_str(), same.header("etag")), ("", Some(tag)), "{tags}");
+            assert_eq!(same.header("cache-control"), first.header("cache-control"), "{tags}");
+        }
+        assert_eq!(ask("\"other\"").await.expect_status(200).body["data"], first.body["data"]);
+    }
+}
+
 #[tokio::test]
 async fn the_dashboard_shows_itself_to_anybody() {
     let page = Api::of_router().get("/admin/analytics").open().await;

@@ -21,14 +21,21 @@ impl Function {
         Self { name, sandbox: Sandbox::start(&deployed().binary(name), &environment).unwrap() }
     }
 
-    /// Status, body and whether a session was given.
-    fn post(&mut self, body: &Value) -> (u64, Value, bool) {
+    /// Status, body and the session's cookie, if one was given.
+    fn send(&mut self, body: &Value) -> (u64, Value, Option<String>) {
         let event = Deployed::event(self.name, &random_address(), Some(body), None).unwrap();
         let reply = self.sandbox.invoke(&event).unwrap().payload;
         let body = serde_json::from_str(reply["body"].as_str().unwrap()).unwrap();
         let headers = reply["multiValueHeaders"].as_object().into_iter().chain(reply["headers"].as_object());
-        let cookie = headers.flatten().any(|(name, _)| name.eq_ignore_ascii_case("set-cookie"));
+        let mut cookies = headers.flatten().filter(|(name, _)| name.eq_ignore_ascii_case("set-cookie"));
+        let cookie = cookies.next().map(|(_, value)| value.as_str().or(value[0].as_str()).unwrap().to_owned());
         (reply["statusCode"].as_u64().unwrap(), body, cookie)
+    }
+
+    /// Status, body and whether a session was given.
+    fn post(&mut self, body: &Value) -> (u64, Value, bool) {
+        let (status, body, cookie) = self.send(body);
+        (status, body, cookie.is_some())
     }
 }
 
@@ -56,6 +63,20 @@ async fn where_addresses_must_be_proved_nobody_is_signed_in_before() {
     api.post("/api/auth/verify-email").json(&json!({"token": token})).send().await.expect_status(200);
     let (status, reply, _) = sign_in.post(&account);
     assert_eq!((status, &reply["user"]["emailVerified"]), (200, &json!(true)));
+}
+
+#[tokio::test]
+async fn beyond_the_local_stage_a_cookie_goes_over_https_alone() {
+    let person = Api::of_router().sign_up().await;
+    let account = json!({"email": person.email, "password": PASSWORD});
+    for (stage, is_secure) in [("local", false), ("dev", true), ("prod", true)] {
+        let mut sign_in = Function::with("auth-signin", &[("STAGE", stage), ("REQUIRE_EMAIL_VERIFICATION", "false")]);
+        let (status, reply, cookie) = sign_in.send(&account);
+        assert_eq!(status, 200, "{stage}: {reply}");
+        let cookie = cookie.unwrap();
+        assert!(cookie.starts_with("session="), "{stage}");
+        assert_eq!(cookie.split("; ").any(|attribute| attribute == "Secure"), is_secure, "{stage}");
+    }
 }
 
 #[tokio::test]

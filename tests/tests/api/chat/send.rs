@@ -47,6 +47,20 @@ through_both_doors! {
         assert!(ids.windows(2).all(|pair| pair[0] < pair[1]), "{ids:?}");
     }
 
+    async fn answers_in_events_where_a_client_accepts_them(api: Api) {
+        let person = api.sign_up().await;
+        let ask = |body: Value| {
+            let call = api.post("/api/chat").bearer(&person.jwt).header("accept", "text/event-stream");
+            call.json(&body).send()
+        };
+        let streamed = ask(json!({"message": "Hello"})).await.expect_status(200);
+        assert_eq!(streamed.header("content-type"), Some("text/event-stream"));
+        assert_eq!(events(&streamed.text).last().map(|(name, _)| name.as_str()), Some("done"), "{}", streamed.text);
+        // The field says it more plainly than the header.
+        let whole = ask(json!({"message": "Hello", "stream": false})).await.expect_status(200);
+        assert_eq!((whole.header("content-type"), whole.text_at("/message/content").as_str()), (Some("application/json"), SAID));
+    }
+
     async fn each_provider_answers_whole_and_in_events(api: Api) {
         let person = api.sign_up().await;
         for provider in ["openai", "anthropic", "google"] {

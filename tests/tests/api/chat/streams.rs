@@ -56,6 +56,30 @@ through_both_doors! {
         malformed.header("last-event-id", "x").send().await.expect_invalid(&["Last-Event-ID"]);
     }
 
+    async fn an_own_message_is_answered_and_resumed_in_the_protocol_that_is_asked_for(api: Api) {
+        let person = api.sign_up().await;
+        let ask = |protocol: &str| {
+            let call = api.post(&format!("/api/chat?protocol={protocol}")).bearer(&person.jwt);
+            call.json(&json!({"message": "Hello", "stream": true})).send()
+        };
+        let native = ask("native").await.expect_status(200);
+        assert!(native.text.starts_with("id: 1\nevent: start\n"), "{}", native.text);
+        let reply = ask("ai-sdk").await.expect_status(200);
+        assert_eq!(reply.header("x-vercel-ai-ui-message-stream"), Some("v1"));
+        assert!(reply.text.ends_with("data: [DONE]\n\n"), "{}", reply.text);
+        let start = reply.text.lines().find_map(|line| serde_json::from_str::<Value>(line.strip_prefix("data: ")?).ok());
+        let stream = start.unwrap()["messageMetadata"]["streamId"].as_str().unwrap().to_owned();
+        // The record is complete a moment after the reply.
+        eventually("the whole record", || async {
+            let path = format!("/api/chat/streams/{stream}?protocol=ai-sdk");
+            let again = api.get(&path).bearer(&person.jwt).send().await.expect_status(200);
+            assert_eq!(again.header("x-vercel-ai-ui-message-stream"), Some("v1"));
+            (again.text == reply.text).then_some(())
+        })
+        .await;
+        ask("morse").await.expect_invalid(&["protocol"]);
+    }
+
     async fn the_ai_sdk_gets_its_own_protocol(api: Api) {
         let person = api.sign_up().await;
         let messages = json!([{"id": "m1", "role": "user", "parts": [{"type": "text", "text": "Hello"}]}]);
