@@ -234,8 +234,7 @@ impl Chat {
         let system = ask.system_prompt.or(ongoing.as_ref().and_then(|ongoing| ongoing.system_prompt.clone()));
         let system = system.filter(|text| !text.is_empty());
         let bound = prompt::PER_MESSAGE + prompt::bound(&question) + system.as_deref().map_or(0, prompt::bound);
-        let likely = prompt::estimate(&question) + system.as_deref().map_or(0, prompt::estimate);
-        let longest = prompt::longest_answer(chosen.model, ask.max_tokens, likely);
+        let longest = prompt::longest_answer(chosen.model, ask.max_tokens);
         let history = match &ongoing {
             Some(ongoing) => {
                 let room = prompt::history_room(chosen.model, bound, longest, left);

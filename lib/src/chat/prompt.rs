@@ -27,25 +27,27 @@ pub fn estimate(text: &str) -> i64 {
     i64::try_from(text.len().div_ceil(4)).unwrap_or(i64::MAX)
 }
 
-/// The longest answer that a model can give to a prompt of so many tokens: prompt and answer share its window. At least
-/// one token: a prompt that does not fit is the provider's to refuse.
+/// The longest answer that a model can give to a prompt of so many tokens: prompt and answer share its window. What
+/// leaves no room for an answer worth beginning is the provider's to refuse.
 #[must_use]
 pub fn answer_room(model: &Model, prompt: i64) -> i64 {
-    (model.context_window - prompt - MARGIN).min(model.max_output_tokens).max(1)
+    (model.context_window - prompt - MARGIN).max(SHORTEST_ANSWER).min(model.max_output_tokens)
 }
 
-/// The longest answer: what the client asks for or a default, as far as there is room beside the prompt.
+/// The longest answer: what the client asks for or a default, within the model's own limit.
 #[must_use]
-pub fn longest_answer(model: &Model, asked: Option<i64>, prompt: i64) -> i64 {
+pub fn longest_answer(model: &Model, asked: Option<i64>) -> i64 {
     let default = if model.reasoning { DEFAULT_REASONED_ANSWER } else { DEFAULT_ANSWER };
-    asked.unwrap_or(default).min(answer_room(model, prompt))
+    asked.unwrap_or(default).min(model.max_output_tokens)
 }
 
 /// Bytes of history that fit beside a prompt and its answer, in the model's window and in the tokens left.
 #[must_use]
 pub fn history_room(model: &Model, prompt: i64, answer: i64, left: i64) -> i64 {
-    // Two bytes a token is what dense texts have, such as tables of numbers; most have four.
-    let window = (model.context_window - prompt - answer).max(0).saturating_mul(2);
+    // Half of the window is for the history, however long an answer is asked for. Two bytes a token is what dense texts
+    // have, such as tables of numbers; most have four.
+    let beside = answer.min(model.context_window / 2);
+    let window = (model.context_window - prompt - beside).max(0).saturating_mul(2);
     window.min((left - prompt - answer).max(0))
 }
 
@@ -86,13 +88,11 @@ mod tests {
     #[test]
     fn prompt_and_answer_share_the_window() {
         let model = Catalogue::get().unwrap().find("gpt-4").unwrap().model;
-        assert_eq!(longest_answer(model, None, 1_000), DEFAULT_ANSWER);
-        assert_eq!(longest_answer(model, None, 5_000), 8_192 - 5_000 - MARGIN);
-        assert_eq!(longest_answer(model, Some(8_192), estimate("Hi")), 8_192 - 1 - MARGIN);
-        assert_eq!(longest_answer(model, Some(50), 5_000), 50);
-        assert_eq!(longest_answer(model, None, 9_000), 1);
+        assert_eq!(answer_room(model, 1_000), 8_192 - 1_000 - MARGIN);
+        assert_eq!(answer_room(model, 9_000), SHORTEST_ANSWER);
+        assert_eq!((longest_answer(model, None), longest_answer(model, Some(50))), (DEFAULT_ANSWER, 50));
         let wide = Catalogue::get().unwrap().find("gpt-4o").unwrap().model;
-        assert_eq!(longest_answer(wide, Some(1_000_000), 100), 16_384);
+        assert_eq!((longest_answer(wide, Some(1_000_000)), answer_room(wide, 100)), (16_384, 16_384));
     }
 
     #[test]
@@ -102,6 +102,7 @@ mod tests {
         assert_eq!(history_room(model, 100, 4_096, 5_000), 804);
         assert_eq!(history_room(model, 100, 4_096, 1_000), 0);
         assert_eq!(history_room(model, 9_000, 4_096, 1_000_000), 0);
+        assert_eq!(history_room(model, 100, 8_192, 1_000_000), (8_192 - 4_196) * 2);
     }
 
     #[test]

@@ -144,14 +144,20 @@ through_both_doors! {
 async fn the_longest_answer_leaves_room_for_its_prompt() {
     let api = Api::of_router();
     let person = api.sign_up().await;
-    let message = format!("Hi {}", Uuid::now_v7());
-    let body = json!({"message": message, "model": "gpt-4", "maxTokens": 8_192});
-    api.post("/api/chat").bearer(&person.jwt).json(&body).send().await.expect_status(200);
-    let url = format!("{}/__aimock/journal", variable("LLM_URL").trim_end_matches('/'));
-    let calls: Vec<Value> = serde_json::from_str(&plain_get(&url).await).unwrap();
-    let call = calls.iter().find(|call| call["body"]["messages"].to_string().contains(&message)).unwrap();
-    let longest = call["body"]["max_tokens"].as_i64().unwrap();
-    assert!((7_000..8_150).contains(&longest), "{call}");
+    let journal = format!("{}/__aimock/journal", variable("LLM_URL").trim_end_matches('/'));
+    let (mut conversation, mut said) = (Value::Null, Vec::new());
+    for _ in 0..2 {
+        said.push(format!("Hi {}", Uuid::now_v7()));
+        let message = said.last().unwrap();
+        let body = json!({"conversationId": conversation, "message": message, "model": "gpt-4", "maxTokens": 8_192});
+        let reply = api.post("/api/chat").bearer(&person.jwt).json(&body).send().await.expect_status(200);
+        conversation = reply.body["conversationId"].clone();
+        let calls: Vec<Value> = serde_json::from_str(&plain_get(&journal).await).unwrap();
+        let messages = |call: &Value| call["body"]["messages"].to_string();
+        let call = calls.iter().find(|call| messages(call).contains(message)).unwrap();
+        assert!((7_000..8_150).contains(&call["body"]["max_tokens"].as_i64().unwrap()), "{call}");
+        assert!(said.iter().all(|message| messages(call).contains(message)), "{call}");
+    }
 }
 
 /// API Gateway of the emulator gathers a stream before it passes it on; the router does not.
