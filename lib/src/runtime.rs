@@ -3,6 +3,7 @@
 
 use std::mem;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -42,6 +43,14 @@ pub(crate) fn time_left(deadline: Option<SystemTime>, now: SystemTime) -> Durati
     deadline.and_then(|deadline| deadline.duration_since(now).ok()).unwrap_or(LONGEST_INVOCATION)
 }
 
+/// Whether something hangs that the next invocation would wait for, such as the connection of a pool that has no other.
+static SPENT: AtomicBool = AtomicBool::new(false);
+
+/// Has the sandbox end after the answer to this invocation, as a time-out would have ended it.
+pub(crate) fn end_after_answer() {
+    SPENT.store(true, Ordering::Relaxed);
+}
+
 /// Answers invocations until the sandbox ends. The next event is asked for when the work behind a reply is done.
 pub(crate) async fn answer_invocations<S>(runtime: Runtime<S>) -> Result<()>
 where
@@ -54,7 +63,12 @@ where
             async move {
                 answered.await?;
                 background::settle().await;
-                Ok::<_, lambda_runtime::Error>(())
+                if SPENT.load(Ordering::Relaxed) {
+                    return Err(lambda_runtime::Error::from(
+                        "something hangs in this sandbox: the next one begins anew",
+                    ));
+                }
+                Ok(())
             }
         })
     });

@@ -66,7 +66,11 @@ async fn one_by_one<C>(
         }
         let span = spans::message(function, &message.body);
         let handled = timeout_at(end, handle(context, message).instrument(span.clone())).await;
-        if let Err(error) = handled.unwrap_or_else(|_| Err(Error::internal("a message took too long"))) {
+        let handled = handled.unwrap_or_else(|_| {
+            runtime::end_after_answer();
+            Err(Error::internal("a message took too long"))
+        });
+        if let Err(error) = handled {
             spans::fail(&span, error.code().as_str());
             report(function, id, &error);
             tracing::error!(message.id = id, error.cause = %error, "a message could not be handled");
