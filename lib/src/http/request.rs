@@ -155,12 +155,12 @@ impl Request {
     /// 415 for another media type, 400 `invalid_json`.
     #[track_caller]
     pub fn json_object(&self) -> Result<Map<String, Value>> {
+        if self.body.is_empty() {
+            return Ok(Map::new());
+        }
         let media_type = self.header("content-type").unwrap_or_default();
         let essence = media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
         if essence != "application/json" {
-            if self.body.is_empty() {
-                return Ok(Map::new());
-            }
             return Err(Error::new(Code::UnsupportedMediaType, "Send `Content-Type: application/json`."));
         }
         match serde_json::from_slice(&self.body) {
