@@ -109,6 +109,8 @@ def check(values: dict[str, str]) -> None:
         pattern = known[name].get("AllowedPattern")
         if pattern and not re.fullmatch(pattern, value):
             raise Refused(f"{name} does not match {pattern}.")
+        if known[name]["Type"] == "Number" and not re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
+            raise Refused(f"{name} is a number, not {value}.")
         if re.search(r'["\\]', value):
             raise Refused(f"{name} has a quotation mark or a backslash, which sam would not pass on.")
     if values.get("Stage") == "local":
@@ -121,10 +123,13 @@ def check(values: dict[str, str]) -> None:
         raise Refused("MailFrom has to be of a domain that is verified in SES, which example.com never is.")
 
 
-def check_concurrency(values: dict[str, str]) -> None:
-    """Refuse what Lambda would refuse once everything else is made; a new account runs ten sandboxes at once."""
-    wanted = int(values.get("ProvisionedConcurrency", 0))
-    if not wanted:
+def check_concurrency(values: dict[str, str], before: dict[str, str]) -> None:
+    """Refuse what Lambda would refuse once everything else is made; a new account runs ten sandboxes at once.
+
+    What the stage has already is taken from the account's already.
+    """
+    wanted, has = (int(stage.get("ProvisionedConcurrency", 0)) for stage in (values, before))
+    if wanted <= has:
         return
     limits = boto3.client("lambda").get_account_settings()["AccountLimit"]
     if (free := limits["UnreservedConcurrentExecutions"]) < wanted + KEPT_FREE:
@@ -137,6 +142,15 @@ def check_concurrency(values: dict[str, str]) -> None:
 def overrides(values: dict[str, str]) -> list[str]:
     """The parameters as sam takes them: without the marks a value would end at its first space."""
     return [f'ParameterKey={name},ParameterValue="{value}"' for name, value in sorted(values.items())]
+
+
+def of_file(stage: str) -> dict[str, str]:
+    """What the stage's file says; numbers and truths as well as texts."""
+    try:
+        said = json.loads((HERE / f"{stage}.json").read_text())
+    except ValueError as error:
+        raise Refused(f"deploy/{stage}.json is no JSON: {error}.") from error
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in said.items()}
 
 
 def release(values: dict[str, str], anew: bool) -> str:
@@ -180,7 +194,7 @@ def deploy(stage: str) -> None:
     remembered = deployed(stage)
     # GradualDeployment is not remembered: the deploy before may have gone without.
     usual = {"GradualDeployment": str(declared()["GradualDeployment"]["Default"])}
-    values = (remembered or {}) | usual | json.loads((HERE / f"{stage}.json").read_text())
+    values = (remembered or {}) | usual | of_file(stage)
     plain, secret = questions(values)
     for name, text in plain.items():
         if name in OF_A_DOMAIN and not values.get("DomainName"):
@@ -188,7 +202,7 @@ def deploy(stage: str) -> None:
         default = declared()[name].get("Default", "")
         values[name] = input(f"{text} [{default}]: ").strip() or str(default)
     check(values)
-    check_concurrency(values)
+    check_concurrency(values, remembered or {})
     anew = bool(os.environ.get("ASK_SECRETS"))
     answers = {}
     if remembered is None or anew:
@@ -417,7 +431,7 @@ def migrate(stage: str, region: str) -> str:
     text = reply["Payload"].read().decode()
     if reply.get("FunctionError"):
         raise Refused(
-            f"The migration failed: {text}. The functions are new, the schema is not: see docs/operations.md."
+            f"The migration failed: {text}. The functions are deployed, the schema is as it was; docs/operations.md helps."
         )
     return text
 

@@ -238,16 +238,40 @@ class Functions:
     def get_account_settings(self):
         return {"AccountLimit": {"ConcurrentExecutions": free, "UnreservedConcurrentExecutions": free}}
 guide.boto3.client = lambda _: Functions()
-for free, wanted in ((10, "2"), (101, "2"), (102, "2"), (10, "0")):
+for free, wanted, has in ((10, "2", "0"), (101, "2", "1"), (102, "2", "0"), (10, "0", "2"), (100, "2", "2")):
     try:
-        guide.check_concurrency({"ProvisionedConcurrency": wanted})
+        guide.check_concurrency({"ProvisionedConcurrency": wanted}, {"ProvisionedConcurrency": has})
         print("good")
     except guide.Refused as refusal:
         print("102" in str(refusal))
-guide.check_concurrency({})
+guide.check_concurrency({}, {})
 """
     done = guide(script)
-    assert done.stdout.split() == ["True", "True", "good", "good"], done.stderr
+    assert done.stdout.split() == ["True", "True", "good", "good", "good"], done.stderr
+
+
+def test_a_stages_file_may_say_numbers_and_no_nonsense():
+    script = """
+import pathlib, tempfile
+guide.HERE = pathlib.Path(tempfile.mkdtemp())
+def said(text):
+    (guide.HERE / "dev.json").write_text(text)
+    try:
+        values = guide.of_file("dev")
+        guide.check(values)
+        return values
+    except guide.Refused as refusal:
+        return str(refusal).split(":")[0]
+print(json.dumps([said(text) for text in (
+    '{"ProvisionedConcurrency": 0, "GradualDeployment": true}', '{"ProvisionedConcurrency": "two"}', '{"Stage": ',
+)]))
+"""
+    done = guide(script)
+    assert json.loads(done.stdout) == [
+        {"ProvisionedConcurrency": "0", "GradualDeployment": "true"},
+        "ProvisionedConcurrency is a number, not two.",
+        "deploy/dev.json is no JSON",
+    ], done.stderr  # fmt: skip
 
 
 def test_what_was_rolled_back_is_tried_again_as_another_release():
@@ -274,7 +298,7 @@ guide.migrate = lambda *_: ""
 guide.addresses = lambda *_: ("", "")
 guide.release = lambda values, anew: "new" if anew else "old"
 guide.rolled_back = lambda _: False
-guide.check_concurrency = lambda values: None
+guide.check_concurrency = lambda *_: None
 guide.alarmed = lambda _: False
 guide.sam = lambda stage, region, values: sent.update(values)
 answers = {"Ori": "https://app.example.net", "Sen": "no-reply@example.net", "Bas": "https://clickhouse.example.net"}
@@ -673,7 +697,11 @@ def test_what_a_schedule_runs_is_tried_once():
 def test_webhooks_and_what_people_write_pass_the_firewall():
     rules = {rule["Name"]: rule for rule in cloudformation.template()["Resources"]["Firewall"]["Properties"]["Rules"]}
     aside = rules["rate"]["Statement"]["RateBasedStatement"]["ScopeDownStatement"]["NotStatement"]["Statement"]
-    matches = [item["ByteMatchStatement"] for item in aside["OrStatement"]["Statements"]]
+    method, paths = aside["AndStatement"]["Statements"]
+    # The stage bounds this method of the path alone.
+    assert method["ByteMatchStatement"]["FieldToMatch"] == {"Method": {}}
+    assert method["ByteMatchStatement"]["SearchString"] == "POST"
+    matches = [item["ByteMatchStatement"] for item in paths["OrStatement"]["Statements"]]
     assert {match["PositionalConstraint"] for match in matches} == {"EXACTLY"}
     assert {match["SearchString"] for match in matches} == {"/api/billing/webhook", "/v1/api/billing/webhook"}
     for name, texts in RULES_ON_TEXT.items():
