@@ -19,7 +19,7 @@ for (const source of SOURCES) {
 
 const shown = [];
 const page = readFileSync(PAGE, 'utf8');
-const wanted = page.replace(/(<!-- snippet: (\w+) -->\n```ts\n).*?(?=```)/gs, (_all, head, name) => {
+const wanted = page.replace(/(<!-- snippet: (\w+) -->\n```[jt]s\n).*?(?=```)/gs, (_all, head, name) => {
   shown.push(name);
   return head + snippets.get(name);
 });
@@ -30,7 +30,7 @@ if (process.argv.includes('--write')) {
   test('the frontend guide shows the code that is run', () => {
     assert.deepEqual(shown.toSorted(), [...snippets.keys()].toSorted());
     assert.equal(page, wanted);
-    assert.equal(page.match(/```ts/g).length, shown.length, 'a block of code is not taken from a test');
+    assert.equal(page.match(/```[jt]s/g).length, shown.length, 'a block of code is not taken from a test');
   });
 
   test('the security table names tests that exist', () => {
