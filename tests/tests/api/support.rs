@@ -298,6 +298,11 @@ impl Reply {
         self.headers.get(name).map(|value| value.to_str().unwrap())
     }
 
+    /// What was asked for, unless so much was asked for that the rate limit has put it off.
+    pub fn unless_limited(self) -> Option<Self> {
+        (self.status != 429).then_some(self)
+    }
+
     #[track_caller]
     pub fn expect_status(self, status: u16) -> Self {
         assert_eq!(self.status, status, "{}", self.text);
@@ -411,13 +416,15 @@ fn random_address() -> String {
 /// Waits until something is there, asking again and again.
 pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, ask: impl Fn() -> F) -> T {
     let deadline = Instant::now() + Duration::from_secs(40);
-    loop {
+    // Nobody may ask the API a hundred times a minute.
+    for pause in std::iter::repeat_n(100, 15).chain(std::iter::repeat(500)) {
         if let Some(found) = ask().await {
             return found;
         }
         assert!(Instant::now() < deadline, "waited in vain for {what}");
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::time::sleep(Duration::from_millis(pause)).await;
     }
+    unreachable!("it is asked without end")
 }
 
 /// A mail that the emulator's SES caught.

@@ -69,10 +69,9 @@ pub async fn all_handled(customer: &str) {
     let left = "SELECT to_jsonb(count(*)) FROM unnest(string_to_array($1, ',')) told (id)
         WHERE NOT EXISTS (SELECT FROM stripe_events e WHERE e.id = told.id AND e.processed_at IS NOT NULL)";
     eventually("Stripe's events to be handled", || async {
-        let events = replica::get("/v1/events?limit=100").await;
-        let events = events["data"].as_array().unwrap().iter();
-        let ours = events.filter(|event| event["data"]["object"]["customer"] == customer);
-        let read = ours.filter(|event| is_read(event["type"].as_str().unwrap()));
+        let events = replica::get(&format!("/_replica/webhooks?limit=1000&customer={customer}")).await;
+        let events = events["data"].as_array().unwrap().iter().map(|event| &event["payload"]);
+        let read = events.filter(|event| is_read(event["type"].as_str().unwrap()));
         let ids: Vec<&str> = read.map(|event| event["id"].as_str().unwrap()).collect();
         (!ids.is_empty() && stores::row(left, &ids.join(",")).await == 0).then_some(())
     })

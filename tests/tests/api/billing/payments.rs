@@ -54,8 +54,8 @@ through_both_doors! {
         let completed = replica::complete(&made.text_at("/clientSecret"), "pm_card_visa").await;
         assert_eq!(completed["status"], "succeeded", "{completed}");
         let paid = eventually("the payment", || async {
-            let list = api.get("/api/billing/payments").bearer(&person.jwt).send().await.expect_status(200);
-            let found = list.body["payments"][0].clone();
+            let list = api.get("/api/billing/payments").bearer(&person.jwt).send().await.unless_limited()?;
+            let found = list.expect_status(200).body["payments"][0].clone();
             (found["status"] == "succeeded").then_some(found)
         })
         .await;

@@ -29,8 +29,8 @@ async fn price_of_the_house() -> String {
 
 async fn until(api: &Api, person: &Person, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
     eventually(what, || async {
-        let list = api.get("/api/subscriptions").bearer(&person.jwt).send().await.expect_status(200);
-        let found = list.body["subscriptions"][0].clone();
+        let list = api.get("/api/subscriptions").bearer(&person.jwt).send().await.unless_limited()?;
+        let found = list.expect_status(200).body["subscriptions"][0].clone();
         holds(&found).then_some(found)
     })
     .await

@@ -40,7 +40,8 @@ async fn check_out(sandbox: &mut Sandbox, person: &Person) {
 /// The newest subscription, once it has that status.
 async fn newest(api: &Api, person: &Person, status: &str) -> Value {
     eventually(&format!("the status {status}"), || async {
-        let list = api.get("/api/billing/subscriptions").bearer(&person.jwt).send().await.expect_status(200);
+        let list = api.get("/api/billing/subscriptions").bearer(&person.jwt).send().await.unless_limited()?;
+        let list = list.expect_status(200);
         let newest = list.body["subscriptions"][0].clone();
         (newest["status"] == status).then_some(newest)
     })

@@ -67,7 +67,13 @@ async function stored(chat) {
   return (await response.json()).messages;
 }
 
-const pause = () => new Promise((done) => setTimeout(done, 20));
+/** Waits until something holds of a chat, unless its answer fails. */
+async function until(chat, holds) {
+  for (const deadline = Date.now() + 30_000; !holds(); ) {
+    assert.ok(chat.status !== 'error' && Date.now() < deadline, `waited in vain: ${chat.status} ${chat.error}`);
+    await new Promise((done) => setTimeout(done, 20));
+  }
+}
 
 const chat = new Chat(`chat-${Date.now()}`);
 await chat.sendMessage({ text: 'Hello' });
@@ -108,7 +114,7 @@ assert.deepEqual([reloaded.status, reloaded.messages.length], ['ready', 0]);
 
 const slow = new Chat(`slow-${Date.now()}`);
 const sent = slow.sendMessage({ text: 'AIMOCK:slow' });
-while (slow.status !== 'streaming') await pause();
+await until(slow, () => slow.status === 'streaming');
 const tab = new Chat(slow.id);
 await Promise.all([sent, tab.resumeStream()]);
 assert.equal(tab.lastText, slow.lastText);
@@ -130,7 +136,7 @@ globalThis.fetch = async (...request) => {
 };
 const torn = new Chat(`torn-${Date.now()}`);
 const half = torn.sendMessage({ text: 'AIMOCK:slow' });
-while (torn.messages.length < 2 || torn.lastText === '') await pause();
+await until(torn, () => torn.messages.length === 2 && torn.lastText !== '');
 lost = true;
 await half;
 assert.deepEqual([torn.status, torn.error.message], ['error', 'The connection was lost.']);
