@@ -431,7 +431,8 @@ def migrate(stage: str, region: str) -> str:
     text = reply["Payload"].read().decode()
     if reply.get("FunctionError"):
         raise Refused(
-            f"The migration failed: {text}. The functions are deployed, the schema is as it was; docs/operations.md helps."
+            f"The migration failed: {text}. "
+            "The functions are deployed, the schema is unchanged: see docs/operations.md."
         )
     return text
 
