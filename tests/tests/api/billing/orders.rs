@@ -381,7 +381,7 @@ async fn every_order_of_a_lifes_webhooks_ends_alike() {
 /// Whole lives at once, whose webhooks come signed, shuffled and twice: `LIVES` says how many.
 #[tokio::test]
 async fn lives_end_alike_however_their_webhooks_come_in() {
-    let live = async |number: usize| {
+    let live = |number: usize| async move {
         let api = Api::of_router();
         let person = api.sign_up().await;
         let customer = held(&api, &person).await;
