@@ -120,8 +120,8 @@ def _passes(name: str, command: list[str], addresses: dict[str, str]) -> bool:
         **os.environ,
         **addresses,
         "SQLX_OFFLINE": "true",
-        # Most tests wait for the stack longer than they compute.
-        "RUST_TEST_THREADS": os.environ.get("RUST_TEST_THREADS") or str(min(2 * (os.cpu_count() or 1), 8)),
+        # Most tests wait for the stack longer than they compute; of the stack there is one on any machine.
+        "RUST_TEST_THREADS": os.environ.get("RUST_TEST_THREADS") or str(min(2 * (os.cpu_count() or 1), 4)),
         # The Stripe replica brings a pytest plugin that needs a newer Python.
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         "PATH": f"{VENV / 'bin'}{os.pathsep}{os.environ['PATH']}",
