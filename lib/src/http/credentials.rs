@@ -20,7 +20,7 @@ use crate::http::validate::{Field, Invalid, Raw};
 
 /// The cookie's name.
 const COOKIE: &str = "session";
-/// Tokens whose owner is remembered for the rate limit, and ended sessions whose access tokens may still be sent.
+/// Things of a kind that a sandbox remembers.
 const REMEMBERED: usize = 256;
 
 /// A credential, as the request carries it.
@@ -107,59 +107,35 @@ pub struct Known {
 pub struct Gate {
     sessions: Sessions,
     keys: Keys,
-    owners: Owners,
-    ended: Ended,
+    /// Digests of session tokens that were proved: they let their owner's requests be counted beside the session read.
+    proved: Recent<[u8; 32]>,
+    /// Sessions that were found to have ended. None begins again, and their access tokens, of which the signature stays
+    /// good until they expire, must not use up what their former owner may ask for.
+    ended: Recent<Uuid>,
 }
 
-/// Digests of proved session tokens and their owners. Only keys for the rate limit: they let the count run beside
-/// the session read, and admit nobody.
+/// What a sandbox has found out lately. It is for the rate limit alone, and admits nobody.
 #[derive(Default)]
-struct Owners(Mutex<VecDeque<([u8; 32], Uuid)>>);
+struct Recent<T>(Mutex<VecDeque<T>>);
 
-impl Owners {
-    fn of(&self, token: &SessionToken) -> Option<Uuid> {
-        let digest = digest(token);
-        self.lock().iter().find(|(known, _)| *known == digest).map(|(_, owner)| *owner)
+impl<T: PartialEq> Recent<T> {
+    fn contains(&self, found: &T) -> bool {
+        self.lock().contains(found)
     }
 
-    fn remember(&self, token: &SessionToken) {
-        let digest = digest(token);
-        let mut owners = self.lock();
-        if !owners.iter().any(|(known, _)| *known == digest) {
-            owners.push_front((digest, token.user_id));
-            owners.truncate(REMEMBERED);
+    fn remember(&self, found: T) {
+        let mut recent = self.lock();
+        if !recent.contains(&found) {
+            recent.push_front(found);
+            recent.truncate(REMEMBERED);
         }
     }
 
-    fn forget(&self, token: &SessionToken) {
-        let digest = digest(token);
-        self.lock().retain(|(known, _)| *known != digest);
+    fn forget(&self, found: &T) {
+        self.lock().retain(|known| known != found);
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<([u8; 32], Uuid)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Sessions that were found to have ended. None begins again, and their access tokens, of which the signature stays
-/// good until they expire, must not use up what their former owner may ask for.
-#[derive(Default)]
-struct Ended(Mutex<VecDeque<Uuid>>);
-
-impl Ended {
-    fn contains(&self, session: Uuid) -> bool {
-        self.lock().contains(&session)
-    }
-
-    fn remember(&self, session: Uuid) {
-        let mut ended = self.lock();
-        if !ended.contains(&session) {
-            ended.push_front(session);
-            ended.truncate(REMEMBERED);
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Uuid>> {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<T>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -175,7 +151,7 @@ impl Gate {
     /// When one is missing.
     pub async fn init() -> Result<Self> {
         let (sessions, keys) = (Sessions::from_env()?, Keys::init().await?);
-        Ok(Self { sessions, keys, owners: Owners::default(), ended: Ended::default() })
+        Ok(Self { sessions, keys, proved: Recent::default(), ended: Recent::default() })
     }
 
     /// What a credential proves without asking the table: by a signature, unless this sandbox has found the session
@@ -186,12 +162,12 @@ impl Gate {
             Credential::Jwt(token) => self.keys.verify(token).map_or_else(
                 |_| Known::default(),
                 |claims| {
-                    let owner = (!self.ended.contains(claims.sid)).then_some(claims.sub);
+                    let owner = (!self.ended.contains(&claims.sid)).then_some(claims.sub);
                     Known { owner, session: Some(claims.sid) }
                 },
             ),
             Credential::Cookie(token) | Credential::Session(token) => {
-                Known { owner: self.owners.of(token), session: None }
+                Known { owner: self.proved.contains(&digest(token)).then_some(token.user_id), session: None }
             }
             Credential::Malformed => Known::default(),
         }
@@ -218,9 +194,9 @@ impl Gate {
             Credential::Cookie(token) | Credential::Session(token) => {
                 let session = self.sessions.authenticate(token).await;
                 match &session {
-                    Ok(_) => self.owners.remember(token),
+                    Ok(_) => self.proved.remember(digest(token)),
                     // Whoever goes on sending it must not use up what its former owner may ask for.
-                    Err(error) if is_unauthorized(error) => self.owners.forget(token),
+                    Err(error) if is_unauthorized(error) => self.proved.forget(&digest(token)),
                     Err(_) => {}
                 }
                 session?
@@ -354,12 +330,16 @@ mod tests {
         ));
     }
 
+    fn gate() -> Gate {
+        let keys = Keys::derive(&["seed"]).unwrap();
+        Gate { sessions: Sessions::never_asked(), keys, proved: Recent::default(), ended: Recent::default() }
+    }
+
     #[test]
     fn an_access_token_has_an_owner_until_its_session_is_found_ended() {
-        let keys = Keys::derive(&["seed"]).unwrap();
+        let gate = gate();
         let (user, sessions) = (Uuid::now_v7(), [Uuid::now_v7(), Uuid::now_v7()]);
-        let tokens = sessions.map(|session| keys.sign(user, session, clock::now()).unwrap().token);
-        let gate = Gate { sessions: Sessions::never_asked(), keys, owners: Owners::default(), ended: Ended::default() };
+        let tokens = sessions.map(|session| gate.keys.sign(user, session, clock::now()).unwrap().token);
         let owner = |token: &str| gate.recognize(&Credential::Jwt(token.to_owned())).owner;
         assert_eq!((owner(&tokens[0]), owner(&tokens[1])), (Some(user), Some(user)));
         gate.ended.remember(sessions[0]);
@@ -368,12 +348,13 @@ mod tests {
 
     #[test]
     fn a_token_has_an_owner_until_it_is_refused() {
+        let gate = gate();
         let token = |byte| SessionToken::parse(&format!("{PREFIX}{}", crypto::base64url(&[byte; 68]))).unwrap();
-        let owners = Owners::default();
-        owners.remember(&token(1));
-        owners.remember(&token(2));
-        assert_eq!(owners.of(&token(1)), Some(token(1).user_id));
-        owners.forget(&token(1));
-        assert_eq!((owners.of(&token(1)), owners.of(&token(2))), (None, Some(token(2).user_id)));
+        let owner = |byte| gate.recognize(&Credential::Session(token(byte))).owner;
+        gate.proved.remember(digest(&token(1)));
+        gate.proved.remember(digest(&token(2)));
+        assert_eq!(owner(1), Some(token(1).user_id));
+        gate.proved.forget(&digest(&token(1)));
+        assert_eq!((owner(1), owner(2)), (None, Some(token(2).user_id)));
     }
 }
