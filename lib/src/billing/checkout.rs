@@ -6,6 +6,7 @@ use uuid::Uuid;
 use crate::billing::plan::Plan;
 use crate::billing::service::Billing;
 use crate::billing::stripe::Failure;
+use crate::billing::subscription;
 use crate::error::{Code, Error, Result};
 use crate::telemetry::trace::TraceContext;
 
@@ -17,9 +18,9 @@ impl Billing {
     pub async fn checkout(&self, user_id: Uuid, plan: Plan, trace: &TraceContext) -> Result<String> {
         let customer = self.customer(user_id).await?;
         let transaction = self.begin_for(user_id, trace).await?;
-        let (mut transaction, _) = self.refuse_second(transaction, user_id, &customer, None).await?;
-        let trial = self.begins_with_trial(&mut transaction, user_id).await?;
-        transaction.commit().await?;
+        let mut standing = self.refuse_second(transaction, user_id, &customer, None).await?;
+        let first = !standing.has_subscribed && subscription::is_first(&mut standing.transaction, user_id).await?;
+        standing.transaction.commit().await?;
         let mut form = vec![
             ("mode", "subscription".to_owned()),
             ("customer", customer),
@@ -28,10 +29,9 @@ impl Billing {
             ("success_url", format!("{}/billing?checkout=success", self.app_url)),
             ("cancel_url", format!("{}/billing?checkout=canceled", self.app_url)),
         ];
-        if trial {
+        if first {
             let without_card = "subscription_data[trial_settings][end_behavior][missing_payment_method]";
-            form.push(("subscription_data[trial_period_days]", self.trial_days.to_string()));
-            form.push((without_card, "cancel".to_owned()));
+            form.extend(self.trial("subscription_data[trial_period_days]", without_card));
         }
         url(&self.stripe.post("/checkout/sessions", &form, &format!("checkout-{}", Uuid::now_v7())).await?)
     }

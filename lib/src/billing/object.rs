@@ -100,6 +100,12 @@ impl Subscription {
         }
     }
 
+    /// Whether it has ever begun.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        !matches!(self.status.as_str(), "incomplete" | "incomplete_expired")
+    }
+
     /// Whether it has begun and not ended.
     #[must_use]
     pub fn runs(&self) -> bool {

@@ -113,6 +113,26 @@ pub async fn list(
     Ok(page::split(shown, limit, |last| Cursor { at: last.created_at, id: last.id }))
 }
 
+/// Where somebody stands who has no subscription that goes on.
+pub(crate) struct Unsubscribed {
+    pub(crate) transaction: Transaction,
+    /// What an earlier try of the same request has made.
+    pub(crate) made: Option<String>,
+    /// Whether a subscription has begun before, by Stripe's list: the mirror may not have been told.
+    pub(crate) has_subscribed: bool,
+}
+
+/// Whether nothing of the user's is known to have begun. The user's lock is held.
+pub(crate) async fn is_first(transaction: &mut Transaction, user_id: Uuid) -> Result<bool> {
+    let first = sqlx::query_scalar!(
+        r#"SELECT NOT EXISTS (SELECT FROM billing_customers WHERE user_id = $1 AND trial_used_at IS NOT NULL)
+               AND NOT EXISTS (SELECT FROM subscriptions
+                   WHERE user_id = $1 AND status NOT IN ('incomplete', 'incomplete_expired')) AS "first!""#,
+        user_id,
+    );
+    Ok(first.fetch_one(transaction.connection()).await?)
+}
+
 impl Billing {
     /// All that a customer ever subscribed to, at Stripe.
     pub(crate) async fn subscriptions_of(&self, customer: &str) -> Result<Vec<object::Subscription>> {
@@ -129,11 +149,13 @@ impl Billing {
         user_id: Uuid,
         customer: &str,
         made_by: Option<&str>,
-    ) -> Result<(Transaction, Option<String>)> {
+    ) -> Result<Unsubscribed> {
+        let all = self.subscriptions_of(customer).await?;
+        let has_subscribed = all.iter().any(|found| found.priced.is_some() && found.has_begun());
         let mut taken = false;
-        for found in self.subscriptions_of(customer).await? {
+        for found in all {
             if made_by.is_some_and(|work| found.is_of(work)) {
-                return Ok((transaction, Some(found.id)));
+                return Ok(Unsubscribed { transaction, made: Some(found.id), has_subscribed });
             }
             if found.is_over() {
                 continue;
@@ -149,7 +171,7 @@ impl Billing {
             transaction.commit().await?;
             return Err(Error::new(Code::AlreadySubscribed, "Change or cancel the subscription that there is."));
         }
-        Ok((transaction, None))
+        Ok(Unsubscribed { transaction, made: None, has_subscribed })
     }
 
     /// Subscribes a user, once for all tries of the same request. With a payment method the first payment is made
@@ -168,10 +190,14 @@ impl Billing {
         let customer = self.customer(user_id).await?;
         let work = work.to_string();
         let transaction = self.begin_for(user_id, trace).await?;
-        let (mut transaction, made) = self.refuse_second(transaction, user_id, &customer, Some(&work)).await?;
-        let id = match made {
+        let standing = self.refuse_second(transaction, user_id, &customer, Some(&work)).await?;
+        let mut transaction = standing.transaction;
+        let id = match standing.made {
             Some(id) => id,
-            None => self.create(&mut transaction, user_id, &customer, plan, method, &work).await?,
+            None => {
+                let first = !standing.has_subscribed && is_first(&mut transaction, user_id).await?;
+                self.create(&customer, plan, method, first, &work).await?
+            }
         };
         let mirrored = self.mirror_subscription(&mut transaction, user_id, &id).await?;
         let (shown, now) = mirrored.ok_or_else(|| Error::internal("Stripe lost the subscription that it made"))?;
@@ -182,11 +208,10 @@ impl Billing {
 
     async fn create(
         &self,
-        transaction: &mut Transaction,
-        user_id: Uuid,
         customer: &str,
         plan: Plan,
         method: Option<&PaymentMethod>,
+        first: bool,
         work: &str,
     ) -> Result<String> {
         let mut form = vec![
@@ -208,9 +233,8 @@ impl Billing {
             }
             None => form.push(("payment_behavior", "default_incomplete".to_owned())),
         }
-        if self.begins_with_trial(transaction, user_id).await? {
-            form.push(("trial_period_days", self.trial_days.to_string()));
-            form.push(("trial_settings[end_behavior][missing_payment_method]", "cancel".to_owned()));
+        if first {
+            form.extend(self.trial("trial_period_days", "trial_settings[end_behavior][missing_payment_method]"));
         }
         match self.stripe.post("/subscriptions", &form, &format!("subscribe-{work}")).await {
             // Whether it was made, Stripe knows.
@@ -223,19 +247,13 @@ impl Billing {
         }
     }
 
-    /// Whether what the user subscribes to now begins with a trial: nothing of theirs has ever begun. The user's lock
-    /// is held.
-    pub(crate) async fn begins_with_trial(&self, transaction: &mut Transaction, user_id: Uuid) -> Result<bool> {
-        if self.trial_days <= 0 {
-            return Ok(false);
+    /// The form fields, by their names, of the trial that a first subscription begins with, if there is one. It ends
+    /// the subscription if there is no card by then.
+    pub(crate) fn trial(&self, days: &'static str, without_card: &'static str) -> Vec<(&'static str, String)> {
+        match self.trial_days {
+            ..=0 => Vec::new(),
+            given => vec![(days, given.to_string()), (without_card, "cancel".to_owned())],
         }
-        let first = sqlx::query_scalar!(
-            r#"SELECT NOT EXISTS (SELECT FROM billing_customers WHERE user_id = $1 AND trial_used_at IS NOT NULL)
-               AND NOT EXISTS (SELECT FROM subscriptions
-                   WHERE user_id = $1 AND status NOT IN ('incomplete', 'incomplete_expired')) AS "first!""#,
-            user_id,
-        );
-        Ok(first.fetch_one(transaction.connection()).await?)
     }
 
     /// What the client completes the first payment with.

@@ -200,3 +200,22 @@ async fn a_first_payment_that_is_not_made_expires() {
     let made = api.post("/api/billing/subscriptions").bearer(&life.person.jwt).json(&body).send().await;
     assert_eq!(made.expect_status(201).body["subscription"]["status"], "active");
 }
+
+/// Stripe's own list counts, too: its messages may all have been lost.
+#[tokio::test]
+async fn whoever_has_had_a_trial_at_stripe_gets_no_second_one() {
+    let mut sandbox = with_trials("billing-create-subscription");
+    let api = Api::of_router();
+    let person = api.sign_up().await;
+    let made = subscribe(&mut sandbox, &person, json!({"plan": "pro", "paymentMethodId": "pm_card_visa"}));
+    assert_eq!(made["status"], "trialing");
+    let path = format!("/api/billing/subscriptions/{}?immediately=true", made["id"].as_str().unwrap());
+    api.delete(&path).bearer(&person.jwt).send().await.expect_status(200);
+    mail_to(&person.email, "Your subscription has ended", 1).await;
+    let forgotten = "WITH gone AS (DELETE FROM subscriptions WHERE user_id = $1::uuid RETURNING id)
+                     UPDATE billing_customers SET trial_used_at = NULL WHERE user_id = $1::uuid
+                     RETURNING (SELECT to_jsonb(count(*)) FROM gone)";
+    assert_eq!(stores::row(forgotten, &person.id).await, 1);
+    let again = subscribe(&mut sandbox, &person, json!({"plan": "pro", "paymentMethodId": "pm_card_visa"}));
+    assert_eq!((&again["status"], &again["trialEnd"]), (&json!("active"), &Value::Null));
+}
