@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::analytics::block::Rows;
 use crate::analytics::delivery::{Events, Record};
@@ -18,6 +18,8 @@ use crate::store::queue::{DeadLetter, Queue};
 /// Writing is tried again for so long before the messages go back to the queue.
 const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_secs(1);
+/// Counting what is given up may take so long, of what is left for the answer.
+const LONGEST_NOTE: Duration = Duration::from_secs(1);
 
 /// What the worker needs.
 pub struct Ingest {
@@ -29,7 +31,7 @@ pub struct Ingest {
 
 impl Ingest {
     /// Reads secrets and settings; connects on first use. `EVENTS_MAX_RECEIVE_COUNT` is how often SQS delivers
-    /// a message before it gives it up.
+    /// a message before it gives it up, as the template says it to both.
     ///
     /// # Errors
     /// When a variable or a secret is missing.
@@ -46,7 +48,9 @@ impl Ingest {
     /// Counts a batch before some moment; gives the ids of the messages that SQS shall deliver again.
     pub async fn batch(&self, records: &[Record<'_>], end: Instant) -> Vec<String> {
         let Events { rows, carriers, rejected } = Events::read(records, clock::millis(clock::now()));
-        let mut failed = self.reject(&rejected).await;
+        // Where this takes too long, what was rejected is delivered again, and rejected again.
+        let all = || rejected.iter().map(|(record, _)| record.id().to_owned()).collect();
+        let mut failed = timeout_at(end, self.reject(&rejected)).await.unwrap_or_else(|_| all());
         let written = timeout_at(end, self.write(&rows)).await;
         match written.unwrap_or_else(|_| Err(Error::unavailable("a store does not answer in time"))) {
             Ok(written) => tracing::info!(
@@ -58,7 +62,9 @@ impl Ingest {
             ),
             Err(error) => {
                 tracing::error!(events.received = carriers.len(), error.cause = %error, "events could not be written");
-                self.note_given_up(&carriers).await;
+                if timeout(LONGEST_NOTE, self.note_given_up(&carriers)).await.is_err() {
+                    tracing::error!("messages that are given up were not counted in time");
+                }
                 failed.extend(carriers.iter().map(|record| record.id().to_owned()));
             }
         }

@@ -226,7 +226,7 @@ impl Accounts {
             keys,
             blocklist: Blocklist::from_env()?,
             require_verification: config::parsed("REQUIRE_EMAIL_VERIFICATION", verification_default)?,
-            admins: config::list("ADMIN_EMAILS").into_iter().map(|email| email.to_lowercase()).collect(),
+            admins: admins_from_env()?,
         })
     }
 
@@ -277,11 +277,10 @@ impl Accounts {
         let user = row.user()?;
         transaction.publish(Event::about(&visit.subject(user.id, user.plan), "user.signup").with("method", "password"));
         transaction.send_mail(&Mail::new(Message::VerifyEmail, Recipient::User(user.id)))?;
+        transaction.commit().await?;
         if self.require_verification {
-            transaction.commit().await?;
             return Ok(SignUp::VerificationRequired);
         }
-        transaction.commit().await?;
         self.start_session(user, visit).await.map(|signed_in| SignUp::SignedIn(Box::new(signed_in)))
     }
 
@@ -346,7 +345,11 @@ impl Accounts {
         let version = row.map_or(1, |row| row.password_version);
         let account = format!("{}#{version}", email.as_str());
         let attempt = self.limits.signin(&account, visit.ip, clock::now()).await?;
-        let verified = password::verify(password.clone(), row.map(|row| row.password_hash.clone())).await?;
+        let verified = password::verify(password.clone(), row.map(|row| row.password_hash.clone())).await;
+        let verified = match verified {
+            Ok(verified) => verified,
+            Err(error) => return self.limits.settle(attempt, Err(error)).await,
+        };
         let Some(row) = row.filter(|_| verified.matches) else {
             tokio::time::sleep(attempt.delay()).await;
             return Err(wrong_credentials());
@@ -391,8 +394,11 @@ impl Accounts {
         self.tokens.consume(token, Purpose::VerifyEmail, now).await?;
         transaction.publish(Event::about(&visit.subject(user.id, user.plan), "user.email_verified"));
         transaction.commit().await?;
-        if user.role == Role::Admin {
-            self.issuer.sessions.set_role(user.id, Role::Admin).await?;
+        // The link is used up: whatever happens now, the address is proved and the next session is an admin's.
+        if user.role == Role::Admin
+            && let Err(error) = self.issuer.sessions.set_role(user.id, Role::Admin).await
+        {
+            tracing::warn!(error.cause = %error, "an admin's sessions keep their role until the next sign-in");
         }
         Ok(user)
     }
@@ -500,6 +506,15 @@ impl Accounts {
         let access_token = self.keys.sign(user.id, session.id, clock::now())?;
         Ok(SignedIn { user, session, session_token, access_token })
     }
+}
+
+/// The addresses of `ADMIN_EMAILS`, as accounts have them.
+fn admins_from_env() -> Result<Vec<String>> {
+    let parse = |address: String| match Email::parse_text(&address) {
+        Ok(email) => Ok(email.as_str().to_owned()),
+        Err(_) => Err(Error::internal("environment variable ADMIN_EMAILS holds something that is no address")),
+    };
+    config::list("ADMIN_EMAILS").into_iter().map(parse).collect()
 }
 
 async fn commit_mail(mut transaction: Transaction, message: Message, email: &Email) -> Result<()> {

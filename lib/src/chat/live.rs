@@ -241,7 +241,7 @@ impl Streams {
         Ok(State::of(&reply.attributes.unwrap_or_default())?.wish)
     }
 
-    /// Asks a stream to end. One that has ended is not asked.
+    /// Asks a stream to end; one that has ended takes no notice.
     ///
     /// # Errors
     /// 404 when there is none, or it is another's.
@@ -324,8 +324,7 @@ impl Streams {
         time_left: Duration,
     ) -> Result<Option<Chunks>> {
         let state = self.state(user_id, stream_id).await?;
-        let nothing_left = state.done && after.is_some_and(|after| after >= state.last);
-        if nothing_left || is_dead(&state) && after.is_some_and(|after| after >= state.last) {
+        if (state.done || is_dead(&state)) && after.is_some_and(|after| after >= state.last) {
             return Ok(None);
         }
         Ok(Some(self.follow(stream_id, after.unwrap_or(0), protocol, time_left)))
@@ -351,7 +350,10 @@ impl Streams {
         for wait in [Duration::ZERO, FIRST_LINGER * 2] {
             sleep(wait).await;
             let Some(stream_id) = self.latest(user_id, name).await? else { continue };
-            let Ok(state) = self.state(user_id, stream_id).await else { continue };
+            let state = match self.state(user_id, stream_id).await {
+                Err(error) if error.code() == Code::NotFound => continue,
+                state => state?,
+            };
             if !state.delivered && !is_dead(&state) {
                 return Ok(Some(self.follow(stream_id, 0, protocol, time_left)));
             }

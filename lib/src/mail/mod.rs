@@ -1,10 +1,15 @@
 //! Mails: small jobs in a queue, rendered and sent by one worker.
 
 use std::fmt::Debug;
+use std::time::Duration;
 
 use aws_sdk_sesv2::Client;
+use aws_sdk_sesv2::config::Config;
 use aws_sdk_sesv2::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_sesv2::types::{Body, Content, Destination, EmailContent, Message as SesMessage};
+use aws_smithy_types::retry::RetryConfig;
+use aws_smithy_types::timeout::TimeoutConfig;
+use aws_types::SdkConfig;
 use minijinja::{Environment, context};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -73,7 +78,21 @@ pub struct Mailer {
     templates: Environment<'static>,
 }
 
-/// Subject, then the pieces that the templates are made from.
+/// SES may take so long for a mail.
+const LONGEST_SENDING: Duration = Duration::from_secs(8);
+
+/// One try of a mail: SES knows no repeated request, so a second one after a slow answer is a second mail. The queue
+/// delivers the job of a mail again that was not taken.
+fn ses_config(shared: &SdkConfig) -> Config {
+    let timeouts = TimeoutConfig::builder().operation_attempt_timeout(LONGEST_SENDING);
+    Config::from(shared)
+        .to_builder()
+        .retry_config(RetryConfig::disabled())
+        .timeout_config(timeouts.operation_timeout(LONGEST_SENDING).build())
+        .build()
+}
+
+/// Names and sources of the templates.
 const TEMPLATES: [(&str, &str); 2] = [("mail.html", include_str!("mail.html")), ("mail.txt", include_str!("mail.txt"))];
 
 impl Mailer {
@@ -90,7 +109,7 @@ impl Mailer {
         Ok(Self {
             users,
             tokens,
-            ses: Client::new(crate::aws::sdk_config()?),
+            ses: Client::from_conf(ses_config(crate::aws::sdk_config()?)),
             from: config::required("MAIL_FROM")?,
             app_url: config::required("APP_URL")?.trim_end_matches('/').to_owned(),
             templates,

@@ -48,8 +48,8 @@ where
     run_queue(function, init)
 }
 
-/// Gives the ids of the messages that were not handled. One that hangs takes nothing from those before it, whose
-/// function would be stopped before it could answer, and those after it are left to the next delivery.
+/// Gives the ids of the messages that were not handled. One that panics or hangs takes nothing from those before it,
+/// which would be handled again, and those after one that hangs are left to the next delivery.
 async fn one_by_one<C>(
     function: &'static str,
     context: &'static C,
@@ -65,11 +65,14 @@ async fn one_by_one<C>(
             continue;
         }
         let span = spans::message(function, &message.body);
-        let handled = timeout_at(end, handle(context, message).instrument(span.clone())).await;
-        let handled = handled.unwrap_or_else(|_| {
-            runtime::end_after_answer();
-            Err(Error::internal("a message took too long"))
-        });
+        let work = AssertUnwindSafe(handle(context, message)).catch_unwind().instrument(span.clone());
+        let handled = match timeout_at(end, work).await {
+            Ok(handled) => handled.unwrap_or_else(|panic| Err(Error::panicked(&*panic))),
+            Err(_) => {
+                runtime::end_after_answer();
+                Err(Error::internal("a message took too long"))
+            }
+        };
         if let Err(error) = handled {
             spans::fail(&span, error.code().as_str());
             report(function, id, &error);
@@ -266,5 +269,18 @@ mod tests {
         };
         let end = Instant::now() + Duration::from_millis(50);
         assert_eq!(one_by_one("test", &(), handle, &records, end).await, ["hangs", "left"]);
+    }
+
+    #[tokio::test]
+    async fn a_message_that_panics_fails_alone() {
+        let event = br#"{"Records": [
+            {"messageId": "first", "body": "1"}, {"messageId": "panics", "body": "2"}, {"messageId": "last", "body": "3"}
+        ]}"#;
+        let records = delivery::records(event).unwrap();
+        let handle: HandleMessage<()> = |(), message| {
+            Box::pin(async move { if message.json::<u8>()? == 2 { panic!("on purpose") } else { Ok(()) } })
+        };
+        let end = Instant::now() + Duration::from_secs(5);
+        assert_eq!(one_by_one("test", &(), handle, &records, end).await, ["panics"]);
     }
 }
