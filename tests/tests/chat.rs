@@ -11,7 +11,7 @@ use lib::auth::account::Visit;
 use lib::billing::plan::Plan;
 use lib::chat::catalogue::{Catalogue, ProviderId};
 use lib::chat::conversation::{Change, Conversations, Effort, Filter};
-use lib::chat::exchange::{Ask, Chat};
+use lib::chat::exchange::{Ask, Chat, Reply};
 use lib::chat::provider::attempt::{Patience, Providers};
 use lib::chat::provider::{Call, Cause, Failure, FinishReason, Piece, Pieces, Provider, Usage};
 use lib::chat::quota;
@@ -126,6 +126,8 @@ fn ask(user_id: Uuid, message: &str) -> Ask {
         message: Some(message.to_owned()),
         again: false,
         keeps: Vec::new(),
+        replaced: None,
+        position: None,
         conversation: Named::New,
         provider: None,
         model: None,
@@ -196,7 +198,7 @@ async fn a_hundred_at_once_spend_at_most_what_there_is() {
         let chat = chats[n % chats.len()];
         async move {
             let answer = chat.ask(ask(user, "Hello"), &visit(), TIME).await?;
-            answer.complete().await.flatten().map(drop)
+            answer.complete().await.map(drop)
         }
     }))
     .await;
@@ -234,7 +236,7 @@ async fn nothing_is_lost_or_doubled_in_two_thousand_requests_to_a_failing_provid
         async move {
             for _ in 0..250 {
                 let outcome = match chat.ask(ask(user, "Hello"), &visit(), TIME).await {
-                    Ok(answer) => answer.complete().await.flatten(),
+                    Ok(answer) => answer.complete().await,
                     Err(error) => Err(error),
                 };
                 match outcome {
@@ -276,8 +278,7 @@ async fn first_messages_under_one_client_id_end_up_in_one_conversation() {
         chat.ask(asked, &visit(), TIME).await.unwrap()
     }))
     .await;
-    let replies =
-        join_all(answers.into_iter().map(|answer| async { answer.complete().await.flatten().unwrap() })).await;
+    let replies = join_all(answers.into_iter().map(|answer| async { answer.complete().await.unwrap() })).await;
     assert!(replies.iter().all(|reply| reply.conversation_id == replies[0].conversation_id));
     for (what, number) in [("conversations", 1), ("questions", 4), ("answers", 4), ("ledger", 4)] {
         assert_eq!(count(user, what).await, number, "{what}");
@@ -290,12 +291,12 @@ async fn first_messages_under_one_client_id_end_up_in_one_conversation() {
 async fn an_answer_made_anew_takes_its_own_place_whatever_was_said_meanwhile() {
     let (journal, user) = (Arc::new(Journal::default()), new_user(0).await);
     let chat = chat(&journal, &[Part::Answer(11, 12)]);
-    let first = chat.ask(ask(user, "Hello"), &visit(), TIME).await.unwrap().complete().await.flatten().unwrap();
+    let first = chat.ask(ask(user, "Hello"), &visit(), TIME).await.unwrap().complete().await.unwrap();
     let in_it = |message: &str| Ask { conversation: Named::Id(first.conversation_id), ..ask(user, message) };
     let again = Ask { message: None, again: true, ..in_it("") };
     let anew = chat.ask(again, &visit(), TIME).await.unwrap();
-    let meanwhile = chat.ask(in_it("And then?"), &visit(), TIME).await.unwrap().complete().await.flatten().unwrap();
-    let anew = anew.complete().await.flatten().unwrap();
+    let meanwhile = chat.ask(in_it("And then?"), &visit(), TIME).await.unwrap().complete().await.unwrap();
+    let anew = anew.complete().await.unwrap();
     let answers: Vec<(i32, Uuid)> = sqlx::query_as(
         "SELECT position, id FROM messages WHERE conversation_id = $1 AND role = 'assistant' ORDER BY position",
     )
@@ -312,16 +313,15 @@ async fn an_answer_made_anew_takes_its_own_place_whatever_was_said_meanwhile() {
 async fn an_answer_that_the_client_keeps_is_not_made_anew() {
     let (journal, user) = (Arc::new(Journal::default()), new_user(0).await);
     let chat = chat(&journal, &[Part::Answer(11, 12)]);
-    let first = chat.ask(ask(user, "Go on"), &visit(), TIME).await.unwrap().complete().await.flatten().unwrap();
+    let first = chat.ask(ask(user, "Go on"), &visit(), TIME).await.unwrap().complete().await.unwrap();
     let conversation = Named::Id(first.conversation_id);
     let again = |keeps| Ask { again: true, keeps, conversation: conversation.clone(), ..ask(user, "Go on") };
     for (keeps, answers) in [(Vec::new(), 1), (vec![Uuid::now_v7()], 1)] {
-        chat.ask(again(keeps), &visit(), TIME).await.unwrap().complete().await.flatten().unwrap();
+        chat.ask(again(keeps), &visit(), TIME).await.unwrap().complete().await.unwrap();
         assert_eq!(count(user, "answers").await, answers);
     }
-    let anew = chat.ask(again(Vec::new()), &visit(), TIME).await.unwrap().complete().await.flatten().unwrap();
-    let next =
-        chat.ask(again(vec![anew.message.id]), &visit(), TIME).await.unwrap().complete().await.flatten().unwrap();
+    let anew = chat.ask(again(Vec::new()), &visit(), TIME).await.unwrap().complete().await.unwrap();
+    let next = chat.ask(again(vec![anew.message.id]), &visit(), TIME).await.unwrap().complete().await.unwrap();
     let answers: Vec<Uuid> = sqlx::query_scalar(
         "SELECT id FROM messages WHERE conversation_id = $1 AND role = 'assistant' ORDER BY position",
     )
@@ -333,11 +333,90 @@ async fn an_answer_that_the_client_keeps_is_not_made_anew() {
     assert_eq!(count(user, "questions").await, 2);
 }
 
+/// Contents in their places, beside the number that the conversation tells.
+async fn messages(conversation: Uuid) -> (Vec<(i32, String)>, i32) {
+    let pool = database().pool().clone();
+    let messages = "SELECT position, content FROM messages WHERE conversation_id = $1 ORDER BY position";
+    let messages = sqlx::query_as(messages).bind(conversation).fetch_all(&pool).await.unwrap();
+    let count = "SELECT message_count FROM conversations WHERE id = $1";
+    (messages, sqlx::query_scalar(count).bind(conversation).fetch_one(&pool).await.unwrap())
+}
+
+async fn say(chat: &'static Chat, ask: Ask) -> Reply {
+    chat.ask(ask, &visit(), TIME).await.unwrap().complete().await.unwrap()
+}
+
+/// The AI SDK drops what follows a message that is said or answered anew.
+#[tokio::test]
+async fn what_follows_an_earlier_message_that_is_replaced_is_dropped() {
+    let (journal, user) = (Arc::new(Journal::default()), new_user(0).await);
+    let chat = chat(&journal, &[Part::Answer(11, 12)]);
+    let first = say(chat, ask(user, "One")).await;
+    let in_it = |message: &str| Ask { conversation: Named::Id(first.conversation_id), ..ask(user, message) };
+    for message in ["Two", "Three", "Four"] {
+        say(chat, in_it(message)).await;
+    }
+    let stored = |questions: &[&str]| -> (Vec<(i32, String)>, i32) {
+        let contents = questions.iter().flat_map(|question| [(*question).to_owned(), "A whole answer.".to_owned()]);
+        ((0..).zip(contents).collect(), i32::try_from(questions.len()).unwrap() * 2)
+    };
+    assert_eq!(messages(first.conversation_id).await, stored(&["One", "Two", "Three", "Four"]));
+    let keeps = vec![first.message.id];
+    // What somebody says at the same time comes after it, or goes with the rest.
+    let meanwhile = chat.ask(in_it("Meanwhile"), &visit(), TIME).await.unwrap();
+    let edited = say(chat, Ask { replaced: Some(None), keeps, ..in_it("Two, edited") }).await;
+    assert_eq!(messages(first.conversation_id).await, stored(&["One", "Two, edited"]));
+    meanwhile.complete().await.unwrap();
+    assert_eq!(messages(first.conversation_id).await, stored(&["One", "Two, edited", "Meanwhile"]));
+    let anew = say(chat, Ask { replaced: Some(Some(edited.message.id)), again: true, ..in_it("Two, edited") }).await;
+    assert_ne!(anew.message.id, edited.message.id);
+    assert_eq!(messages(first.conversation_id).await, stored(&["One", "Two, edited"]));
+    // Answers that nobody knows tell no place, and words that were never said are no earlier question.
+    say(chat, Ask { replaced: Some(None), keeps: vec![Uuid::now_v7()], ..in_it("Three") }).await;
+    say(chat, Ask { replaced: Some(None), again: true, keeps: vec![first.message.id], ..in_it("Four") }).await;
+    assert_eq!(messages(first.conversation_id).await, stored(&["One", "Two, edited", "Three", "Four"]));
+    say(chat, Ask { replaced: Some(None), ..in_it("One, edited") }).await;
+    assert_eq!(messages(first.conversation_id).await, stored(&["One, edited"]));
+    assert_eq!((month(user).await, count(user, "reservations").await), ((10 * 23, 0), 0));
+}
+
+#[tokio::test]
+async fn many_edits_at_once_leave_one_conversation_in_order() {
+    let (journal, user) = (Arc::new(Journal::default()), new_user(0).await);
+    let chats: Vec<_> = (0..8).map(|_| chat(&journal, &[Part::Answer(11, 12)])).collect();
+    let first = say(chats[0], ask(user, "One")).await;
+    let conversation = Named::Id(first.conversation_id);
+    join_all(chats.iter().enumerate().flat_map(|(n, chat)| {
+        let named = |ask: Ask| Ask { conversation: conversation.clone(), ..ask };
+        let edit = Ask { replaced: Some(None), keeps: vec![first.message.id], ..named(ask(user, "Edited")) };
+        [say(chat, edit), say(chat, named(ask(user, &format!("More {n}"))))]
+    }))
+    .await;
+    let (stored, count) = messages(first.conversation_id).await;
+    assert_eq!(count, i32::try_from(stored.len()).unwrap());
+    assert!(stored.iter().zip(0..).all(|((position, _), place)| *position == place), "{stored:?}");
+    assert_eq!(month(user).await, (17 * 23, 0));
+}
+
+#[tokio::test]
+async fn a_conversation_outlives_its_model() {
+    let (journal, user) = (Arc::new(Journal::default()), new_user(0).await);
+    let chat = chat(&journal, &[Part::Answer(11, 12)]);
+    let first = say(chat, ask(user, "Hello")).await;
+    sqlx::query("UPDATE conversations SET model = 'long-gone' WHERE id = $1")
+        .bind(first.conversation_id)
+        .execute(database().pool())
+        .await
+        .unwrap();
+    let next = say(chat, Ask { conversation: Named::Id(first.conversation_id), ..ask(user, "Still there?") }).await;
+    assert_eq!(next.model, first.model);
+}
+
 #[tokio::test]
 async fn an_answer_whose_place_is_taken_leaves_nothing() {
     let (journal, user) = (Arc::new(Journal::default()), new_user(0).await);
     let chat = chat(&journal, &[Part::Answer(11, 12)]);
-    let first = chat.ask(ask(user, "Hello"), &visit(), TIME).await.unwrap().complete().await.flatten().unwrap();
+    let first = chat.ask(ask(user, "Hello"), &visit(), TIME).await.unwrap().complete().await.unwrap();
     sqlx::query(
         "INSERT INTO messages (conversation_id, position, id, role, content, terms, created_at)
          VALUES ($1, 3, $2, 'user', 'In the way', '', now())",
@@ -619,7 +698,7 @@ async fn untitled(user: Uuid, title: Result<&'static str, Cause>) -> (Uuid, Arc<
     let model = Catalogue::get().unwrap().find("gpt-4o-mini").unwrap();
     let chat: &'static Chat = Box::leak(Box::new(Chat::new(database(), providers, None).with_title_model(model)));
     let answer = chat.ask(ask(user, "What is the weather in Bern?"), &visit(), TIME).await.unwrap();
-    (answer.complete().await.flatten().unwrap().conversation_id, may_write)
+    (answer.complete().await.unwrap().conversation_id, may_write)
 }
 
 async fn title(conversation: Uuid) -> String {

@@ -22,6 +22,17 @@ impl Field for ChatId {
     }
 }
 
+/// The message that is said or answered anew, after which the client has dropped all. Answers have our ids, questions
+/// the client's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Replaced(pub Option<Uuid>);
+
+impl Field for Replaced {
+    fn parse(raw: Raw<'_>) -> Result<Self, Invalid> {
+        raw.text().map(|id| Self(Uuid::try_parse(id).ok()))
+    }
+}
+
 /// What a person said last, and the answers that came before it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LastQuestion {

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use serde::Serialize;
 use serde_json::Value;
+use sqlx::PgConnection;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -20,7 +21,7 @@ use crate::chat::prompt;
 use crate::chat::provider::attempt::{Begun, Providers};
 use crate::chat::provider::{Call, Cause, Failure, FinishReason, Piece, Pieces, Usage};
 use crate::chat::quota::{self, Quota};
-use crate::chat::record::{self, Exchange, Named, Outcome, Stored};
+use crate::chat::record::{self, Earlier, Exchange, Named, Outcome, Question, Stored};
 use crate::chat::stream::{Broken, Done, PING, Protocol, Start, StreamEvent};
 use crate::chat::title::{self, Untitled};
 use crate::clock;
@@ -68,8 +69,13 @@ pub struct Ask {
     /// Whether the last question is asked again, for another answer in the place of the last one. A question
     /// that is given along counts if it is not the last one: its first answer never came.
     pub again: bool,
-    /// Answers that the client keeps. If the last one is among them, the question is a new one, whatever its words.
+    /// Answers that the client keeps: the question stands after the last of them.
     pub keeps: Vec<Uuid>,
+    /// The message that the client has replaced and dropped all that follows, by its id if it is an answer: the question
+    /// is an earlier one in other words, or is asked `again`.
+    pub replaced: Option<Option<Uuid>>,
+    /// Where an earlier try of the same request has left the question.
+    pub position: Option<i32>,
     /// The conversation.
     pub conversation: Named,
     /// The provider, if the client cares.
@@ -144,6 +150,8 @@ pub struct Answer {
     begun: Begun,
     prompt_tokens: i64,
     trace: TraceContext,
+    stream_id: Uuid,
+    recorder: Option<Recorder>,
     started: Instant,
     ttft_ms: i64,
     deadline: Instant,
@@ -178,8 +186,15 @@ impl Chat {
     /// 404 for another's conversation, 400 `model_not_available`, 429 `quota_exceeded`, and the provider's
     /// failure by its cause; then nothing is stored and nothing spent.
     pub async fn ask(&'static self, ask: Ask, visit: &Visit, time_left: Duration) -> Result<Answer> {
+        let streams = self.streams.as_ref().filter(|_| ask.streamed);
         let (exchange, call) = self.prepare(ask, visit).await?;
         let prompt_tokens = call.prompt_tokens();
+        let stream_id = Uuid::now_v7();
+        // A thinking model may take its time: whoever reloads meanwhile finds the stream.
+        let recorder = streams.map(|streams| {
+            let subject = live::Subject { stream_id, user_id: exchange.subject.user_id, names: exchange.names() };
+            streams.record(subject)
+        });
         let started = Instant::now();
         let longest = TOTAL.min(time_left.saturating_sub(RESERVE));
         let begin = self.providers.begin(call, longest);
@@ -194,14 +209,26 @@ impl Chat {
         };
         let deadline = started + longest;
         let ttft_ms = millis(started);
-        Ok(Answer { chat: self, exchange, begun, prompt_tokens, trace: visit.trace, started, ttft_ms, deadline })
+        let trace = visit.trace;
+        Ok(Answer {
+            chat: self,
+            exchange,
+            begun,
+            prompt_tokens,
+            trace,
+            stream_id,
+            recorder,
+            started,
+            ttft_ms,
+            deadline,
+        })
     }
 
-    /// The answer that an earlier try of the same request has stored, if there is one.
+    /// What an earlier try of the same request has stored, if there is anything.
     ///
     /// # Errors
     /// 404 when it was deleted since.
-    pub async fn answered(&self, user_id: Uuid, request_id: Uuid) -> Result<Option<Reply>> {
+    pub async fn answered(&self, user_id: Uuid, request_id: Uuid) -> Result<Option<Earlier>> {
         let mut connection = self.database.pool().acquire().await?;
         record::answered(&mut connection, user_id, request_id).await
     }
@@ -210,27 +237,34 @@ impl Chat {
     async fn prepare(&self, ask: Ask, visit: &Visit) -> Result<(Exchange, Call)> {
         let asked_at = clock::now();
         let mut connection = self.database.pool().acquire().await?;
-        let (ongoing, left) = match ask.conversation {
+        let (ongoing, left) = match &ask.conversation {
             Named::New => (None, 0),
-            ref named => {
-                let setting = record::setting(&mut connection, ask.user_id, named).await?;
+            named => {
+                let mut setting = record::setting(&mut connection, ask.user_id, named).await?;
+                if setting.is_answering {
+                    // Whoever waits holds no connection.
+                    drop(connection);
+                    self.end_unwanted(&ask).await?;
+                    connection = self.database.pool().acquire().await?;
+                    setting = record::setting(&mut connection, ask.user_id, named).await?;
+                }
+                if matches!(named, Named::Id(_)) && setting.conversation.is_none() {
+                    return Err(Error::not_found("conversation"));
+                }
                 (setting.conversation, setting.left)
             }
         };
         // A provider that is named alone is asked for its default, whatever the conversation's model.
         let usual = ongoing.as_ref().filter(|_| ask.provider.is_none()).and_then(|ongoing| ongoing.model.as_deref());
+        // A conversation outlives its model.
+        let usual = usual.filter(|model| self.providers.choose(None, Some(model)).is_ok());
         let model = ask.model.as_deref().or(usual);
         let chosen = self.providers.choose(ask.provider, model)?;
-        let last = match (&ongoing, ask.again) {
-            (Some(ongoing), true) => record::last_question(&mut connection, ongoing.id).await?,
-            _ => None,
+        let anew = match &ongoing {
+            Some(ongoing) => Anew::find(&mut connection, ongoing.id, &ask).await?,
+            None => Anew::default(),
         };
-        let last = last
-            .filter(|last| ask.message.as_ref().is_none_or(|message| *message == last.content))
-            .filter(|last| !ask.keeps.contains(&last.answer_id));
-        let regenerates = last.as_ref().map(|last| last.position);
-        let question =
-            last.map(|last| last.content).or(ask.message).ok_or_else(|| Error::not_found("answer to make anew"))?;
+        let question = anew.question.or(ask.message).ok_or_else(|| Error::not_found("answer to make anew"))?;
         let system = ask.system_prompt.or(ongoing.as_ref().and_then(|ongoing| ongoing.system_prompt.clone()));
         let system = system.filter(|text| !text.is_empty());
         let bound = prompt::PER_MESSAGE + prompt::bound(&question) + system.as_deref().map_or(0, prompt::bound);
@@ -238,7 +272,7 @@ impl Chat {
         let history = match &ongoing {
             Some(ongoing) => {
                 let room = prompt::history_room(chosen.model, bound, longest, left);
-                record::history(&mut connection, ongoing.id, regenerates, room).await?
+                record::history(&mut connection, ongoing.id, anew.position, room).await?
             }
             None => Vec::new(),
         };
@@ -262,7 +296,9 @@ impl Chat {
             question_id: Uuid::now_v7(),
             asked_at,
             answer_id: Uuid::now_v7(),
-            regenerates,
+            regenerates: anew.position,
+            edits: anew.edits,
+            cuts: ask.replaced.is_some() && anew.position.is_some(),
             requested_model: ask.model.unwrap_or_else(|| chosen.model.id.clone()),
             chosen: chosen.clone(),
             streamed: ask.streamed,
@@ -271,6 +307,20 @@ impl Chat {
         };
         let call = Call { choice: chosen, system, turns, max_tokens, temperature: ask.temperature };
         Ok((exchange, call))
+    }
+
+    /// Has an answer under way in the conversation end and stored that nobody wants any more: what is said now comes
+    /// after it.
+    async fn end_unwanted(&self, ask: &Ask) -> Result<()> {
+        let name = match &ask.conversation {
+            Named::New => return Ok(()),
+            Named::Id(id) => id.to_string(),
+            Named::Client(name) => name.clone(),
+        };
+        match &self.streams {
+            Some(streams) => streams.end_unwanted(ask.user_id, &name, ask.again).await,
+            None => Ok(()),
+        }
     }
 
     /// Releases what was reserved. If that fails the sweep does it, and the client still learns what happened.
@@ -296,6 +346,47 @@ impl Chat {
                 outcome => return outcome,
             }
         }
+    }
+}
+
+/// The place of what is made anew, if anything is.
+#[derive(Default)]
+struct Anew {
+    position: Option<i32>,
+    /// The question that stands there.
+    question: Option<String>,
+    /// Whether it is asked in other words.
+    edits: bool,
+}
+
+impl Anew {
+    async fn find(connection: &mut PgConnection, conversation: Uuid, ask: &Ask) -> Result<Self> {
+        if ask.position.is_some() && ask.message.is_some() {
+            return Ok(Self { position: ask.position, ..Self::default() });
+        }
+        let edits = ask.replaced.is_some() && !ask.again;
+        if edits {
+            let earlier = record::question_after(connection, conversation, &ask.keeps).await?;
+            return Ok(Self { position: earlier.map(|earlier| earlier.position), question: None, edits });
+        }
+        if !ask.again {
+            return Ok(Self::default());
+        }
+        let is_meant = |found: &Question| {
+            // The first answer to a question that is given along may never have come.
+            ask.message.as_ref().is_none_or(|message| *message == found.content)
+                && !ask.keeps.contains(&found.answer_id)
+        };
+        let found = match ask.replaced {
+            Some(Some(answer)) => record::question_of(connection, conversation, answer).await?,
+            Some(None) if !ask.keeps.is_empty() => record::question_after(connection, conversation, &ask.keeps).await?,
+            _ => record::last_question(connection, conversation).await?,
+        };
+        Ok(found.filter(is_meant).map_or_else(Self::default, |found| Self {
+            position: Some(found.position),
+            question: Some(found.content),
+            edits: false,
+        }))
     }
 }
 
@@ -334,41 +425,40 @@ impl Produced {
 }
 
 impl Answer {
-    /// The whole answer, stored; or the provider's failure if the answer breaks off. What was produced is kept and
-    /// billed then, like a stream's, and the problem says where it is.
+    /// The whole answer, stored.
     ///
     /// # Errors
-    /// When the answer could not be stored: whether it was is not known, since the database's reply may have been lost.
-    pub async fn complete(mut self) -> Result<Result<Reply>> {
+    /// The provider's failure if the answer breaks off: what was produced is kept and billed then, like a stream's, and
+    /// the problem says where it is. And when the answer could not be stored: whether it was is not known, since the
+    /// database's reply may have been lost.
+    pub async fn complete(mut self) -> Result<Reply> {
         let mut reader = Reader::default();
         let produced = self.generate(&mut reader).await;
         let failure = produced.failure.clone();
         let outcome = self.outcome(produced);
         let stored = self.chat.store(&self.exchange, &outcome, &self.trace).await?;
         entitle(self.chat, &self.exchange, &stored, &outcome.text);
-        Ok(match failure {
+        match failure {
             None => Ok(self.reply(outcome, &stored)),
             Some(failure) => Err(Error::from(failure)
                 .with("conversationId", stored.conversation_id.to_string().into())
                 .with("messageId", self.exchange.answer_id.to_string().into())),
-        })
+        }
     }
 
     /// The answer as it comes. It is produced and stored whether or not it is read to the end.
     pub fn stream(mut self, protocol: Protocol, ticket: Option<Ticket>) -> Chunks {
         let (sender, receiver) = unbounded_channel();
-        let stream_id = Uuid::now_v7();
         let start = StreamEvent::Start(Start {
-            stream_id,
+            stream_id: self.stream_id,
             conversation_id: self.exchange.conversation_id,
             message_id: self.exchange.answer_id,
             provider: self.begun.choice.model.provider.to_string(),
             model: self.begun.choice.model.id.clone(),
             fallback_from: self.begun.fallback_from.map(|provider| provider.to_string()),
         });
-        let subject = live::Subject { stream_id, user_id: self.exchange.subject.user_id, names: self.exchange.names() };
-        let recorder = self.chat.streams.as_ref().map(|streams| streams.record(subject));
-        let mut reader = Reader { sink: Some(sender), protocol, last_id: 0, recorder, left: None };
+        let mut reader =
+            Reader { sink: Some(sender), protocol, last_id: 0, recorder: self.recorder.take(), left: None };
         background::spawn(async move {
             reader.send(start.clone());
             let produced = self.generate(&mut reader).await;
@@ -534,8 +624,7 @@ impl Reader {
         self.last_id += 1;
         self.write(self.protocol.encode(self.last_id, &event));
         if let Some(recorder) = &self.recorder {
-            let delivered = self.sink.as_ref().is_some_and(live::arrives);
-            recorder.event(self.last_id, event, delivered);
+            recorder.event(self.last_id, event, self.sink.as_ref());
         }
     }
 

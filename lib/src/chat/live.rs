@@ -28,12 +28,16 @@ const LINGER: Duration = Duration::from_millis(250);
 const FIRST_LINGER: Duration = Duration::from_millis(50);
 /// Tries to write down how a stream ended.
 const LAST_TRIES: u32 = 3;
+/// A stream without events is made known after so long.
+const SILENT_LINGER: Duration = Duration::from_millis(300);
 /// How often the state is looked at while nothing happens.
 const LOOK: Duration = Duration::from_secs(1);
 /// How often a reader looks for more.
 const POLL: Duration = Duration::from_millis(150);
 /// How often a reader says that it is there.
 const PRESENCE: Duration = Duration::from_secs(5);
+/// An answer that shall end is waited for so long.
+const LONGEST_ENDING: Duration = Duration::from_secs(5);
 /// A silent reader's connection is kept open.
 const PING_AFTER: Duration = Duration::from_secs(15);
 /// A running stream whose function has not written for so long is dead.
@@ -74,6 +78,7 @@ struct State {
     last: u64,
     done: bool,
     delivered: bool,
+    is_unread: bool,
     expires: i64,
 }
 
@@ -87,6 +92,7 @@ impl State {
             last: u64::try_from(get_number(item, "last_id")?).map_err(Error::internal)?,
             done: flag("is_done"),
             delivered: flag("is_delivered"),
+            is_unread: flag("is_unread"),
             expires: get_number(item, "expires")?,
         })
     }
@@ -107,7 +113,7 @@ impl Streams {
         Ok(Self { table: Table::from_env("STREAMS_TABLE")? })
     }
 
-    /// Begins to write a stream down, beside the work of its function.
+    /// Begins to write a stream down, beside the work of its function. A stream that ends without an event is none.
     #[must_use]
     pub fn record(&self, subject: Subject) -> Recorder {
         let (events, receiver) = unbounded_channel();
@@ -124,16 +130,24 @@ impl Streams {
         wishes: watch::Sender<Wish>,
     ) {
         let mut unwritten = Unwritten::default();
-        let (mut begun, mut over, mut last_tries) = (false, false, LAST_TRIES);
+        let (mut begun, mut over, mut is_empty, mut last_tries) = (false, false, true, LAST_TRIES);
         while !over || (unwritten.is_any() && last_tries > 0) {
             if over {
                 last_tries -= 1;
                 sleep(LOOK).await;
             } else {
-                match timeout(LOOK, receiver.recv()).await {
+                let wait = if begun { LOOK } else { SILENT_LINGER };
+                match timeout(wait, receiver.recv()).await {
                     Ok(Some(first)) => {
+                        is_empty = false;
                         let linger = if begun { LINGER } else { FIRST_LINGER };
                         over = gather(first, &mut unwritten.batch, &mut receiver, linger).await;
+                    }
+                    Ok(None) if is_empty => {
+                        if begun {
+                            self.forget(&subject).await;
+                        }
+                        return;
                     }
                     Ok(None) => over = true,
                     Err(_) => {}
@@ -170,6 +184,7 @@ impl Streams {
             .item("last_id", number(progress.last))
             .item("is_done", AttributeValue::Bool(progress.done))
             .item("is_delivered", AttributeValue::Bool(progress.delivered))
+            .item("is_unread", AttributeValue::Bool(progress.unread))
             .item("expires", progress.expires());
         let names = subject.names.iter().map(|name| {
             PutRequest::builder()
@@ -197,6 +212,18 @@ impl Streams {
             return Err(Error::internal("the table did not take all of a stream's first items"));
         }
         Ok(Wish::default())
+    }
+
+    /// Deletes the state of a stream that came to nothing, and the names that lead to it.
+    async fn forget(&self, subject: &Subject) {
+        let names = subject.names.iter().map(|name| name_key(subject.user_id, name));
+        for key in names.chain([subject.stream_id.to_string()]) {
+            let delete = self.table.client().delete_item().table_name(&self.table.name);
+            let deleted = delete.key("stream_id", text(key)).key("seq", number(0)).send().await;
+            if let Err(error) = deleted {
+                tracing::warn!(error.cause = %Error::from(error), "a stream that came to nothing was not deleted");
+            }
+        }
     }
 
     /// Writes a batch, moves the state on, and reads what others have written into it.
@@ -231,8 +258,9 @@ impl Streams {
             .return_values(ReturnValue::AllNew);
         let mut change = "SET beat_at = :beat, expires = :expires".to_owned();
         if progress.last > 0 {
-            change.push_str(", last_id = :last, is_done = :done, is_delivered = :delivered");
+            change.push_str(", last_id = :last, is_done = :done, is_delivered = :delivered, is_unread = :unread");
             update = update
+                .expression_attribute_values(":unread", AttributeValue::Bool(progress.unread))
                 .expression_attribute_values(":last", number(progress.last))
                 .expression_attribute_values(":done", AttributeValue::Bool(progress.done))
                 .expression_attribute_values(":delivered", AttributeValue::Bool(progress.delivered));
@@ -247,7 +275,15 @@ impl Streams {
     /// 404 when there is none, or it is another's.
     pub async fn stop(&self, user_id: Uuid, stream_id: Uuid) -> Result<()> {
         self.state(user_id, stream_id).await?;
-        self.update(stream_id, "SET stop_wished = :value", AttributeValue::Bool(true)).await
+        self.wish_end(stream_id).await
+    }
+
+    /// The same as [`Self::state`] for a stream that need not be there.
+    async fn state_if_any(&self, user_id: Uuid, stream_id: Uuid) -> Result<Option<State>> {
+        match self.state(user_id, stream_id).await {
+            Err(error) if error.code() == Code::NotFound => Ok(None),
+            state => state.map(Some),
+        }
     }
 
     /// The state of a user's stream; waits a moment for one that has only just begun.
@@ -302,6 +338,32 @@ impl Streams {
         }
     }
 
+    /// Has the answer under way in a conversation end, if somebody has stopped it, nobody reads it, or it is superseded
+    /// by the caller's, and waits a moment until it is stored.
+    ///
+    /// # Errors
+    /// When the table does not answer.
+    pub async fn end_unwanted(&self, user_id: Uuid, name: &str, superseded: bool) -> Result<()> {
+        let until = Instant::now() + LONGEST_ENDING;
+        let Some(stream_id) = self.latest(user_id, name).await? else { return Ok(()) };
+        while Instant::now() < until {
+            let Some(state) = self.state_if_any(user_id, stream_id).await? else { return Ok(()) };
+            let is_unread = state.is_unread && clock::now() - clock::from_millis(state.wish.read_at) > PRESENCE * 2;
+            if state.done || is_dead(&state) || !(superseded || state.wish.stop || is_unread) {
+                return Ok(());
+            }
+            if !state.wish.stop {
+                self.wish_end(stream_id).await?;
+            }
+            sleep(POLL).await;
+        }
+        Ok(())
+    }
+
+    async fn wish_end(&self, stream_id: Uuid) -> Result<()> {
+        self.update(stream_id, "SET stop_wished = :value", AttributeValue::Bool(true)).await
+    }
+
     /// The latest stream of a conversation, by any of its names.
     ///
     /// # Errors
@@ -350,10 +412,7 @@ impl Streams {
         for wait in [Duration::ZERO, FIRST_LINGER * 2] {
             sleep(wait).await;
             let Some(stream_id) = self.latest(user_id, name).await? else { continue };
-            let state = match self.state(user_id, stream_id).await {
-                Err(error) if error.code() == Code::NotFound => continue,
-                state => state?,
-            };
+            let Some(state) = self.state_if_any(user_id, stream_id).await? else { continue };
             if !state.delivered && !is_dead(&state) {
                 return Ok(Some(self.follow(stream_id, 0, protocol, time_left)));
             }
@@ -402,6 +461,7 @@ struct Recorded {
     id: u64,
     event: StreamEvent,
     delivered: bool,
+    unread: bool,
 }
 
 /// How far a batch brings its stream.
@@ -411,6 +471,8 @@ struct Progress {
     last: u64,
     done: bool,
     delivered: bool,
+    /// Whether the first reader was gone by then.
+    unread: bool,
 }
 
 /// What is to be written down next.
@@ -432,7 +494,8 @@ impl Progress {
         let last = batch.last();
         let done = last.is_some_and(|recorded| recorded.event.is_last());
         let delivered = done && last.is_some_and(|recorded| recorded.delivered);
-        Self { last: last.map_or(0, |recorded| recorded.id), done, delivered }
+        let unread = last.is_some_and(|recorded| recorded.unread);
+        Self { last: last.map_or(0, |recorded| recorded.id), done, delivered, unread }
     }
 
     fn expires(&self) -> AttributeValue {
@@ -452,9 +515,10 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Has an event written down.
-    pub fn event(&self, id: u64, event: StreamEvent, delivered: bool) {
-        let _ = self.events.send(Recorded { id, event, delivered });
+    /// Has an event written down that went out to its first reader, if there was one.
+    pub fn event(&self, id: u64, event: StreamEvent, sink: Option<&UnboundedSender<Bytes>>) {
+        let (delivered, unread) = (sink.is_some_and(arrives), sink.is_none_or(UnboundedSender::is_closed));
+        let _ = self.events.send(Recorded { id, event, delivered, unread });
     }
 
     /// What others want, as far as it is known.
@@ -567,7 +631,7 @@ impl Follower {
 /// Whether what is sent is known to arrive. Where the sandbox freezes, nobody tells that a reader has left, and a
 /// connection that is open says nothing.
 #[must_use]
-pub fn arrives(sink: &UnboundedSender<Bytes>) -> bool {
+fn arrives(sink: &UnboundedSender<Bytes>) -> bool {
     !background::sandbox_freezes() && !sink.is_closed()
 }
 

@@ -1,6 +1,6 @@
 //! What a model is sent: how long it may be, how much it may cost, and what is left out to make it fit.
 
-use crate::chat::catalogue::Model;
+use crate::chat::catalogue::{Api, Model};
 use crate::chat::provider::{Role, Turn, Usage};
 
 /// Tokens that a provider adds around a message, and more.
@@ -11,6 +11,8 @@ const DEFAULT_ANSWER: i64 = 4_096;
 const DEFAULT_REASONED_ANSWER: i64 = 16_384;
 /// An answer with less room than that is not worth beginning.
 pub const SHORTEST_ANSWER: i64 = 64;
+/// OpenAI's Responses refuse fewer (`integer_below_min_value`).
+const FEWEST_OF_RESPONSES: i64 = 16;
 /// Tokens that a prompt may have beyond the likely number.
 const MARGIN: i64 = 256;
 
@@ -38,7 +40,8 @@ pub fn answer_room(model: &Model, prompt: i64) -> i64 {
 #[must_use]
 pub fn longest_answer(model: &Model, asked: Option<i64>) -> i64 {
     let default = if model.reasoning { DEFAULT_REASONED_ANSWER } else { DEFAULT_ANSWER };
-    asked.unwrap_or(default).min(model.max_output_tokens)
+    let fewest = if model.api == Api::Responses { FEWEST_OF_RESPONSES } else { 1 };
+    asked.unwrap_or(default).max(fewest).min(model.max_output_tokens)
 }
 
 /// Bytes of history that fit beside a prompt and its answer, in the model's window and in the tokens left.

@@ -38,8 +38,6 @@ pub enum Named {
 pub struct Ongoing {
     /// Its id.
     pub id: Uuid,
-    /// Its provider, if one was chosen.
-    pub provider: Option<String>,
     /// Its model, if one was chosen.
     pub model: Option<String>,
     /// Its instructions.
@@ -51,6 +49,8 @@ pub struct Ongoing {
 pub struct Setting {
     /// Tokens of the month that nobody has spent or reserved, abandoned reservations counted as taken.
     pub left: i64,
+    /// Whether an answer to the user is under way, in whatever conversation.
+    pub is_answering: bool,
     /// The conversation, if there is one.
     pub conversation: Option<Ongoing>,
 }
@@ -58,7 +58,7 @@ pub struct Setting {
 /// Reads quota and conversation at once.
 ///
 /// # Errors
-/// 404 when the conversation is not the user's.
+/// 401 when the user is gone.
 pub async fn setting(connection: &mut PgConnection, user_id: Uuid, named: &Named) -> Result<Setting> {
     let (id, client_id) = match named {
         Named::New => (None, None),
@@ -67,7 +67,8 @@ pub async fn setting(connection: &mut PgConnection, user_id: Uuid, named: &Named
         Named::Client(name) => (Uuid::try_parse(name).ok(), Some(name.as_str())),
     };
     let row = sqlx::query!(
-        r#"SELECT u.plan, coalesce(q.used + q.reserved, 0) AS "taken!", c.id AS "id?", c.provider, c.model, c.system_prompt
+        r#"SELECT u.plan, coalesce(q.used + q.reserved, 0) AS "taken!", c.id AS "id?", c.model, c.system_prompt,
+               EXISTS (SELECT FROM quota_reservations r WHERE r.user_id = u.id) AS "is_answering!"
            FROM users u
            LEFT JOIN quota_periods q
                 ON q.user_id = u.id AND q.period = date_trunc('month', now() AT TIME ZONE 'UTC')::date
@@ -81,13 +82,9 @@ pub async fn setting(connection: &mut PgConnection, user_id: Uuid, named: &Named
     .fetch_optional(connection)
     .await?
     .ok_or_else(Error::unauthenticated)?;
-    let conversation =
-        row.id.map(|id| Ongoing { id, provider: row.provider, model: row.model, system_prompt: row.system_prompt });
-    if matches!(named, Named::Id(_)) && conversation.is_none() {
-        return Err(Error::not_found("conversation"));
-    }
+    let conversation = row.id.map(|id| Ongoing { id, model: row.model, system_prompt: row.system_prompt });
     let left = Plan::stored(&row.plan)?.terms().tokens_per_month - row.taken;
-    Ok(Setting { left, conversation })
+    Ok(Setting { left, is_answering: row.is_answering, conversation })
 }
 
 /// The newest messages of a conversation that fit in so many bytes, oldest first.
@@ -118,7 +115,7 @@ pub async fn history(
     Ok(rows.into_iter().map(|row| Turn { role: role(&row.role), content: row.content }).collect())
 }
 
-/// The last question of a conversation. Its answer has the next place.
+/// A question of a conversation. Its answer has the next place.
 #[derive(Debug)]
 pub struct Question {
     /// What was asked.
@@ -127,6 +124,43 @@ pub struct Question {
     pub position: i32,
     /// The answer's id.
     pub answer_id: Uuid,
+}
+
+/// The question that follows the last of some answers, or the first one of all where there are none.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn question_after(
+    connection: &mut PgConnection,
+    conversation: Uuid,
+    answers: &[Uuid],
+) -> Result<Option<Question>> {
+    let row = sqlx::query_as!(
+        Question,
+        "SELECT q.content, q.position, a.id AS answer_id
+         FROM messages q JOIN messages a ON a.conversation_id = $1 AND a.position = q.position + 1
+         WHERE q.conversation_id = $1 AND q.role = 'user' AND q.position = CASE WHEN $2::uuid[] = '{}' THEN 0 ELSE
+             (SELECT max(position) + 1 FROM messages WHERE conversation_id = $1 AND id = ANY($2)) END",
+        conversation,
+        answers,
+    );
+    Ok(row.fetch_optional(connection).await?)
+}
+
+/// The question that an answer is about.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn question_of(connection: &mut PgConnection, conversation: Uuid, answer: Uuid) -> Result<Option<Question>> {
+    let row = sqlx::query_as!(
+        Question,
+        "SELECT q.content, q.position, a.id AS answer_id
+         FROM messages a JOIN messages q ON q.conversation_id = $1 AND q.position = a.position - 1 AND q.role = 'user'
+         WHERE a.conversation_id = $1 AND a.id = $2",
+        conversation,
+        answer,
+    );
+    Ok(row.fetch_optional(connection).await?)
 }
 
 /// The question that the conversation's last answer is about, if there is one.
@@ -149,15 +183,29 @@ pub async fn last_question(connection: &mut PgConnection, conversation: Uuid) ->
     })
 }
 
-/// The answer that was stored for a request in the last 24 hours, unless it broke off.
+/// What an earlier try of a request has stored.
+#[derive(Debug)]
+pub enum Earlier {
+    /// The answer.
+    Answer(Box<Reply>),
+    /// An answer that broke off: where its question stands.
+    Broken {
+        /// The conversation.
+        conversation_id: Uuid,
+        /// The question's position.
+        position: i32,
+    },
+}
+
+/// What was stored for a request in the last 24 hours.
 ///
 /// # Errors
 /// 404 when it was billed and deleted since.
-pub async fn answered(connection: &mut PgConnection, user_id: Uuid, request_id: Uuid) -> Result<Option<Reply>> {
+pub async fn answered(connection: &mut PgConnection, user_id: Uuid, request_id: Uuid) -> Result<Option<Earlier>> {
     let row = sqlx::query!(
         r#"SELECT l.id, l.provider, l.model, l.input_tokens, l.cached_input_tokens, l.output_tokens,
                l.reasoning_tokens, l.cost_micro_usd, l.estimated, m.conversation_id AS "conversation_id?",
-               m.content AS "content?", m.finish_reason, m.created_at AS "created_at?", u.plan,
+               m.content AS "content?", m.position AS "position?", m.finish_reason, m.created_at AS "created_at?", u.plan,
                coalesce(q.used, 0) AS "used!", coalesce(q.reserved, 0) AS "reserved!"
            FROM usage_ledger l
            JOIN users u ON u.id = l.user_id
@@ -165,7 +213,6 @@ pub async fn answered(connection: &mut PgConnection, user_id: Uuid, request_id: 
            LEFT JOIN quota_periods q
                 ON q.user_id = l.user_id AND q.period = date_trunc('month', now() AT TIME ZONE 'UTC')::date
            WHERE l.request_id = $1 AND l.user_id = $2 AND l.created_at > now() - interval '24 hours'
-               AND m.finish_reason IS DISTINCT FROM 'error'
            ORDER BY l.created_at DESC LIMIT 1"#,
         request_id,
         user_id,
@@ -173,10 +220,14 @@ pub async fn answered(connection: &mut PgConnection, user_id: Uuid, request_id: 
     .fetch_optional(connection)
     .await?;
     let Some(row) = row else { return Ok(None) };
-    let (Some(conversation_id), Some(content), Some(created_at)) = (row.conversation_id, row.content, row.created_at)
+    let (Some(conversation_id), Some(content), Some(position), Some(created_at)) =
+        (row.conversation_id, row.content, row.position, row.created_at)
     else {
         return Err(Error::not_found("answer"));
     };
+    if row.finish_reason.as_deref() == Some(FinishReason::Error.as_str()) {
+        return Ok(Some(Earlier::Broken { conversation_id, position: position - 1 }));
+    }
     let usage = Usage {
         input_tokens: row.input_tokens,
         cached_input_tokens: row.cached_input_tokens,
@@ -186,7 +237,7 @@ pub async fn answered(connection: &mut PgConnection, user_id: Uuid, request_id: 
         ..Usage::default()
     };
     let usage = usage_json(&usage, row.cost_micro_usd);
-    Ok(Some(Reply {
+    Ok(Some(Earlier::Answer(Box::new(Reply {
         conversation_id,
         finish_reason: row.finish_reason.as_deref().and_then(FinishReason::stored).unwrap_or(FinishReason::Stop),
         message: Message {
@@ -204,7 +255,7 @@ pub async fn answered(connection: &mut PgConnection, user_id: Uuid, request_id: 
         model: row.model,
         quota: Quota::new(Plan::stored(&row.plan)?, row.used, row.reserved),
         fallback_from: None,
-    }))
+    }))))
 }
 
 /// What an exchange is about, fixed before it begins.
@@ -228,9 +279,12 @@ pub struct Exchange {
     pub asked_at: OffsetDateTime,
     /// The answer's id.
     pub answer_id: Uuid,
-    /// Where the question stands whose answer is made anew: the new one takes the place of that one, whatever was
-    /// said since.
+    /// Position of the question that is answered anew: the answer overwrites the message after it.
     pub regenerates: Option<i32>,
+    /// Whether that question is overwritten, too.
+    pub edits: bool,
+    /// Whether what follows them is deleted.
+    pub cuts: bool,
     /// The model that was chosen.
     pub chosen: Choice,
     /// What the client called it.
@@ -305,6 +359,9 @@ impl Exchange {
         messages.event(self.event(outcome, cost)?);
         let rows = messages.rows();
         let mut lent = Lent::of(database.pool()).await?;
+        if self.cuts {
+            self.hold_still(&mut lent).await?;
+        }
         // In the order of the locks: the ledger, the user's month, the conversation. A conversation that was deleted
         // meanwhile takes no messages.
         let row = sqlx::query!(
@@ -325,26 +382,30 @@ impl Exchange {
                    RETURNING id, message_count
                ), continued AS (
                    UPDATE conversations
-                   SET message_count = message_count + CASE WHEN $24::integer IS NULL THEN 2 ELSE 0 END,
+                   SET message_count = CASE WHEN $24::integer IS NULL THEN message_count + 2
+                           WHEN $35::boolean THEN $24 + 2 ELSE message_count END,
                        provider = $18, model = $19, last_message_at = date_trunc('milliseconds', clock_timestamp()),
                        updated_at = date_trunc('milliseconds', clock_timestamp())
                    WHERE id = $4 AND user_id = $2 AND NOT $23 AND EXISTS (SELECT FROM noted)
                    RETURNING id, message_count
+               ), cut AS (
+                   DELETE FROM messages
+                   WHERE $35 AND conversation_id = (SELECT id FROM continued) AND position > $24 + 1
                ), place AS (
                    SELECT * FROM made UNION ALL SELECT * FROM continued
                ), written AS (
                    INSERT INTO messages (conversation_id, position, id, role, content, provider, model, finish_reason,
                        input_tokens, cached_input_tokens, output_tokens, reasoning_tokens, cost_micro_usd, estimated,
                        terms, created_at)
-                   SELECT id, message_count - 2, $25::uuid, 'user', $26::text, NULL, NULL, NULL,
+                   SELECT id, coalesce($24, message_count - 2), $25::uuid, 'user', $26::text, NULL, NULL, NULL,
                        NULL, NULL, NULL, NULL, NULL, false, array_to_tsvector($27::text[]), $22
-                   FROM place WHERE $24 IS NULL
+                   FROM place WHERE $24 IS NULL OR $34::boolean
                    UNION ALL
                    SELECT id, coalesce($24 + 1, message_count - 1), $1, 'assistant', $28::text, $5, $6, $29::text,
                        $7, $8, $9, $10, $11, $13, array_to_tsvector($30::text[]),
                        date_trunc('milliseconds', clock_timestamp())
                    FROM place
-                   -- The answer that is made anew is there; any other place that is taken fails the statement.
+                   -- What is made anew is there; any other place that is taken fails the statement.
                    ON CONFLICT (conversation_id, position) DO UPDATE
                        SET id = CASE WHEN $24 IS NOT NULL THEN excluded.id END, content = excluded.content,
                            provider = excluded.provider, model = excluded.model, finish_reason = excluded.finish_reason,
@@ -392,9 +453,15 @@ impl Exchange {
             &rows.ids,
             &rows.queues,
             &rows.bodies,
+            self.edits,
+            self.cuts,
         )
         .fetch_one(&mut *lent)
         .await;
+        if self.cuts {
+            let end = if row.is_ok() { "COMMIT" } else { "ROLLBACK" };
+            sqlx::raw_sql(end).execute(&mut *lent).await?;
+        }
         lent.give_back();
         let row = match row {
             Err(sqlx::Error::Database(refused)) if self.is_new && refused.constraint() == Some(ONE_OF_A_NAME) => {
@@ -411,6 +478,23 @@ impl Exchange {
             is_new: self.is_new && row.placed,
             cost_micro_usd: cost,
         })
+    }
+
+    /// Begins a transaction in which nothing is added to the conversation, so that all that follows is seen and deleted.
+    async fn hold_still(&self, connection: &mut PgConnection) -> Result<()> {
+        sqlx::raw_sql("BEGIN").execute(&mut *connection).await?;
+        // In the order of the locks.
+        sqlx::query!(
+            "SELECT FROM quota_periods WHERE user_id = $1 AND period = $2 FOR UPDATE",
+            self.subject.user_id,
+            self.reservation.month(),
+        )
+        .execute(&mut *connection)
+        .await?;
+        sqlx::query!("SELECT FROM conversations WHERE id = $1 FOR UPDATE", self.conversation_id)
+            .execute(connection)
+            .await?;
+        Ok(())
     }
 
     /// The same exchange in the conversation that another one has just made under the same client id.

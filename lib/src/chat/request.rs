@@ -3,11 +3,11 @@
 use futures_util::stream;
 use uuid::Uuid;
 
-use crate::chat::ai_sdk::{ChatId, LastQuestion, Trigger};
+use crate::chat::ai_sdk::{ChatId, LastQuestion, Replaced, Trigger};
 use crate::chat::catalogue::ProviderId;
 use crate::chat::exchange::{Ask, Chat, Reply};
 use crate::chat::fields::{MaxTokens, MessageText, ModelId, SystemPrompt, Temperature};
-use crate::chat::record::Named;
+use crate::chat::record::{Earlier, Named};
 use crate::chat::stream::{Protocol, StreamEvent};
 use crate::error::Result;
 use crate::http::idempotency::{Claim, Idempotency, Kept, Ticket};
@@ -45,7 +45,14 @@ impl Answers {
         }
         let ticket = match ticket {
             Some(ticket) if ticket.takes_over() => match self.chat.answered(ask.user_id, ticket.work_id()).await {
-                Ok(Some(reply)) => return repeat(&reply, ticket, &request.id, protocol, streamed).await,
+                Ok(Some(Earlier::Answer(reply))) => {
+                    return repeat(&reply, ticket, &request.id, protocol, streamed).await;
+                }
+                Ok(Some(Earlier::Broken { conversation_id, position })) => {
+                    ask.conversation = Named::Id(conversation_id);
+                    ask.position = Some(position);
+                    Some(ticket)
+                }
                 Ok(None) => Some(ticket),
                 // The next try looks for it, too: under a key that was given back it would be billed anew.
                 Err(error) => {
@@ -58,7 +65,8 @@ impl Answers {
         let outcome = match self.chat.ask(ask, &request.visit(), request.time_left).await {
             Ok(answer) if streamed => return Ok(respond(protocol, answer.stream(protocol, ticket))),
             Ok(answer) => match answer.complete().await {
-                Ok(completed) => completed.and_then(|reply| Response::ok(&reply)),
+                Ok(reply) => Response::ok(&reply),
+                // The next try finds what was stored.
                 Err(error) => {
                     if let Some(ticket) = ticket {
                         ticket.pass_on().await;
@@ -148,6 +156,7 @@ pub struct SendRequest {
     conversation: Named,
     again: bool,
     answers: Vec<Uuid>,
+    replaced: Option<Replaced>,
     sdk: bool,
     stream: Option<bool>,
     options: Options,
@@ -173,18 +182,36 @@ impl FromFields for SendRequest {
         let stream = fields.read("stream");
         let options = Options::from_fields(fields);
         // A message of our own kind counts before whatever else the body holds.
-        let (message, conversation, again, answers, sdk) = match (message?, messages?) {
-            (Some(message), _) => (message, conversation_id?.map_or(Named::New, Named::Id), false, Vec::new(), false),
+        match (message?, messages?) {
+            (Some(message), _) => Some(Self {
+                message,
+                conversation: conversation_id?.map_or(Named::New, Named::Id),
+                again: false,
+                answers: Vec::new(),
+                replaced: None,
+                sdk: false,
+                stream: stream?,
+                options: options?,
+            }),
             (None, Some(LastQuestion { message, answers })) => {
                 let (id, trigger): (Option<ChatId>, _) = (fields.read("id"), fields.read::<Trigger>("trigger"));
-                (message, Named::Client(id?.0), trigger? == Trigger::Regenerate, answers, true)
+                let replaced: Option<Option<Replaced>> = fields.read("messageId");
+                Some(Self {
+                    message,
+                    conversation: Named::Client(id?.0),
+                    again: trigger? == Trigger::Regenerate,
+                    answers,
+                    replaced: replaced?,
+                    sdk: true,
+                    stream: stream?,
+                    options: options?,
+                })
             }
             (None, None) => {
                 fields.refuse("message", required());
-                return None;
+                None
             }
-        };
-        Some(Self { message, conversation, again, answers, sdk, stream: stream?, options: options? })
+        }
     }
 }
 
@@ -195,7 +222,7 @@ impl SendRequest {
         let protocol = if self.sdk { Protocol::AiSdk } else { query.protocol };
         let streamed = self.sdk || is_stream_wanted(self.stream, accept, protocol);
         let ask = self.options.into_ask(user_id, Some(self.message.0), self.conversation, self.again, streamed);
-        (Ask { keeps: self.answers, ..ask }, protocol)
+        (Ask { keeps: self.answers, replaced: self.replaced.map(|replaced| replaced.0), ..ask }, protocol)
     }
 }
 
@@ -206,6 +233,8 @@ impl Options {
             message,
             again,
             keeps: Vec::new(),
+            replaced: None,
+            position: None,
             conversation,
             provider: self.provider,
             model: self.model.map(|model| model.0),

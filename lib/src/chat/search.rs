@@ -1,7 +1,7 @@
 //! Search by words, in an index that all users share and that keeps them apart: each word is stored behind its
 //! owner's mark, so that a search reads its owner's words alone, however common they are.
 
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 
 use uuid::Uuid;
 
@@ -14,8 +14,8 @@ const MAX_LENGTH: usize = 40;
 #[must_use]
 pub fn terms(owner: Uuid, text: &str) -> Vec<String> {
     let mark = mark(owner);
-    let distinct: BTreeSet<String> = words(text).take(MAX_WORDS).collect();
-    distinct.into_iter().map(|word| format!("{mark}{word}")).collect()
+    let mut seen = HashSet::new();
+    words(text).filter(|word| seen.insert(word.clone())).take(MAX_WORDS).map(|word| format!("{mark}{word}")).collect()
 }
 
 /// A `tsquery` for texts that have all words of the input, each perhaps only begun; `None` without words.
@@ -28,9 +28,27 @@ pub fn query(owner: Uuid, input: &str) -> Option<String> {
 }
 
 fn words(text: &str) -> impl Iterator<Item = String> + '_ {
-    text.split(|c: char| !c.is_alphanumeric())
-        .filter(|word| !word.is_empty())
-        .map(|word| word.chars().take(MAX_LENGTH).flat_map(char::to_lowercase).collect())
+    text.split(|c: char| !c.is_alphanumeric()).flat_map(|run| {
+        let characters: Vec<char> = run.chars().collect();
+        let parts = characters.chunk_by(|a, b| is_unspaced(*a) == is_unspaced(*b));
+        parts.flat_map(|part| if is_unspaced(part[0]) { pairs(part) } else { vec![word(part)] }).collect::<Vec<_>>()
+    })
+}
+
+fn word(characters: &[char]) -> String {
+    characters.iter().take(MAX_LENGTH).flat_map(|c| c.to_lowercase()).collect()
+}
+
+/// Each character with the next one, which finds any sequence of them; the last one begins no pair.
+fn pairs(characters: &[char]) -> Vec<String> {
+    (0..characters.len()).map(|at| characters[at..].iter().take(2).collect()).collect()
+}
+
+/// Whether the character is of a script without spaces between words: Thai, Lao, Burmese, Khmer, kana, Han.
+fn is_unspaced(c: char) -> bool {
+    matches!(c, '\u{e00}'..='\u{eff}' | '\u{1000}'..='\u{109f}' | '\u{1780}'..='\u{17ff}' | '\u{3040}'..='\u{30ff}'
+        | '\u{31f0}'..='\u{31ff}' | '\u{3400}'..='\u{4dbf}' | '\u{4e00}'..='\u{9fff}' | '\u{f900}'..='\u{faff}'
+        | '\u{20000}'..='\u{3ffff}')
 }
 
 /// The random half of the id: two users with the same one would only search a little longer.
@@ -46,7 +64,22 @@ mod tests {
     fn words_are_lower_case_distinct_and_marked() {
         let owner = Uuid::from_u128(0xabc);
         let terms = terms(owner, "Über-Übung: hello, HELLO <b>42</b>");
-        assert_eq!(terms, ["42", "b", "hello", "über", "übung"].map(|word| format!("000000000abc{word}")));
+        assert_eq!(terms, ["über", "übung", "hello", "b", "42"].map(|word| format!("000000000abc{word}")));
+    }
+
+    #[test]
+    fn where_words_are_not_spaced_each_pair_of_characters_is_one() {
+        let owner = Uuid::from_u128(0xabc);
+        let marked = |words: &[&str]| words.iter().map(|word| format!("000000000abc{word}")).collect::<Vec<_>>();
+        assert_eq!(terms(owner, "我想去GPT北京。"), marked(&["我想", "想去", "去", "gpt", "北京", "京"]));
+        assert_eq!(query(owner, "北京").as_deref(), Some("'000000000abc北京':* & '000000000abc京':*"));
+    }
+
+    #[test]
+    fn words_are_counted_once() {
+        let text = (0..MAX_WORDS).map(|n| format!("again w{n}")).collect::<Vec<_>>().join(" ");
+        let terms = terms(Uuid::nil(), &text);
+        assert_eq!((terms.len(), terms.last().map(|term| term.ends_with("w998"))), (MAX_WORDS, Some(true)));
     }
 
     #[test]

@@ -149,7 +149,9 @@ impl Providers {
                         error.cause = %failure,
                         "a provider began no answer"
                     );
-                    let final_word = !failure.is_the_providers();
+                    // A default that its provider does not know is no choice of the client's.
+                    let is_retired = matches!(failure.cause, Cause::UnknownModel) && is_default(&call.choice);
+                    let final_word = !failure.is_the_providers() && !is_retired;
                     // Another provider's objection to the request would only puzzle who asked this one.
                     let failure = first_failure.get_or_insert(failure);
                     if final_word || Instant::now() >= deadline {
@@ -291,6 +293,12 @@ impl Providers {
         }
         outcome
     }
+}
+
+/// Whether a model is its provider's default.
+fn is_default(choice: &Choice) -> bool {
+    let default = Catalogue::get().ok().and_then(|catalogue| catalogue.default_of(choice.model.provider));
+    default.is_some_and(|default| default.model.id == choice.model.id)
 }
 
 #[cfg(test)]

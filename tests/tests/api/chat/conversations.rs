@@ -37,6 +37,8 @@ through_both_doors! {
         assert_eq!(titles(&api, &person, "?q=QUANT").await.len(), 1);
         assert_eq!(titles(&api, &person, "?q=zebra").await.len(), 1);
         assert_eq!(titles(&api, &person, "?q=giraffe").await.len(), 0);
+        say(&api, &person, json!({"message": "我想去北京旅游，有什么好吃的？"})).await.expect_status(200);
+        assert_eq!(titles(&api, &person, "?q=%E5%8C%97%E4%BA%AC").await.len(), 1, "words without spaces are found within");
 
         let change = json!({"title": "Other", "archived": true, "pinned": true});
         let changed = api.call("PATCH", &path).bearer(&person.jwt).json(&change).send().await.expect_status(200);

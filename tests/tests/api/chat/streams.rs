@@ -241,3 +241,93 @@ async fn an_answer_goes_on_without_its_reader() {
     assert_eq!(usage.body["tokens"]["used"], read.body["messages"][1]["usage"]["totalTokens"]);
     assert_eq!(usage.body["tokens"]["reserved"], 0);
 }
+
+/// Reads a stream until an event of that name has come.
+async fn read_to(response: &mut reqwest::Response, name: &str) -> String {
+    let mut text = String::new();
+    while !text.contains(name) {
+        text.push_str(std::str::from_utf8(&response.chunk().await.unwrap().unwrap()).unwrap());
+    }
+    text
+}
+
+async fn contents(api: &Api, person: &Person, conversation: &str) -> Vec<(String, String)> {
+    let path = format!("/api/chat/conversations/{conversation}");
+    let read = api.get(&path).bearer(&person.jwt).send().await.expect_status(200);
+    let texts = read.body["messages"].as_array().unwrap().iter();
+    texts
+        .map(|it| (it["content"].as_str().unwrap().to_owned(), it["finishReason"].as_str().unwrap_or("").to_owned()))
+        .collect()
+}
+
+/// Whoever stops an answer, or leaves it, and goes on at once goes on after it.
+#[tokio::test]
+async fn what_is_said_after_a_stop_comes_after_it() {
+    let api = Api::of_router();
+    let person = api.sign_up().await;
+    let ask = |body: Value| api.post("/api/chat").bearer(&person.jwt).json(&body);
+    let mut response = ask(json!({"message": "AIMOCK:slow first", "stream": true})).open().await;
+    let start = events(&read_to(&mut response, "event: delta").await)[0].2.clone();
+    let conversation = start["conversationId"].as_str().unwrap().to_owned();
+    let stop = format!("/api/chat/streams/{}/stop", start["streamId"].as_str().unwrap());
+    api.post(&stop).bearer(&person.jwt).send().await.expect_status(202);
+    let next = ask(json!({"message": "Second", "conversationId": conversation})).send().await.expect_status(200);
+    assert_eq!(next.body["conversationId"], conversation.as_str());
+    drop(response);
+    // This one is left without a word.
+    let mut response =
+        ask(json!({"message": "AIMOCK:slow third", "conversationId": conversation, "stream": true})).open().await;
+    read_to(&mut response, "event: delta").await;
+    drop(response);
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    ask(json!({"message": "Fourth", "conversationId": conversation})).send().await.expect_status(200);
+    let stored = contents(&api, &person, &conversation).await;
+    let questions: Vec<_> = stored.iter().step_by(2).map(|(content, _)| content.as_str()).collect();
+    assert_eq!(questions, ["AIMOCK:slow first", "Second", "AIMOCK:slow third", "Fourth"]);
+    let ends: Vec<_> = stored.iter().skip(1).step_by(2).map(|(_, end)| end.as_str()).collect();
+    assert_eq!(ends, ["stopped", "stop", "stopped", "stop"]);
+}
+
+/// `useChat` makes anew what it has not waited for.
+#[tokio::test]
+async fn an_answer_that_is_made_anew_before_its_end_is_stored_once() {
+    let (api, chat) = (Api::of_router(), format!("chat-{}", Uuid::now_v7()));
+    let person = api.sign_up().await;
+    let messages = json!([{"id": "m1", "role": "user", "parts": [{"type": "text", "text": "AIMOCK:slow"}]}]);
+    let body = json!({"id": chat, "messages": messages});
+    let mut response = api.post("/api/chat").bearer(&person.jwt).json(&body).open().await;
+    read_to(&mut response, "text-delta").await;
+    let mut again = body.clone();
+    again["trigger"] = json!("regenerate-message");
+    let reply = api.post("/api/chat").bearer(&person.jwt).json(&again).send().await.expect_status(200);
+    let start: Value =
+        reply.text.lines().find_map(|line| serde_json::from_str(line.strip_prefix("data: ")?).ok()).unwrap();
+    let stored = contents(&api, &person, start["messageMetadata"]["conversationId"].as_str().unwrap()).await;
+    assert_eq!(stored.iter().map(|(_, end)| end.as_str()).collect::<Vec<_>>(), ["", "stop"]);
+}
+
+/// A model may think for long: whoever reloads meanwhile finds the answer that is to come.
+#[tokio::test]
+async fn an_answer_is_found_before_its_first_word() {
+    let (api, chat) = (Api::of_router(), format!("chat-{}", Uuid::now_v7()));
+    let person = api.sign_up().await;
+    let messages = json!([{"id": "m1", "role": "user", "parts": [{"type": "text", "text": "AIMOCK:fallback"}]}]);
+    let asked = api.post("/api/chat").bearer(&person.jwt).json(&json!({"id": chat, "messages": messages})).send();
+    let path = format!("/api/chat/{chat}/stream");
+    let found = async {
+        tokio::time::sleep(std::time::Duration::from_millis(450)).await;
+        api.get(&path).bearer(&person.jwt).send().await
+    };
+    let (asked, found) = tokio::join!(asked, found);
+    assert_eq!(found.expect_status(200).text, asked.expect_status(200).text);
+    // What no provider answers is no stream.
+    let messages = json!([{"id": "m1", "role": "user", "parts": [{"type": "text", "text": "AIMOCK:down"}]}]);
+    let body = json!({"id": format!("{chat}-2"), "messages": messages});
+    let failed = api.post("/api/chat").bearer(&person.jwt).json(&body).send().await;
+    assert!(failed.status >= 500, "{}", failed.text);
+    eventually("no stream", || async {
+        let path = format!("/api/chat/{chat}-2/stream");
+        (api.get(&path).bearer(&person.jwt).send().await.status == 204).then_some(())
+    })
+    .await;
+}
