@@ -15,6 +15,9 @@ const SKEW_MILLIS: i64 = 5 * 60 * 1000;
 pub const PLANS: [&str; 3] = ["free", "pro", "enterprise"];
 /// The longest subject, in characters.
 const SUBJECT_CHARACTERS: usize = 128;
+/// The largest number in either direction. Sums are of 64 bits, which millions of events at the limit do not exceed;
+/// no payment is larger, since Stripe takes amounts of at most twelve digits.
+const LIMIT: i64 = 1_000_000_000_000;
 
 /// Why a message is no event.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -300,11 +303,11 @@ enum Rule {
     Text,
     /// Text, null or nothing.
     OptionalText,
-    /// An integer from 0.
+    /// An integer from 0 to the limit.
     Count,
-    /// An integer from 0, null or nothing.
+    /// An integer from 0 to the limit, null or nothing.
     OptionalCount,
-    /// An integer.
+    /// An integer within the limit in either direction.
     Integer,
     /// True or false.
     Bool,
@@ -421,10 +424,13 @@ impl Rule {
         match (self, value) {
             (Self::OptionalText | Self::OptionalCount, Scalar::Null)
             | (Self::Text | Self::OptionalText, Scalar::Text(_))
-            | (Self::Count | Self::OptionalCount, Scalar::Integer(0..))
-            | (Self::Integer, Scalar::Integer(_))
+            | (Self::Count | Self::OptionalCount, Scalar::Integer(0..=LIMIT))
             | (Self::Bool, Scalar::Bool(_)) => None,
+            (Self::Integer, Scalar::Integer(value)) if (-LIMIT..=LIMIT).contains(value) => None,
             (_, Scalar::Null) => Some("is missing"),
+            (Self::Count | Self::OptionalCount, Scalar::Integer(0..)) | (Self::Integer, Scalar::Integer(_)) => {
+                Some("is beyond 1000000000000")
+            }
             (Self::Text | Self::OptionalText, _) => Some("is not text"),
             (Self::Count | Self::OptionalCount, _) => Some("is not an integer from 0"),
             (Self::Integer, _) => Some("is not an integer"),
@@ -819,6 +825,28 @@ mod tests {
             json!({"subscriptionId": "s", "movement": "new", "mrrDeltaMinor": 0, "currency": "EUR"}),
         );
         assert_eq!(reason(&canceled), "data.movement is none of the known words");
+    }
+
+    #[test]
+    fn numbers_are_bounded() {
+        let refused = |field: &str| format!("data.{field} is beyond 1000000000000");
+        for field in ["inputTokens", "outputTokens", "latencyMs", "costMicroUsd", "ttftMs"] {
+            let told = |value: i64| reason(&with(message(), &format!("/data/{field}"), json!(value)));
+            assert_eq!(told(LIMIT), "valid", "{field}");
+            assert_eq!([told(LIMIT + 1), told(i64::MAX)], [refused(field), refused(field)]);
+        }
+        let amount = |value: i64| {
+            reason(&of("billing.payment_succeeded", json!({"paymentId": "p", "amountMinor": value, "currency": "COP"})))
+        };
+        assert_eq!([amount(LIMIT), amount(LIMIT + 1)], ["valid".to_owned(), refused("amountMinor")]);
+        let delta = |value: i64| {
+            let data = json!({"subscriptionId": "s", "movement": "churn", "mrrDeltaMinor": value, "currency": "EUR"});
+            reason(&of("billing.subscription_canceled", data))
+        };
+        assert_eq!([delta(-LIMIT), delta(LIMIT)], ["valid", "valid"]);
+        for beyond in [i64::MIN, -LIMIT - 1, LIMIT + 1, i64::MAX] {
+            assert_eq!(delta(beyond), refused("mrrDeltaMinor"), "{beyond}");
+        }
     }
 
     #[test]

@@ -95,7 +95,7 @@ fn wide(random: &mut Random) -> u128 {
 fn malformed(random: &mut Random, users: &[String]) -> Message {
     let body = valid(random, users).body;
     let mut value: Value = serde_json::from_str(&body).unwrap();
-    let body = match random.below(7) {
+    let body = match random.below(8) {
         0 => body[..body.len() - 1].to_owned(),
         1 => {
             value["type"] = json!("user.renamed");
@@ -115,6 +115,13 @@ fn malformed(random: &mut Random, users: &[String]) -> Message {
         }
         5 => {
             value["data"]["schemaVersion"] = json!(1.0);
+            value.to_string()
+        }
+        6 => {
+            value["type"] = json!("billing.payment_refunded");
+            value["data"]["paymentId"] = json!("p");
+            value["data"]["amountMinor"] = json!(i64::MAX);
+            value["data"]["currency"] = json!("USD");
             value.to_string()
         }
         _ => format!("{body}{body}"),
