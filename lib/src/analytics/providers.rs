@@ -5,10 +5,19 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use serde::{Deserialize, Serialize};
 
 use crate::analytics::report::{Query, Reports, bucket, finite, in_range, ratio};
-use crate::error::{Error, Result};
+use crate::chat::catalogue::ProviderId;
+use crate::error::Result;
+use crate::http::validate::{Field, Invalid, Raw};
 
-/// The providers that figures can be asked for.
-const PROVIDERS: [&str; 3] = ["openai", "anthropic", "google"];
+/// The provider that figures are asked for, without regard to case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Provider(pub ProviderId);
+
+impl Field for Provider {
+    fn parse(raw: Raw<'_>) -> Result<Self, Invalid> {
+        ProviderId::parse(Raw::Text(&raw.text()?.to_lowercase())).map(Self)
+    }
+}
 
 /// Use of a provider.
 #[derive(Debug, clickhouse::Row, Deserialize, Serialize)]
@@ -211,8 +220,8 @@ impl Reports {
     /// 24: the models of a provider.
     ///
     /// # Errors
-    /// A 400 for a provider that there is not; when the store does not answer.
-    pub async fn providers_models(&self, query: &Query, provider: &str) -> Result<Vec<Model>> {
+    /// When the store does not answer.
+    pub async fn providers_models(&self, query: &Query, provider: ProviderId) -> Result<Vec<Model>> {
         #[derive(clickhouse::Row, Deserialize)]
         struct Row {
             model: String,
@@ -223,18 +232,13 @@ impl Reports {
             latency: Vec<f32>,
             ttft: Vec<f32>,
         }
-        let provider = provider.to_lowercase();
-        if !PROVIDERS.contains(&provider.as_str()) {
-            let known = PROVIDERS.join(", ");
-            return Err(Error::invalid_field("provider", "unknown_value", format!("Must be one of {known}.")));
-        }
         let sql = "SELECT toString(model) AS model, sum(chat_statistics.messages) AS messages, sum(errors) AS failures,
                 sum(input_tokens) + sum(output_tokens) AS tokens, sum(chat_statistics.cost) AS cost,
                 quantilesTDigestMerge(0.5, 0.95, 0.99)(chat_statistics.latency) AS latency,
                 quantilesTDigestMerge(0.5, 0.95)(chat_statistics.ttft) AS ttft
              FROM chat_statistics WHERE day BETWEEN {from:Date} AND {to:Date} AND lower(provider) = {provider:String}
              GROUP BY model ORDER BY messages + failures DESC, lower(model), model";
-        let rows: Vec<Row> = self.query(sql, query).param("provider", &provider).fetch_all().await?;
+        let rows: Vec<Row> = self.query(sql, query).param("provider", provider.as_str()).fetch_all().await?;
         let models = rows.into_iter().map(|row| {
             let requests = row.messages + row.failures;
             let quantile = |values: &[f32], index: usize| values.get(index).copied().and_then(finite);

@@ -9,7 +9,8 @@ use tracing::Instrument;
 
 use crate::clock;
 use crate::crypto;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::http::page::Limit;
 use crate::http::validate::{Field, Fields, FromFields, Invalid, Raw};
 use crate::http::{Request, Response};
 use crate::store::clickhouse::{ClickHouse, in_time, span};
@@ -69,10 +70,6 @@ impl Field for Interval {
     }
 }
 
-crate::request! {
-    struct Parameters { start_date: Option<Day>, end_date: Option<Day>, interval: Interval, limit: crate::http::page::Limit }
-}
-
 /// Two request types that are read together, so that their bad fields are named together.
 struct Both<A, B>(A, B);
 
@@ -92,6 +89,19 @@ pub struct Range {
     pub to: Date,
 }
 
+impl Range {
+    fn between(start: Option<Day>, end: Option<Day>, today: Date) -> Result<Self, Invalid> {
+        let month_to = |end: Date| end.saturating_sub(Duration::days(DEFAULT_DAYS - 1));
+        let to = end.map_or(today, |Day(to)| to);
+        let from = start.map_or_else(|| month_to(to), |Day(from)| from);
+        match (to - from).whole_days() + 1 {
+            ..1 => Err(Invalid::new("out_of_range", "Must not be after endDate.")),
+            1..=MAX_DAYS => Ok(Self { from, to }),
+            _ => Err(Invalid::new("out_of_range", "The range must be of at most 366 days.")),
+        }
+    }
+}
+
 /// What is asked of a figure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Query {
@@ -105,6 +115,12 @@ pub struct Query {
     pub today: Date,
 }
 
+impl FromFields for Query {
+    fn from_fields(fields: &mut Fields<'_>) -> Option<Self> {
+        Self::read(fields, clock::now().date())
+    }
+}
+
 impl Query {
     /// Reads the parameters that all figures take.
     ///
@@ -112,7 +128,7 @@ impl Query {
     /// A 400 that names every bad parameter.
     #[track_caller]
     pub fn of(request: &Request) -> Result<Self> {
-        Self::new(request.query()?, clock::now().date())
+        request.query()
     }
 
     /// The same with parameters of the figure's own.
@@ -121,28 +137,26 @@ impl Query {
     /// A 400 that names every bad parameter.
     #[track_caller]
     pub fn with<T: FromFields>(request: &Request) -> Result<(Self, T)> {
-        let Both(parameters, own) = request.query()?;
-        Ok((Self::new(parameters, clock::now().date())?, own))
+        let Both(query, own) = request.query()?;
+        Ok((query, own))
     }
 
+    /// The same with a path parameter.
+    ///
+    /// # Errors
+    /// A 400 that names every bad parameter.
     #[track_caller]
-    fn new(parameters: Parameters, today: Date) -> Result<Self> {
-        let Parameters { start_date, end_date, interval, limit } = parameters;
-        let month_to = |end: Date| end.saturating_sub(Duration::days(DEFAULT_DAYS - 1));
-        let range = match (start_date, end_date) {
-            (Some(Day(from)), Some(Day(to))) => Range { from, to },
-            (Some(Day(from)), None) => Range { from, to: today },
-            (None, Some(Day(to))) => Range { from: month_to(to), to },
-            (None, None) => Range { from: month_to(today), to: today },
-        };
-        let days = (range.to - range.from).whole_days() + 1;
-        if days < 1 {
-            return Err(Error::invalid_field("startDate", "out_of_range", "Must not be after endDate."));
-        }
-        if days > MAX_DAYS {
-            return Err(Error::invalid_field("startDate", "out_of_range", "The range must be of at most 366 days."));
-        }
-        Ok(Self { range, interval, limit: limit.0.unsigned_abs(), today })
+    pub fn within<T: Field>(request: &Request, parameter: &str) -> Result<(Self, T)> {
+        let (parameter, query) = request.query_within(parameter)?;
+        Ok((query, parameter))
+    }
+
+    fn read(fields: &mut Fields<'_>, today: Date) -> Option<Self> {
+        let (start, end) = (fields.read::<Option<Day>>("start_date"), fields.read::<Option<Day>>("end_date"));
+        let (interval, limit) = (fields.read("interval"), fields.read::<Limit>("limit"));
+        let range = Range::between(start?, end?, today);
+        let range = range.map_err(|invalid| fields.refuse("startDate", invalid)).ok();
+        Some(Self { range: range?, interval: interval?, limit: limit?.0.unsigned_abs(), today })
     }
 
     /// The buckets of the range, each as its name and the days in it; hours have one day.
@@ -396,8 +410,8 @@ mod tests {
     fn parse(pairs: &[(&str, &str)]) -> Result<Query> {
         let pairs: Vec<(String, String)> = pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
         let mut fields = Fields::query(&pairs);
-        let parsed = FromFields::from_fields(&mut fields);
-        Query::new(fields.finish(parsed)?, date!(2026 - 03 - 31))
+        let parsed = Query::read(&mut fields, date!(2026 - 03 - 31));
+        fields.finish(parsed)
     }
 
     fn range(pairs: &[(&str, &str)]) -> (String, String) {
@@ -436,6 +450,8 @@ mod tests {
         assert_eq!(named(&[("startDate", "2026-01-02"), ("endDate", "2026-01-01")]), ["startDate"]);
         assert_eq!(named(&[("startDate", "2026-04-01")]), ["startDate"]);
         assert_eq!(named(&[("startDate", "2024-01-01"), ("endDate", "2025-01-01")]), ["startDate"]);
+        let reversed = [("startDate", "2026-01-02"), ("endDate", "2026-01-01"), ("limit", "0"), ("interval", "year")];
+        assert_eq!(named(&reversed), ["interval", "limit", "startDate"]);
         assert_eq!(named(&[("limit", "101")]), ["limit"]);
         assert_eq!(named(&[("interval", "day; DROP TABLE events")]), ["interval"]);
     }

@@ -3,6 +3,7 @@
 use lib::analytics::event::Event;
 use lib::analytics::report::{Interval, Query, Range, Reports};
 use lib::analytics::users::CohortBy;
+use lib::chat::catalogue::ProviderId;
 use serde_json::{Value, json};
 use time::{Date, Duration};
 
@@ -136,9 +137,9 @@ async fn check(stores: &Stores, oracle: &Oracle, query: &Query) {
         let retention = reports.users_retention(query, by).await.expect("retention");
         figures.push(("users_retention", json!(retention), oracle.users_retention(query, by)));
     }
-    for provider in ["openai", "google"] {
+    for provider in [ProviderId::Openai, ProviderId::Google] {
         let models = reports.providers_models(query, provider).await.expect("models");
-        figures.push(("providers_models", json!(models), oracle.providers_models(query, provider)));
+        figures.push(("providers_models", json!(models), oracle.providers_models(query, provider.as_str())));
     }
     let wrong: Vec<String> =
         figures.iter().filter_map(|(name, actual, expected)| difference(name, actual, expected)).collect();

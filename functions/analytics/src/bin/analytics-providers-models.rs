@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use lib::analytics::providers::Provider;
 use lib::analytics::report::{Query, Reports};
 use lib::error::Result;
 use lib::http::{Policy, Request, Response, serve};
@@ -12,6 +13,6 @@ fn main() -> ExitCode {
 
 async fn handle(reports: &Reports, request: Request) -> Result<Response> {
     request.admin()?;
-    let query = Query::of(&request)?;
-    reports.reply(&request, &query, reports.providers_models(&query, request.parameter("provider")?)).await
+    let (query, Provider(provider)) = Query::within(&request, "provider")?;
+    reports.reply(&request, &query, reports.providers_models(&query, provider)).await
 }

@@ -62,8 +62,23 @@ async fn all_name_bad_parameters() {
         reply.expect_invalid(&["endDate", "interval", "limit", "startDate"]);
     }))
     .await;
-    let unknown = api.get(&path("providers/acme/models")).bearer(&admin.jwt).send().await;
-    unknown.expect_invalid(&["provider"]);
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_the_range_or_the_provider_is_named_with_all_else() {
+    let api = Api::of_router();
+    let admin = api.new_admin().await;
+    let reversed = "startDate=2026-01-02&endDate=2026-01-01&limit=0";
+    for (figure, bad) in [
+        ("providers/acme/models".to_owned(), &["provider"][..]),
+        ("providers/acme/models?limit=0".to_owned(), &["limit", "provider"]),
+        (format!("providers/acme/models?{reversed}"), &["limit", "provider", "startDate"]),
+        (format!("users/top?{reversed}"), &["limit", "startDate"]),
+        (format!("users/retention?{reversed}&cohort=year"), &["cohort", "limit", "startDate"]),
+    ] {
+        api.get(&path(&figure)).bearer(&admin.jwt).send().await.expect_invalid(bad);
+    }
+    api.get(&path("providers/OpenAI/models")).bearer(&admin.jwt).send().await.expect_status(200);
 }
 
 #[tokio::test]
