@@ -196,3 +196,60 @@ test('the dashboard draws what the endpoints say', async () => {
   await page.getByText('Sign in as an admin.').waitFor();
   await close();
 });
+
+test('the dashboard shows nothing that comes too late', async () => {
+  const { page, seen, close } = await open('/admin/analytics');
+  const objects = {
+    'users/active': { dau: 0, wau: 0, mau: 0, series: [] },
+    'users/count': { total: 0, verified: 0 },
+    'chat/messages': { total: 0, failed: 0 },
+  };
+  // One user at the start of each range, and nothing else. A reply is held back while `isSlow`.
+  const held = [];
+  let isSlow = false;
+  const growth = (start) => ({ json: { data: [{ date: start, totalUsers: 1 }] } });
+  await page.route('**/api/analytics/**', (route) => {
+    const { pathname, searchParams } = new URL(route.request().url());
+    const figure = pathname.slice(pathname.indexOf('/analytics/') + '/analytics/'.length);
+    if (figure !== 'users/growth') return route.fulfill({ json: { data: objects[figure] ?? [] } });
+    return isSlow ? held.push(route) : route.fulfill(growth(searchParams.get('startDate')));
+  });
+  const show = async (start) => {
+    await page.getByLabel('From').fill(start);
+    await page.getByRole('button', { name: 'Show' }).click();
+  };
+  const showSlowly = async (start) => {
+    isSlow = true;
+    await show(start);
+    await until(() => held.length, (count) => count === 1);
+    isSlow = false;
+  };
+  /** Gives the reply that was held back; one to a later request comes after it. */
+  const letGo = async (reply) => {
+    await held.pop().fulfill(reply);
+    await page.evaluate(() => fetch('../openapi.json').then((later) => later.text()));
+  };
+  const failure = { status: 500, json: { title: 'Something went wrong', status: 500 } };
+
+  await signIn(page, ADMIN_EMAIL, ADMIN_PASSWORD);
+  await page.locator('section').first().waitFor();
+  for (const late of [growth('2026-01-01'), failure]) {
+    await showSlowly('2026-01-01');
+    await show('2026-01-02');
+    await page.locator('#notice:empty').waitFor({ state: 'attached' });
+    await page.getByText('As a table').click();
+    await page.getByRole('cell', { name: '2026-01-02' }).waitFor();
+    await letGo(late);
+    assert.equal(await page.getByRole('cell', { name: '2026-01-02' }).count(), 1);
+    assert.equal(await page.locator('#notice').innerText(), '');
+  }
+
+  await showSlowly('2026-01-01');
+  await page.getByRole('button', { name: 'Sign out' }).click();
+  await page.getByText('Signed out.').waitFor();
+  await letGo(growth('2026-01-01'));
+  assert.equal(await page.locator('section, dd, table').count(), 0);
+  assert.equal(await page.locator('#notice').innerText(), 'Signed out.');
+  assert.deepEqual(seen.errors.filter((text) => !text.includes('status of 401')), []);
+  await close();
+});

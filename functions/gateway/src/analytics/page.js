@@ -5,6 +5,9 @@ const COLOURS = ["#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#8b5cf6", "#14b8a6
 const byId = (id) => document.getElementById(id);
 const range = byId("range"), signin = byId("signin"), notice = byId("notice");
 
+// What was asked for last. It aborts what is still under way, so that no late reply is shown over a newer one.
+let running = new AbortController();
+
 class Refused extends Error {
   constructor(status, problem) {
     super(problem.errors?.map((error) => `${error.field}: ${error.message}`).join(" ") || problem.detail || problem.title);
@@ -13,7 +16,7 @@ class Refused extends Error {
 }
 
 async function call(path, options) {
-  const reply = await fetch(API + path, { credentials: "same-origin", ...options });
+  const reply = await fetch(API + path, { credentials: "same-origin", signal: running.signal, ...options });
   if (reply.status === 204) return null;
   const body = await reply.json();
   if (!reply.ok) throw new Refused(reply.status, body);
@@ -165,10 +168,16 @@ async function enter() {
   await show();
 }
 
-const attempt = (work) => work().catch((error) => {
-  if (error.status === 401) ask(signin.hidden ? "Sign in as an admin." : error.message);
-  else notice.textContent = error.message;
-});
+function attempt(work) {
+  running.abort();
+  running = new AbortController();
+  const { signal } = running;
+  return work().catch((error) => {
+    if (signal.aborted) return;
+    if (error.status === 401) ask(signin.hidden ? "Sign in as an admin." : error.message);
+    else notice.textContent = error.message;
+  });
+}
 
 const on = (form, event, work) => form.addEventListener(event, (happened) => {
   happened.preventDefault();
