@@ -153,7 +153,6 @@ test('the dashboard draws what the endpoints say', async () => {
   assert.ok(!(await page.locator('#signin').isVisible()));
 
   const total = (label) => page.locator('#totals div', { has: page.getByText(label, { exact: true }) }).locator('dd').innerText();
-  const tableOf = (title) => page.locator('section', { has: page.getByRole('heading', { name: title, exact: true }) }).locator('details tbody tr');
   // Some may still arrive, so page and endpoints are read until they meet.
   await until(async () => {
     await page.getByRole('button', { name: 'Show' }).click();
@@ -166,7 +165,11 @@ test('the dashboard draws what the endpoints say', async () => {
   }, ({ wanted, drawn }) => JSON.stringify(wanted) === JSON.stringify(drawn), 5000);
 
   const activity = await figure('chat/activity');
-  const rows = await tableOf('Chat').evaluateAll((all) => all.map((row) => [...row.cells].map((cell) => cell.textContent)));
+  const chat = page.locator('section', { has: page.getByRole('heading', { name: 'Chat', exact: true }) });
+  assert.equal(await page.locator('details table').count(), 0);
+  await chat.getByText('As a table').click();
+  await chat.locator('details tbody tr').first().waitFor();
+  const rows = await chat.locator('details tbody tr').evaluateAll((all) => all.map((row) => [...row.cells].map((cell) => cell.textContent)));
   assert.equal(rows.length, activity.length);
   for (const [n, row] of activity.entries()) {
     if (row.date === today) continue;

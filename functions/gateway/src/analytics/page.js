@@ -97,10 +97,14 @@ function draw(section, { dates, lines }) {
   );
 }
 
-// The same figures to read, copy, and hear.
-function tabulate(section, { dates, lines }) {
+// The same figures to read, copy, and hear. An hourly year has two hundred thousand cells, so they wait to be asked for.
+function offerTable(section, figure) {
   const details = element("details", "", section);
   element("summary", "As a table", details);
+  details.addEventListener("toggle", () => tabulate(details, figure), { once: true });
+}
+
+function tabulate(details, { dates, lines }) {
   const table = element("table", "", details);
   const head = element("tr", "", element("thead", "", table));
   for (const name of ["Date", ...lines.map(([label]) => label)]) element("th", name, head);
@@ -146,7 +150,7 @@ async function show() {
   figures.forEach(([, figure], n) => {
     if (figure.dates.length && figure.lines.length) {
       draw(sections[n], figure);
-      tabulate(sections[n], figure);
+      offerTable(sections[n], figure);
     } else element("p", "Nothing in this range.", sections[n]);
   });
   notice.textContent = "";
