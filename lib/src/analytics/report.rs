@@ -327,9 +327,7 @@ impl Reports {
             generated_at: clock::now(),
             freshness_seconds,
         };
-        // The tag is over the data alone: when they were read changes with every request.
-        let tag = serde_json::to_vec(&(&data, &meta.from, &meta.to, query.interval))?;
-        let tag = format!("\"{}\"", crypto::base64url(&crypto::sha256(&tag)[..16]));
+        let tag = tag(&data, &meta)?;
         let response = if request.header("if-none-match").is_some_and(|tags| matches(tags, &tag)) {
             Response::new(http::StatusCode::NOT_MODIFIED)
         } else {
@@ -349,8 +347,25 @@ impl Reports {
     }
 }
 
+/// The entity tag of a figure. It is a weak one: when the figure was read changes with every request, and how long
+/// before that an event was counted counts coarsely alone, so that a stored reply is replaced when ingestion stalls.
+fn tag<T: Serialize>(data: &T, meta: &Meta) -> Result<String> {
+    let staleness = meta.freshness_seconds.map(staleness);
+    let told = serde_json::to_vec(&(data, &meta.from, &meta.to, meta.interval, staleness))?;
+    Ok(format!("W/\"{}\"", crypto::base64url(&crypto::sha256(&told)[..16])))
+}
+
+/// 0 within the first minute, and one more at one minute and each time that doubles.
+const fn staleness(seconds: u64) -> u32 {
+    u64::BITS - (seconds / 60).leading_zeros()
+}
+
+/// The weak comparison of `If-None-Match`.
 fn matches(tags: &str, tag: &str) -> bool {
-    tags.split(',').map(|tag| tag.trim().trim_start_matches("W/")).any(|candidate| candidate == tag || candidate == "*")
+    fn opaque(tag: &str) -> &str {
+        tag.strip_prefix("W/").unwrap_or(tag)
+    }
+    tags.split(',').map(str::trim).any(|candidate| candidate == "*" || opaque(candidate) == opaque(tag))
 }
 
 /// A fraction of 1, or an average; null where there is nothing to divide by.
@@ -471,7 +486,27 @@ mod tests {
     }
 
     #[test]
+    fn a_tag_is_of_the_figure_and_its_staleness() {
+        let tag = |data: u64, freshness_seconds: Option<u64>| {
+            let (from, to) = ("2026-01-01".to_owned(), "2026-01-31".to_owned());
+            let (interval, generated_at) = (Interval::Day, clock::now());
+            tag(&data, &Meta { from, to, interval, timezone: "UTC", generated_at, freshness_seconds }).unwrap()
+        };
+        assert_eq!(tag(1, Some(0)), tag(1, Some(59)));
+        assert_eq!(tag(1, Some(120)), tag(1, Some(239)));
+        assert_ne!(tag(1, Some(0)), tag(2, Some(0)));
+        let stages = [None, Some(59), Some(60), Some(120), Some(240), Some(86_400), Some(u64::MAX)];
+        let tags: std::collections::BTreeSet<_> = stages.iter().map(|seconds| tag(1, *seconds)).collect();
+        assert_eq!(tags.len(), stages.len());
+    }
+
+    #[test]
     fn tags_match_as_http_says() {
-        assert!(matches("W/\"a\", \"b\"", "\"a\"") && matches("*", "\"a\"") && !matches("\"b\"", "\"a\""));
+        for tags in ["W/\"a\"", "\"a\"", "W/\"b\", \"a\"", "\"b\",W/\"a\"", "*"] {
+            assert!(matches(tags, "W/\"a\"") && matches(tags, "\"a\""), "{tags}");
+        }
+        for tags in ["", "a", "\"b\"", "W/\"b\", \"c\"", "w/\"a\""] {
+            assert!(!matches(tags, "W/\"a\""), "{tags}");
+        }
     }
 }
