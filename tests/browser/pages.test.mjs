@@ -1,9 +1,10 @@
-// The pages that the product serves, in a real browser.
+// The pages that the product serves, and the `fetch` of the frontend guide, in a real browser.
 
 import assert from 'node:assert/strict';
 import { mkdir } from 'node:fs/promises';
 import { after, before, test } from 'node:test';
 import { chromium } from 'playwright-core';
+import { fetchAnswers } from '../client/fetch_answers.mjs';
 
 const { API_URL, ADMIN_EMAIL, ADMIN_PASSWORD, LOCAL_STACK_DIR } = process.env;
 const PICTURES = `${LOCAL_STACK_DIR}/pictures`;
@@ -105,6 +106,25 @@ test('the description is rendered from this host alone', async () => {
   assert.deepEqual(seen.errors, []);
   assert.deepEqual(seen.failed, []);
   await nothingForeign(page, seen);
+  await close();
+});
+
+test('the fetch of the frontend guide hands on answers, and that there is none', async () => {
+  const { page, seen, close } = await open('/docs');
+  const credentials = { email: `browser-${crypto.randomUUID()}@example.com`, password: 'a browser opens the page' };
+  const { token } = await post('/api/auth/signup', credentials);
+  const replies = await page.evaluate(`(async () => {
+    const fetchAnswers = ${fetchAnswers};
+    const headers = { authorization: 'Bearer ${token}', 'content-type': 'application/json' };
+    const body = JSON.stringify({ message: 'Hello', stream: true });
+    const answer = await fetchAnswers('/api/chat', { method: 'POST', headers, body });
+    const nothing = await fetchAnswers('/api/chat/${crypto.randomUUID()}/stream', { headers });
+    return { answer: [answer.status, await answer.text()], nothing: [nothing.status, await nothing.text()] };
+  })()`);
+  assert.equal(replies.answer[0], 200);
+  assert.match(replies.answer[1], /^id: 1\nevent: start\n[^]*event: done\n/);
+  assert.deepEqual(replies.nothing, [204, '']);
+  assert.deepEqual(seen.failed, []);
   await close();
 });
 

@@ -7,7 +7,9 @@ import { test } from 'node:test';
 
 const root = new URL('../../', import.meta.url);
 const PAGE = new URL('docs/frontend.md', root);
-const SOURCES = ['tests/client/client.ts', 'tests/client/client.test.ts', 'tests/tests/api/chat/ai_sdk.mjs'];
+const SOURCES = [
+  'tests/client/client.ts', 'tests/client/client.test.ts', 'tests/client/fetch_answers.mjs', 'tests/tests/api/chat/ai_sdk.mjs',
+];
 
 const snippets = new Map();
 for (const source of SOURCES) {

@@ -2,31 +2,11 @@
 
 import assert from 'node:assert/strict';
 import { createRequire } from 'node:module';
+import { fetchAnswers } from '../../../client/fetch_answers.mjs';
 
 const { AbstractChat, DefaultChatTransport } = createRequire(process.env.NODE_TOOLS + '/')('ai');
 
 const { API_URL: api, TOKEN: token } = process.env;
-
-// snippet: reconnect
-/** Fetches, and names a lost connection so that the SDK gives its half of the message up when the answer is resumed. */
-const fetchAnswers = async (input, init) => {
-  const response = await fetch(input, init);
-  const reader = response.body?.getReader();
-  const body = reader && new ReadableStream({
-    async pull(controller) {
-      try {
-        const { done, value } = await reader.read();
-        if (done) controller.close();
-        else controller.enqueue(value);
-      } catch (cause) {
-        controller.error(new Error('The connection was lost.', { cause }));
-      }
-    },
-    cancel: (reason) => reader.cancel(reason),
-  });
-  return new Response(body, response);
-};
-// end
 
 class State {
   status = 'ready';
