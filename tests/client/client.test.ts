@@ -104,6 +104,19 @@ test('streams an answer', async () => {
   assert.ok(kept.data?.messages.some((message) => message.content === answer));
 });
 
+test('lets go of a reply that is not read to its end', async () => {
+  let reason: unknown = 'still read';
+  const body = new ReadableStream<Uint8Array>({
+    pull: (controller) => controller.enqueue(new TextEncoder().encode('id: 1\nevent: delta\ndata: {"text":"Hi"}\n\n')),
+    cancel: (why) => { reason = why; },
+  });
+  for await (const event of readEvents(body)) {
+    assert.deepEqual(event, { id: 1, event: 'delta', data: { text: 'Hi' } });
+    break;
+  }
+  assert.equal(reason, undefined);
+});
+
 test("takes the AI SDK's messages as it keeps them after its first answer", async () => {
   const { api } = await signUp();
   const { response } = await api.POST('/api/chat', {

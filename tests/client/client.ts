@@ -15,22 +15,27 @@ export type ChatEvent =
 // snippet: events
 /** Reads server-sent events from any reply of `fetch`. */
 export async function* readEvents(body: ReadableStream<Uint8Array>): AsyncGenerator<ChatEvent> {
+  const reader = body.getReader();
   const decoder = new TextDecoder();
   let text = '';
-  for await (const chunk of body) {
-    text += decoder.decode(chunk, { stream: true });
-    for (let end = text.indexOf('\n\n'); end >= 0; end = text.indexOf('\n\n')) {
-      const fields: Record<string, string> = {};
-      for (const line of text.slice(0, end).split('\n')) {
-        const colon = line.indexOf(':');
-        // A line that begins with a colon is a comment that keeps the connection open.
-        if (colon > 0) fields[line.slice(0, colon)] = line.slice(colon + 1).trimStart();
-      }
-      text = text.slice(end + 2);
-      if (fields.data !== undefined) {
-        yield { id: Number(fields.id), event: fields.event, data: JSON.parse(fields.data) } as ChatEvent;
+  try {
+    for (let read = await reader.read(); !read.done; read = await reader.read()) {
+      text += decoder.decode(read.value, { stream: true });
+      for (let end = text.indexOf('\n\n'); end >= 0; end = text.indexOf('\n\n')) {
+        const fields: Record<string, string> = {};
+        for (const line of text.slice(0, end).split('\n')) {
+          const colon = line.indexOf(':');
+          // A line that begins with a colon is a comment that keeps the connection open.
+          if (colon > 0) fields[line.slice(0, colon)] = line.slice(colon + 1).trimStart();
+        }
+        text = text.slice(end + 2);
+        if (fields.data !== undefined) {
+          yield { id: Number(fields.id), event: fields.event, data: JSON.parse(fields.data) } as ChatEvent;
+        }
       }
     }
+  } finally {
+    await reader.cancel();
   }
 }
 // end
