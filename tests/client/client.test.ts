@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { randomUUID } from 'node:crypto';
 import { test } from 'node:test';
-import { connect, readEvents, type ChatEvent } from './client.js';
+import { connect, connectByCookie, readEvents, type ChatEvent } from './client.js';
 
 const variable = (name: string): string => {
   const value = process.env[name];
@@ -45,6 +45,23 @@ test('signs up, is who it is, refreshes, and signs out', async () => {
   assert.equal((await api.POST('/api/auth/signout')).response.status, 204);
   const after = await api.GET('/api/auth/me');
   assert.equal(after.error?.status, 401);
+});
+
+test('sends the cookie where the browser is told to', async (t) => {
+  const { fetch } = globalThis;
+  let cookie = '';
+  t.mock.method(globalThis, 'fetch', async (request: Request) => {
+    if (request.credentials !== 'include') return fetch(request);
+    if (cookie) request.headers.set('cookie', cookie);
+    const reply = await fetch(request);
+    cookie = reply.headers.getSetCookie()[0]?.split(';')[0] ?? cookie;
+    return reply;
+  });
+  const api = connectByCookie(API);
+  const email = `${randomUUID()}@example.com`;
+  await api.POST('/api/auth/signup', { body: { email, password: 'correct horse battery' } });
+  const me = await api.GET('/api/auth/me');
+  assert.equal(me.data?.user.email, email);
 });
 
 test('uses the cookie as a browser does', async () => {

@@ -54,3 +54,8 @@ export function connect(baseUrl: string, token: () => string | undefined) {
   return client;
 }
 // end
+
+// snippet: cookie
+/** The client of a page whose browser keeps the cookie. */
+export const connectByCookie = (baseUrl: string) => createClient<paths>({ baseUrl, credentials: 'include' });
+// end

@@ -6,7 +6,9 @@ import { fetchAnswers } from '../../../client/fetch_answers.mjs';
 
 const { AbstractChat, DefaultChatTransport } = createRequire(process.env.NODE_TOOLS + '/')('ai');
 
-const { API_URL: api, TOKEN: token } = process.env;
+const { API_URL: api, TOKEN } = process.env;
+// What a refresh has since replaced.
+let token = 'old';
 
 class State {
   status = 'ready';
@@ -18,20 +20,41 @@ class State {
   snapshot = (value) => structuredClone(value);
 }
 
+// snippet: prepare
+/** The API has the conversation: it needs the last answer's id and what was said since. */
+const prepareSendMessagesRequest = ({ id, messages, trigger, messageId, body }) => {
+  const lastAnswer = messages.findLastIndex((message) => message.role === 'assistant');
+  return { body: { ...body, id, messages: messages.slice(lastAnswer), trigger, messageId } };
+};
+// end
+
+function byToken() {
+  // snippet: transport
+  const transport = new DefaultChatTransport({
+    api: `${api}/api/chat`,
+    // A function, as the token is another one after a refresh.
+    headers: () => ({ authorization: `Bearer ${token}` }),
+    fetch: fetchAnswers,
+    prepareSendMessagesRequest,
+  });
+  // end
+  return transport;
+}
+
+function byCookie() {
+  // snippet: cookies
+  const transport = new DefaultChatTransport({
+    api: `${api}/api/chat`,
+    credentials: 'include',
+    fetch: fetchAnswers,
+    prepareSendMessagesRequest,
+  });
+  // end
+  return transport;
+}
+
 class Chat extends AbstractChat {
-  constructor(id) {
-    // snippet: transport
-    const transport = new DefaultChatTransport({
-      api: `${api}/api/chat`,
-      headers: { authorization: `Bearer ${token}` },
-      fetch: fetchAnswers,
-      // The API has the conversation: it needs the last answer's id and what was said since.
-      prepareSendMessagesRequest: ({ id, messages, trigger, messageId, body }) => {
-        const lastAnswer = messages.findLastIndex((message) => message.role === 'assistant');
-        return { body: { ...body, id, messages: messages.slice(lastAnswer), trigger, messageId } };
-      },
-    });
-    // end
+  constructor(id, transport = byToken()) {
     super({ id, state: new State(), transport });
   }
 
@@ -56,6 +79,7 @@ async function until(chat, holds) {
 }
 
 const chat = new Chat(`chat-${Date.now()}`);
+token = TOKEN;
 await chat.sendMessage({ text: 'Hello' });
 assert.equal(chat.status, 'ready');
 assert.equal(chat.messages.length, 2);
@@ -100,8 +124,18 @@ await Promise.all([sent, tab.resumeStream()]);
 assert.equal(tab.lastText, slow.lastText);
 assert.equal(tab.messages.at(-1).metadata.finishReason, 'stop');
 
-// A connection that is lost in the middle, in the words of a browser, and the same chat resumed.
+// With a browser's cookie.
 const { fetch: connected } = globalThis;
+globalThis.fetch = (input, { credentials, headers, ...init }) => {
+  const sent = new Headers(headers);
+  if (credentials === 'include') sent.set('authorization', `Bearer ${token}`);
+  return connected(input, { headers: sent, ...init });
+};
+const browser = new Chat(`browser-${Date.now()}`, byCookie());
+await browser.sendMessage({ text: 'Hello' });
+assert.deepEqual([browser.status, browser.messages.length], ['ready', 2]);
+
+// A connection that is lost in the middle, in the words of a browser, and the same chat resumed.
 let lost = false;
 globalThis.fetch = async (...request) => {
   globalThis.fetch = connected;
