@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { randomUUID } from 'node:crypto';
 import { test } from 'node:test';
-import { connect, connectByCookie, readEvents, type ChatEvent } from './client.js';
+import { connect, connectByCookie, readEvents, signUp, type ChatEvent } from './client.js';
 
 const variable = (name: string): string => {
   const value = process.env[name];
@@ -12,22 +12,17 @@ const variable = (name: string): string => {
 };
 const API = variable('API_URL');
 
-async function signUp() {
+async function newcomer() {
   const api = connect(API, () => token);
   let token: string | undefined;
-  // snippet: signup
-  const { data, error } = await api.POST('/api/auth/signup', {
-    body: { email: `${randomUUID()}@example.com`, password: 'correct horse battery', transport: 'bearer' },
-  });
-  if (error) throw new Error(`${error.code}: ${error.detail}`);
-  // end
-  assert.ok(data && 'token' in data && data.sessionToken);
+  const data = await signUp(api, `${randomUUID()}@example.com`, 'correct horse battery');
+  assert.ok(data?.sessionToken);
   token = data.token;
   return { api, data, sessionToken: data.sessionToken };
 }
 
 test('signs up, is who it is, refreshes, and signs out', async () => {
-  const { api, data, sessionToken } = await signUp();
+  const { api, data, sessionToken } = await newcomer();
   const me = await api.GET('/api/auth/me');
   assert.equal(me.data?.user.email, data.user.email);
 
@@ -45,6 +40,12 @@ test('signs up, is who it is, refreshes, and signs out', async () => {
   assert.equal((await api.POST('/api/auth/signout')).response.status, 204);
   const after = await api.GET('/api/auth/me');
   assert.equal(after.error?.status, 401);
+});
+
+test('has no token before the address is verified where it must be', async (t) => {
+  t.mock.method(globalThis, 'fetch', async () => Response.json({ status: 'verification_required' }, { status: 202 }));
+  const api = connect(API, () => undefined);
+  assert.equal(await signUp(api, 'ada@example.com', 'correct horse battery'), undefined);
 });
 
 test('sends the cookie where the browser is told to', async (t) => {
@@ -95,7 +96,7 @@ test('names every bad field at once', async () => {
 });
 
 test('streams an answer', async () => {
-  const { api } = await signUp();
+  const { api } = await newcomer();
   const seen: ChatEvent[] = [];
   // snippet: stream
   const { data: body, error } = await api.POST('/api/chat', {
@@ -135,7 +136,7 @@ test('lets go of a reply that is not read to its end', async () => {
 });
 
 test("takes the AI SDK's messages as it keeps them after its first answer", async () => {
-  const { api } = await signUp();
+  const { api } = await newcomer();
   const { response } = await api.POST('/api/chat', {
     body: {
       id: randomUUID(),
@@ -154,7 +155,7 @@ test("takes the AI SDK's messages as it keeps them after its first answer", asyn
 });
 
 test('resumes a stream after the event that it has', async () => {
-  const { api } = await signUp();
+  const { api } = await newcomer();
   const first = await api.POST('/api/chat', { body: { message: 'AIMOCK:slow', stream: true }, parseAs: 'stream' });
   assert.ok(first.data);
   const whole: ChatEvent[] = [];
@@ -185,7 +186,7 @@ test('resumes a stream after the event that it has', async () => {
 });
 
 test('gets the stored reply for a repeated key', async () => {
-  const { api } = await signUp();
+  const { api } = await newcomer();
   // snippet: idempotency
   const key = randomUUID();
   const send = () => api.POST('/api/chat', {
@@ -201,7 +202,7 @@ test('gets the stored reply for a repeated key', async () => {
 });
 
 test('reads analytics as an admin, and as nobody else', async () => {
-  const { api } = await signUp();
+  const { api } = await newcomer();
   const refused = await api.GET('/api/analytics/users/count');
   assert.equal(refused.error?.status, 403);
 

@@ -55,6 +55,15 @@ export function connect(baseUrl: string, token: () => string | undefined) {
 }
 // end
 
+// snippet: signup
+/** Signs up; nothing comes back where the address must be verified before the first sign-in. */
+export async function signUp(api: ReturnType<typeof connect>, email: string, password: string) {
+  const { data, error } = await api.POST('/api/auth/signup', { body: { email, password, transport: 'bearer' } });
+  if (error) throw new Error(`${error.code}: ${error.detail}`);
+  return 'token' in data ? data : undefined;
+}
+// end
+
 // snippet: cookie
 /** The client of a page whose browser keeps the cookie. */
 export const connectByCookie = (baseUrl: string) => createClient<paths>({ baseUrl, credentials: 'include' });
