@@ -95,6 +95,18 @@ test('names every bad field at once', async () => {
   assert.match(error.requestId, /^[0-9a-f-]{36}$/);
 });
 
+test('answers as one document', async () => {
+  const { api } = await newcomer();
+  let text = '';
+  // snippet: reply
+  const { data, error } = await api.POST('/api/chat', { body: { message: 'Hello' } });
+  if (error) throw new Error(`${error.code}: ${error.detail}`);
+  // Typed as this or an event of a stream, which it is with `stream: true` alone.
+  if ('message' in data) text = data.message.content;
+  // end
+  assert.ok(text.length > 0);
+});
+
 test('streams an answer', async () => {
   const { api } = await newcomer();
   const seen: ChatEvent[] = [];

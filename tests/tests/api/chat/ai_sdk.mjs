@@ -10,6 +10,17 @@ const { API_URL: api, TOKEN } = process.env;
 // What a refresh has since replaced.
 let token = 'old';
 
+// snippet: problem
+/** What went wrong, of a chat's `error`: a refused request's message is its problem document, any other a sentence. */
+const problemOf = ({ message }) => {
+  try {
+    return JSON.parse(message);
+  } catch {
+    return { detail: message };
+  }
+};
+// end
+
 class State {
   status = 'ready';
   messages = [];
@@ -99,13 +110,15 @@ assert.equal(chat.messages[3].metadata.conversationId, metadata.conversationId);
 
 await chat.sendMessage({ text: 'AIMOCK:disconnect' });
 assert.equal(chat.status, 'error');
-assert.match(chat.error.message, /^The model provider failed/);
+assert.match(problemOf(chat.error).detail, /^The model provider failed/);
 
 // The same said again, which fails, and tried once more: the first answer stays.
 const same = new Chat(`same-${Date.now()}`);
 await same.sendMessage({ text: 'Continue' });
 await same.sendMessage({ text: 'Continue' }, { body: { model: 'no-such-model' } });
 assert.deepEqual([same.status, same.messages.length], ['error', 3]);
+const { code, status } = problemOf(same.error);
+assert.deepEqual([code, status], ['model_not_available', 400]);
 await same.regenerate();
 assert.equal(same.status, 'ready');
 const answers = (await stored(same)).filter(({ role }) => role === 'assistant');
