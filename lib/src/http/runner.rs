@@ -55,6 +55,9 @@ impl Policy {
     pub const API: Self = Self { guard: Some(|| Box::pin(Guard::init(true))), own_origins_only: false };
     /// The same for the routes that take or change credentials.
     pub const CREDENTIALS: Self = Self { guard: Some(|| Box::pin(Guard::init(true))), own_origins_only: true };
+    /// The same without the rate limit, for whoever wants to end a session.
+    pub const CREDENTIALS_UNLIMITED: Self =
+        Self { guard: Some(|| Box::pin(Guard::init(false))), own_origins_only: true };
 }
 
 type InitGuard = fn() -> BoxFuture<'static, Result<Box<dyn Admit>>>;

@@ -11,7 +11,7 @@ lib::request! {
 }
 
 fn main() -> ExitCode {
-    serve(env!("CARGO_BIN_NAME"), Policy::CREDENTIALS, SignOut::init, |sign_out, request| {
+    serve(env!("CARGO_BIN_NAME"), Policy::CREDENTIALS_UNLIMITED, SignOut::init, |sign_out, request| {
         Box::pin(handle(sign_out, request))
     })
 }

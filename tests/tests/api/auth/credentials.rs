@@ -31,7 +31,8 @@ through_both_doors! {
     }
 
     async fn every_reply_tells_what_is_left(api: Api) {
-        for path in POSTS {
+        // Signing out is not counted.
+        for path in POSTS.iter().filter(|path| **path != "signout") {
             let reply = api.post(&format!("/api/auth/{path}")).json(&json!({})).send().await;
             assert!(reply.header("ratelimit").is_some() && reply.header("ratelimit-policy").is_some(), "{path}: {:?}", reply.headers);
         }

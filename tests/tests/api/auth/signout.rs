@@ -31,6 +31,25 @@ through_both_doors! {
         assert_eq!((api.me(&person.jwt).await, api.me(&second.jwt).await), (401, 401));
     }
 
+    async fn is_never_refused_for_too_many_requests(api: Api) {
+        let person = api.sign_up().await;
+        // Two minutes may begin while this runs, hardly three.
+        let mut limited = false;
+        for _ in 0..=200 {
+            limited = api.me(&person.jwt).await == 429;
+            if limited {
+                break;
+            }
+        }
+        assert!(limited, "a user was never limited");
+        let request = api.post("/api/auth/signout").cookie(&person.session_token).header("origin", ORIGIN);
+        let reply = request.send().await.expect_status(204);
+        assert_eq!(reply.session_cookie().unwrap().0, "");
+        assert!(reply.header("ratelimit").is_none(), "outside the rate limit");
+        let foreign = api.post("/api/auth/signout").header("origin", "https://elsewhere.example");
+        foreign.send().await.expect_problem(403, "origin_not_allowed");
+    }
+
     async fn needs_a_session_and_a_sensible_parameter(api: Api) {
         api.post("/api/auth/signout").send().await.expect_problem(401, "unauthenticated");
         let person = api.sign_up().await;
