@@ -539,16 +539,19 @@ async fn pages_and_searches_are_read_from_indexes() {
     let talker = Talker::new(&mut transaction, 20_000, 2_000).await.unwrap();
     for (question, index) in [
         (Question::List, "conversations_by_activity"),
+        (Question::Pinned, "conversations_pinned"),
         (Question::Walk("words"), "conversations_by_activity"),
         (Question::Walk("words"), "messages_pkey"),
         (Question::LookUp("seldom"), "messages_terms"),
         (Question::LookUp("seldom"), "conversations_terms"),
         (Question::Messages, "messages_pkey"),
+        (Question::LastMessages, "messages_pkey"),
     ] {
         let plan = talker.plan(&mut transaction, question).await.unwrap().join("\n");
         assert!(plan.contains(index), "{question:?} goes without {index}:\n{plan}");
         assert!(!plan.contains("Seq Scan on messages"), "{question:?} reads all messages:\n{plan}");
-        assert!(question != Question::List || !plan.contains("Sort"), "{question:?} sorts:\n{plan}");
+        let is_list = matches!(question, Question::List | Question::Pinned);
+        assert!(!is_list || !plan.contains("Sort"), "{question:?} sorts:\n{plan}");
     }
     transaction.rollback().await.unwrap();
 }
@@ -580,6 +583,7 @@ impl Dice {
 struct Talk {
     id: Uuid,
     archived: bool,
+    pinned: bool,
     minute: u64,
     texts: Vec<String>,
 }
@@ -588,15 +592,18 @@ async fn talk(user: Uuid, dice: &mut Dice) -> Talk {
     let pool = database().pool().clone();
     let texts: Vec<String> = (0..1 + dice.below(6)).map(|_| dice.text()).collect();
     // Many have their last message in the same minute.
-    let talk = Talk { id: Uuid::now_v7(), archived: dice.below(4) == 0, minute: dice.below(20), texts };
+    let (archived, pinned) = (dice.below(4) == 0, dice.below(4) == 0);
+    let talk = Talk { id: Uuid::now_v7(), archived, pinned, minute: dice.below(20), texts };
     sqlx::query(
-        "INSERT INTO conversations (id, user_id, title, archived, message_count, terms, last_message_at)
-         VALUES ($1, $2, $3, $4, $5, array_to_tsvector($6::text[]), '2026-01-01'::timestamptz + $7 * interval '1 minute')",
+        "INSERT INTO conversations (id, user_id, title, archived, pinned, message_count, terms, last_message_at)
+         VALUES ($1, $2, $3, $4, $5, $6, array_to_tsvector($7::text[]),
+             '2026-01-01'::timestamptz + $8 * interval '1 minute')",
     )
     .bind(talk.id)
     .bind(user)
     .bind(&talk.texts[0])
     .bind(talk.archived)
+    .bind(talk.pinned)
     .bind(i32::try_from(talk.texts.len() - 1).unwrap())
     .bind(search::terms(user, &talk.texts[0]))
     .bind(i32::try_from(talk.minute).unwrap())
@@ -641,17 +648,18 @@ async fn a_search_finds_what_a_full_read_finds() {
     ];
     for effort in efforts {
         let conversations = Conversations::new(database()).with_effort(effort);
-        for (q, archived) in ["the", "th", "cat the", "dog", "dogma", "zebra", "zen z", "absent"]
+        for (q, archived, pinned) in ["the", "th", "cat the", "dog", "dogma", "zebra", "zen z", "absent"]
             .into_iter()
-            .flat_map(|q| [(q, false), (q, true)])
+            .flat_map(|q| [(q, false, None), (q, true, None), (q, false, Some(true)), (q, false, Some(false))])
         {
             let has = |text: &String| q.split(' ').all(|word| text.split(' ').any(|found| found.starts_with(word)));
             let expected: Vec<Uuid> = talks
                 .iter()
-                .filter(|talk| talk.archived == archived && talk.texts.iter().any(has))
+                .filter(|talk| talk.archived == archived && pinned.is_none_or(|pinned| talk.pinned == pinned))
+                .filter(|talk| talk.texts.iter().any(has))
                 .map(|talk| talk.id)
                 .collect();
-            let filter = Filter { q: Some(q.to_owned()), archived };
+            let filter = Filter { q: Some(q.to_owned()), archived, pinned };
             let (mut found, mut after) = (Vec::new(), None);
             loop {
                 let (page, next) = conversations.list(user, &filter, Limit(7), after).await.unwrap();
@@ -661,7 +669,7 @@ async fn a_search_finds_what_a_full_read_finds() {
                     None => break,
                 }
             }
-            assert_eq!(found, expected, "{q} {archived} {effort:?}");
+            assert_eq!(found, expected, "{q} {archived} {pinned:?} {effort:?}");
         }
     }
 }
@@ -739,7 +747,7 @@ async fn a_title_is_there_at_once_and_better_a_moment_later() {
     // The new title is found, the old one no more.
     let conversations = Conversations::new(database());
     for (q, hits) in [("Bern weather", 1), ("absent", 0)] {
-        let filter = Filter { q: Some(q.to_owned()), archived: false };
+        let filter = Filter { q: Some(q.to_owned()), archived: false, pinned: None };
         assert_eq!(conversations.list(user, &filter, Limit(7), None).await.unwrap().0.len(), hits, "{q}");
     }
 }

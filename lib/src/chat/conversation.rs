@@ -83,6 +83,8 @@ pub struct Filter {
     pub q: Option<String>,
     /// Hidden ones, or shown ones.
     pub archived: bool,
+    /// Pinned ones, or the others; both unless told.
+    pub pinned: Option<bool>,
 }
 
 /// How much is spent on either way to search before the other one is taken.
@@ -108,12 +110,36 @@ impl Default for Effort {
 struct Shelf {
     user_id: Uuid,
     archived: bool,
+    pinned: Option<bool>,
     at: OffsetDateTime,
     id: Uuid,
     limit: i64,
 }
 
-/// Where a page of messages begins: after the message of this position.
+/// In which order messages come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// The oldest first.
+    Ascending,
+    /// The newest first.
+    Descending,
+}
+
+impl Field for Order {
+    fn parse(raw: Raw<'_>) -> Result<Self, Invalid> {
+        match raw.text()? {
+            "asc" => Ok(Self::Ascending),
+            "desc" => Ok(Self::Descending),
+            _ => Err(Invalid::new("unknown_value", "Must be asc or desc.")),
+        }
+    }
+
+    fn missing() -> Result<Self, Invalid> {
+        Ok(Self::Ascending)
+    }
+}
+
+/// Where a page of messages begins: after the message of this position, in the order of the page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place(i32);
 
@@ -210,6 +236,7 @@ impl Conversations {
         after: Option<Cursor>,
     ) -> Result<(Vec<Conversation>, Option<String>)> {
         let (at, id) = page::place(after);
+        let shelf = Shelf { user_id, archived: filter.archived, pinned: filter.pinned, at, id, limit: limit.0 + 1 };
         let words = match filter.q.as_deref().map(|q| search::query(user_id, q)) {
             None => None,
             Some(Some(words)) => Some(words),
@@ -217,6 +244,7 @@ impl Conversations {
             Some(None) => return Ok((Vec::new(), None)),
         };
         let rows = match words {
+            None if filter.pinned == Some(true) => self.pinned(&shelf).await?,
             None => {
                 sqlx::query_as!(
                     Conversation,
@@ -225,23 +253,41 @@ impl Conversations {
                      FROM conversations
                      WHERE user_id = $1 AND archived = $2
                          AND (active_at, id) < ($3, $4)
+                         AND ($6::boolean IS NULL OR pinned = $6)
                      ORDER BY active_at DESC, id DESC LIMIT $5",
                     user_id,
                     filter.archived,
                     at,
                     id,
-                    limit.0 + 1,
+                    shelf.limit,
+                    filter.pinned,
                 )
                 .fetch_all(self.database.pool())
                 .await?
             }
-            Some(words) => {
-                let shelf = Shelf { user_id, archived: filter.archived, at, id, limit: limit.0 + 1 };
-                self.search(&words, &shelf).await?
-            }
+            Some(words) => self.search(&words, &shelf).await?,
         };
         let cursor = |row: &Conversation| Cursor { at: row.last_message_at.unwrap_or(row.created_at), id: row.id };
         Ok(page::split(rows, limit, cursor))
+    }
+
+    /// The next pinned conversations, which have an index of their own.
+    async fn pinned(&self, shelf: &Shelf) -> Result<Vec<Conversation>> {
+        let rows = sqlx::query_as!(
+            Conversation,
+            "SELECT id, title, provider, model, system_prompt, pinned, archived, message_count, created_at,
+                 updated_at, last_message_at
+             FROM conversations
+             WHERE user_id = $1 AND archived = $2 AND pinned
+                 AND (active_at, id) < ($3, $4)
+             ORDER BY active_at DESC, id DESC LIMIT $5",
+            shelf.user_id,
+            shelf.archived,
+            shelf.at,
+            shelf.id,
+            shelf.limit,
+        );
+        Ok(rows.fetch_all(self.database.pool()).await?)
     }
 
     /// The next conversations in which something has all of the words.
@@ -278,6 +324,7 @@ impl Conversations {
                    WHERE user_id = $1 AND archived = $2 AND (active_at, id) < ($3, $4)
                    ORDER BY active_at DESC, id DESC LIMIT $7) next
              WHERE read <= $7 * 10
+                 AND ($8::boolean IS NULL OR pinned = $8)
                  AND (terms @@ $6::text::tsquery
                       OR EXISTS (SELECT FROM messages m
                                  WHERE m.conversation_id = next.id
@@ -290,6 +337,7 @@ impl Conversations {
             shelf.limit,
             words,
             conversations,
+            shelf.pinned,
         );
         Ok(rows.fetch_all(self.database.pool()).await?)
     }
@@ -311,10 +359,12 @@ impl Conversations {
                     FROM (SELECT DISTINCT id FROM hits WHERE (SELECT of_hits FROM number) <= least($7, $8)) few
                     CROSS JOIN LATERAL (SELECT * FROM conversations WHERE conversations.id = few.id OFFSET 0) c
                     WHERE c.user_id = $1 AND c.archived = $2 AND (c.active_at, c.id) < ($3, $4)
+                        AND ($9::boolean IS NULL OR c.pinned = $9)
                     ORDER BY c.active_at DESC, c.id DESC LIMIT $5)
                    UNION ALL
                    (SELECT id FROM conversations
                     WHERE user_id = $1 AND archived = $2 AND (active_at, id) < ($3, $4)
+                        AND ($9::boolean IS NULL OR pinned = $9)
                         AND (SELECT of_hits FROM number) BETWEEN $8 + 1 AND $7
                         AND CASE WHEN id IN (SELECT id FROM hits) THEN true END
                     ORDER BY active_at DESC, id DESC LIMIT $5)
@@ -332,6 +382,7 @@ impl Conversations {
             words,
             hits,
             self.effort.few,
+            shelf.pinned,
         );
         let rows = rows.fetch_all(self.database.pool()).await?;
         if rows.first().is_some_and(|row| row.hits > hits) {
@@ -373,23 +424,34 @@ impl Conversations {
         .ok_or_else(|| Error::not_found("conversation"))
     }
 
-    /// The messages of a conversation that the caller has proved to be theirs, oldest first.
+    /// The messages of a conversation that the caller has proved to be theirs.
     ///
     /// # Errors
     /// When the database does not answer.
     pub async fn messages(
         &self,
         conversation: Uuid,
+        order: Order,
         limit: Limit,
         after: Option<Place>,
     ) -> Result<(Vec<Message>, Option<String>)> {
+        let is_ascending = order == Order::Ascending;
+        let end = if is_ascending { -1 } else { i32::MAX };
+        // The order says which of the two is read, along the index in either direction.
         let rows = sqlx::query!(
-            "SELECT position, id, role, content, provider, model, finish_reason, input_tokens, cached_input_tokens,
-                 output_tokens, reasoning_tokens, cost_micro_usd, estimated, created_at
-             FROM messages WHERE conversation_id = $1 AND position > $2 ORDER BY position LIMIT $3",
+            r#"SELECT position AS "position!", id AS "id!", role AS "role!", content AS "content!", provider, model,
+                   finish_reason, input_tokens, cached_input_tokens, output_tokens, reasoning_tokens, cost_micro_usd,
+                   estimated AS "estimated!", created_at AS "created_at!"
+               FROM ((SELECT * FROM messages
+                      WHERE $4 AND conversation_id = $1 AND position > $2 ORDER BY position LIMIT $3)
+                     UNION ALL
+                     (SELECT * FROM messages
+                      WHERE NOT $4 AND conversation_id = $1 AND position < $2 ORDER BY position DESC LIMIT $3)) page
+               ORDER BY CASE WHEN $4 THEN position ELSE -position END"#,
             conversation,
-            after.map_or(-1, |place| place.0),
+            after.map_or(end, |place| place.0),
             limit.0 + 1,
+            is_ascending,
         )
         .fetch_all(self.database.pool())
         .await?;

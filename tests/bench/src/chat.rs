@@ -298,7 +298,7 @@ async fn conversations(stack: &Stack) -> Result<(), Failure> {
     ];
     let mut rows = vec![["", "median ms", "p95 ms"].map(str::to_owned).to_vec()];
     for (name, q) in std::iter::once(("no word", None)).chain(words.map(|(name, word)| (name, Some(word.to_owned())))) {
-        let filter = Filter { q, archived: false };
+        let filter = Filter { q, archived: false, pinned: None };
         let mut times = Vec::new();
         for _ in 0..READS {
             let started = Instant::now();
@@ -311,11 +311,13 @@ async fn conversations(stack: &Stack) -> Result<(), Failure> {
     println!("\nThe plans of Postgres");
     for (name, question) in [
         ("the list", Question::List),
+        ("the pinned ones of it", Question::Pinned),
         ("a word of all: the newest conversations have it", Question::Walk("words")),
         ("a word of one in a hundred: the newest conversations do not fill the page", Question::Walk("often")),
         ("  and the index has few", Question::LookUp("often")),
         ("a word of one in a thousand", Question::LookUp("seldom")),
         ("the first page of 2,000 messages", Question::Messages),
+        ("the last page of them", Question::LastMessages),
     ] {
         let mut plan = Vec::new();
         for _ in 0..3 {

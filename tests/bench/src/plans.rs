@@ -15,12 +15,16 @@ use crate::deployed::root;
 pub enum Question {
     /// The first page of the conversations.
     List,
+    /// The first page of the few that are pinned.
+    Pinned,
     /// The first page of those with a word, if the newest ones fill it.
     Walk(&'static str),
     /// The same by the index of words, if it has few with that word.
     LookUp(&'static str),
     /// The first page of a conversation's messages.
     Messages,
+    /// Its last messages.
+    LastMessages,
 }
 
 /// Somebody who talks much.
@@ -45,8 +49,8 @@ impl Talker {
             .execute(&mut *connection)
             .await?;
         sqlx::query(
-            "INSERT INTO conversations (id, user_id, title, message_count, terms, created_at, last_message_at)
-             SELECT CASE n WHEN 0 THEN $3 ELSE gen_random_uuid() END, $1, 'Talk ' || n, 2,
+            "INSERT INTO conversations (id, user_id, title, pinned, message_count, terms, created_at, last_message_at)
+             SELECT CASE n WHEN 0 THEN $3 ELSE gen_random_uuid() END, $1, 'Talk ' || n, n % 1000 = 0, 2,
                  array_to_tsvector(ARRAY[$2 || 'talk', $2 || n]), now() - n * interval '1 minute',
                  now() - n * interval '1 minute'
              FROM generate_series(0, $4) n",
@@ -99,21 +103,26 @@ impl Talker {
         let page = format!("'{}', false, '9999-12-31', '{}', 21", self.user, Uuid::max());
         let (statement, values) = match question {
             Question::List => {
-                let list = statement(&["FROM conversations", "ORDER BY active_at DESC"], "tsquery")?;
-                (list, page)
+                let list = statement(&["FROM conversations", "pinned = $6", "ORDER BY active_at DESC"], "tsquery")?;
+                (list, format!("{page}, NULL"))
+            }
+            Question::Pinned => {
+                let pinned = statement(&["FROM conversations", "AND pinned", "ORDER BY active_at DESC"], "tsquery")?;
+                (pinned, page)
             }
             Question::Walk(word) => {
                 let walk = statement(&["ROWS UNBOUNDED PRECEDING", "tsquery"], "UPDATE")?;
-                (walk, format!("{page}, '''{}{word}'':*', {}", mark(self.user), Effort::default().first_walk))
+                (walk, format!("{page}, '''{}{word}'':*', {}, NULL", mark(self.user), Effort::default().first_walk))
             }
             Question::LookUp(word) => {
                 let look_up = statement(&["WITH hits AS", "tsquery"], "UPDATE")?;
                 let Effort { few, hits, .. } = Effort::default();
-                (look_up, format!("{page}, '''{}{word}'':*', {hits}, {few}", mark(self.user)))
+                (look_up, format!("{page}, '''{}{word}'':*', {hits}, {few}, NULL", mark(self.user)))
             }
-            Question::Messages => {
-                let messages = statement(&["FROM messages WHERE conversation_id = $1 AND position > $2"], "UPDATE")?;
-                (messages, format!("'{}', -1, 21", self.long))
+            Question::Messages | Question::LastMessages => {
+                let messages = statement(&["FROM ((SELECT * FROM messages"], "UPDATE")?;
+                let page = if question == Question::Messages { "-1, 21, true" } else { "2147483647, 21, false" };
+                (messages, format!("'{}', {page}", self.long))
             }
         };
         let text = |error: sqlx::Error| error.to_string();

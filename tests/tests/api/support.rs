@@ -158,7 +158,8 @@ impl Api {
     pub async fn ids_by_pages(&self, person: &Person, path: &str, items: &str, limit: usize) -> Vec<String> {
         let (mut ids, mut cursor) = (Vec::new(), String::new());
         loop {
-            let path = format!("{path}?limit={limit}{cursor}");
+            let sign = if path.contains('?') { '&' } else { '?' };
+            let path = format!("{path}{sign}limit={limit}{cursor}");
             let page = self.get(&path).bearer(&person.jwt).send().await.expect_status(200);
             let found = page.body[items].as_array().unwrap();
             ids.extend(found.iter().map(|item| item["id"].as_str().unwrap().to_owned()));

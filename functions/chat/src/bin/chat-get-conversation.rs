@@ -1,15 +1,15 @@
-//! `GET /api/chat/conversations/{id}`: a conversation with a page of its messages, oldest first.
+//! `GET /api/chat/conversations/{id}`: a conversation with a page of its messages.
 
 use std::process::ExitCode;
 
-use lib::chat::conversation::{Conversation, Conversations, Message, Place};
+use lib::chat::conversation::{Conversation, Conversations, Message, Order, Place};
 use lib::error::Result;
 use lib::http::page::Limit;
 use lib::http::{Policy, Request, Response, serve};
 use serde::Serialize;
 
 lib::request! {
-    struct GetConversationQuery { limit: Limit, cursor: Option<Place> }
+    struct GetConversationQuery { order: Order, limit: Limit, cursor: Option<Place> }
 }
 
 #[derive(Serialize)]
@@ -29,8 +29,8 @@ fn main() -> ExitCode {
 async fn handle(conversations: &Conversations, request: Request) -> Result<Response> {
     let user_id = request.user()?.user_id();
     let id = request.id_parameter("id", "conversation")?;
-    let GetConversationQuery { limit, cursor } = request.query()?;
+    let GetConversationQuery { order, limit, cursor } = request.query()?;
     let conversation = conversations.get(user_id, id).await?;
-    let (messages, next_cursor) = conversations.messages(id, limit, cursor).await?;
+    let (messages, next_cursor) = conversations.messages(id, order, limit, cursor).await?;
     Response::ok(&GetConversationResponse { conversation, messages, next_cursor })
 }

@@ -15,6 +15,7 @@ lib::request! {
         cursor: Option<Cursor>,
         q: Option<SearchText>,
         archived: Option<bool>,
+        pinned: Option<bool>,
     }
 }
 
@@ -33,8 +34,9 @@ fn main() -> ExitCode {
 
 async fn handle(conversations: &Conversations, request: Request) -> Result<Response> {
     let user_id = request.user()?.user_id();
-    let ListConversationsQuery { limit, cursor, q, archived } = request.query()?;
-    let filter = Filter { q: q.map(|q| q.0).filter(|q| !q.is_empty()), archived: archived.unwrap_or(false) };
+    let ListConversationsQuery { limit, cursor, q, archived, pinned } = request.query()?;
+    let q = q.map(|q| q.0).filter(|q| !q.is_empty());
+    let filter = Filter { q, archived: archived.unwrap_or(false), pinned };
     let (conversations, next_cursor) = conversations.list(user_id, &filter, limit, cursor).await?;
     Response::ok(&ListConversationsResponse { conversations, next_cursor })
 }

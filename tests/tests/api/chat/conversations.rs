@@ -85,8 +85,29 @@ through_both_doors! {
             cursor = format!("&cursor={next}");
         }
         assert_eq!(seen, ["Number 2", "Number 1", "Number 0"]);
-        let bad = api.get("/api/chat/conversations?limit=0&cursor=x&archived=maybe").bearer(&person.jwt);
-        bad.send().await.expect_invalid(&["archived", "cursor", "limit"]);
+        let bad = api.get("/api/chat/conversations?limit=0&cursor=x&archived=maybe&pinned=maybe").bearer(&person.jwt);
+        bad.send().await.expect_invalid(&["archived", "cursor", "limit", "pinned"]);
+    }
+
+    async fn are_listed_by_whether_they_are_pinned(api: Api) {
+        let person = api.sign_up().await;
+        for n in 0..4 {
+            let body = json!({"title": format!("Number {n}")});
+            let made = api.post("/api/chat/conversations").bearer(&person.jwt).json(&body).send().await.expect_status(201);
+            let path = format!("/api/chat/conversations/{}", made.text_at("/conversation/id"));
+            let change = json!({"pinned": n < 3, "archived": n == 0});
+            api.call("PATCH", &path).bearer(&person.jwt).json(&change).send().await.expect_status(200);
+        }
+        assert_eq!(titles(&api, &person, "").await, ["Number 3", "Number 2", "Number 1"]);
+        assert_eq!(titles(&api, &person, "?pinned=true").await, ["Number 2", "Number 1"]);
+        assert_eq!(titles(&api, &person, "?pinned=false").await, ["Number 3"]);
+        assert_eq!(titles(&api, &person, "?pinned=true&archived=true").await, ["Number 0"]);
+        assert_eq!(titles(&api, &person, "?pinned=true&q=number").await, ["Number 2", "Number 1"]);
+        assert_eq!(titles(&api, &person, "?pinned=false&q=number").await, ["Number 3"]);
+        let path = "/api/chat/conversations?pinned=true";
+        let whole = api.get(path).bearer(&person.jwt).send().await.expect_status(200);
+        let ids: Vec<_> = whole.body["conversations"].as_array().unwrap().iter().map(|c| c["id"].as_str().unwrap()).collect();
+        assert_eq!(api.ids_by_pages(&person, path, "conversations", 1).await, ids);
     }
 
     async fn messages_page_by_cursor(api: Api) {
@@ -104,6 +125,13 @@ through_both_doors! {
         for limit in [1, 3, 4] {
             assert_eq!(api.ids_by_pages(&person, &path, "messages", limit).await, ids);
         }
+        // From its end on, as a long one is opened.
+        let ids: Vec<_> = ids.into_iter().rev().collect();
+        for limit in [1, 3, 4] {
+            assert_eq!(api.ids_by_pages(&person, &format!("{path}?order=desc"), "messages", limit).await, ids);
+        }
+        let bad = api.get(&format!("{path}?order=newest&cursor=x")).bearer(&person.jwt);
+        bad.send().await.expect_invalid(&["cursor", "order"]);
     }
 
     async fn an_answer_is_made_anew_in_its_place(api: Api) {
