@@ -10,6 +10,14 @@ const { API_URL: api, TOKEN } = process.env;
 // What a refresh has since replaced.
 let token = 'old';
 
+/** A browser tab's, which outlives the page. */
+const sessionStorage = {
+  items: new Map(),
+  getItem: (key) => sessionStorage.items.get(key) ?? null,
+  setItem: (key, value) => sessionStorage.items.set(key, value),
+  removeItem: (key) => sessionStorage.items.delete(key),
+};
+
 // snippet: problem
 /** What went wrong, of a chat's `error`: a refused request's message is its problem document, any other a sentence. */
 const problemOf = ({ message }) => {
@@ -32,10 +40,12 @@ class State {
 }
 
 // snippet: prepare
-/** The API has the conversation: it needs the last answer's id and what was said since. */
+/** The API has the conversation: it needs the last answer's id and what was said since. The tab keeps that as well. */
 const prepareSendMessagesRequest = ({ id, messages, trigger, messageId, body }) => {
   const lastAnswer = messages.findLastIndex((message) => message.role === 'assistant');
-  return { body: { ...body, id, messages: messages.slice(lastAnswer), trigger, messageId } };
+  const since = messages.slice(lastAnswer);
+  sessionStorage.setItem(id, JSON.stringify(since));
+  return { body: { ...body, id, messages: since, trigger, messageId } };
 };
 // end
 
@@ -65,8 +75,13 @@ function byCookie() {
 }
 
 class Chat extends AbstractChat {
-  constructor(id, transport = byToken()) {
-    super({ id, state: new State(), transport });
+  constructor(id, { messages = [], transport = byToken() } = {}) {
+    // snippet: finish
+    const onFinish = ({ isAbort, isError }) => {
+      if (!isAbort && !isError) sessionStorage.removeItem(id);
+    };
+    // end
+    super({ id, state: Object.assign(new State(), { messages }), transport, onFinish });
   }
 
   get lastText() {
@@ -74,12 +89,32 @@ class Chat extends AbstractChat {
   }
 }
 
-/** The messages that are stored of a chat's conversation. */
-async function stored(chat) {
-  const url = `${api}/api/chat/conversations/${chat.messages[1].metadata.conversationId}`;
+// snippet: reload
+/** The last messages of a conversation as `useChat` takes them. */
+const stored = async (id) => {
+  const url = `${api}/api/chat/conversations/${id}?order=desc&limit=100`;
   const response = await fetch(url, { headers: { authorization: `Bearer ${token}` } });
-  return (await response.json()).messages;
-}
+  const { messages } = await response.json();
+  return messages.reverse().map(({ id, role, content }) => ({ id, role, parts: [{ type: 'text', text: content }] }));
+};
+
+/** What a chat begins with: what is stored, and what this tab has asked since. */
+const opened = async (id) => {
+  const [messages, asked] = [await stored(id), JSON.parse(sessionStorage.getItem(id) ?? '[]')];
+  const answered = messages.findLastIndex((message) => message.id === asked[0]?.id);
+  return asked.length ? [...messages.slice(0, Math.max(answered, 0)), ...asked] : messages;
+};
+
+/** Goes on with an answer that is under way. After its end the chat has what is stored. */
+const reopen = async (chat) => {
+  await chat.resumeStream();
+  // One that was cut short once more, or left, is not stored yet.
+  const isHalf = sessionStorage.getItem(chat.id) !== null && chat.lastMessage?.role === 'assistant';
+  if (chat.status === 'ready' && !isHalf) chat.messages = await stored(chat.id);
+};
+// end
+
+const conversationOf = (chat) => chat.messages[1].metadata.conversationId;
 
 /** Waits until something holds of a chat, unless its answer fails. */
 async function until(chat, holds) {
@@ -121,7 +156,7 @@ const { code, status } = problemOf(same.error);
 assert.deepEqual([code, status], ['model_not_available', 400]);
 await same.regenerate();
 assert.equal(same.status, 'ready');
-const answers = (await stored(same)).filter(({ role }) => role === 'assistant');
+const answers = (await stored(conversationOf(same))).filter(({ role }) => role === 'assistant');
 assert.deepEqual(answers.map((answer) => answer.id), [same.messages[1].id, same.messages[3].id]);
 
 // What was delivered is not resumed; what is under way is, in another tab.
@@ -144,7 +179,7 @@ globalThis.fetch = (input, { credentials, headers, ...init }) => {
   if (credentials === 'include') sent.set('authorization', `Bearer ${token}`);
   return connected(input, { headers: sent, ...init });
 };
-const browser = new Chat(`browser-${Date.now()}`, byCookie());
+const browser = new Chat(`browser-${Date.now()}`, { transport: byCookie() });
 await browser.sendMessage({ text: 'Hello' });
 assert.deepEqual([browser.status, browser.messages.length], ['ready', 2]);
 
@@ -169,4 +204,42 @@ await half;
 assert.deepEqual([torn.status, torn.error.message], ['error', 'The connection was lost.']);
 await torn.resumeStream();
 assert.deepEqual([torn.status, torn.messages.length], ['ready', 2]);
-assert.equal(torn.lastText, (await stored(torn))[1].content);
+assert.equal(torn.lastText, (await stored(conversationOf(torn)))[1].parts[0].text);
+
+// A page that is loaded anew while its first question is answered, then while that is answered anew, then afterwards.
+const made = await fetch(`${api}/api/chat/conversations`, { method: 'POST', headers: { authorization: `Bearer ${token}` } });
+const { conversation } = await made.json();
+let page = new Chat(conversation.id, { messages: await opened(conversation.id) });
+for (const ask of [() => page.sendMessage({ text: 'AIMOCK:slow' }), () => page.regenerate()]) {
+  const asked = ask();
+  await until(page, () => page.status === 'streaming' && page.lastText !== '');
+  const reading = page.lastMessage.id;
+  await page.stop();
+  await asked;
+  page = new Chat(conversation.id, { messages: await opened(conversation.id) });
+  assert.deepEqual([page.messages.length, page.lastText], [1, 'AIMOCK:slow']);
+  const going = reopen(page);
+  await until(page, () => page.status === 'streaming' && page.messages.length === 2);
+  assert.equal(page.lastMessage.id, reading);
+  await going;
+  assert.deepEqual(page.messages, await stored(conversation.id));
+  assert.deepEqual(page.messages.map(({ id, role }) => [id === reading, role]), [[false, 'user'], [true, 'assistant']]);
+}
+// What the tab has kept although it was answered and read elsewhere.
+sessionStorage.setItem(conversation.id, JSON.stringify([{ id: 'kept', role: 'user', parts: [] }]));
+page = new Chat(conversation.id, { messages: await opened(conversation.id) });
+assert.deepEqual(page.messages.map(({ id }) => id), ['kept']);
+await reopen(page);
+assert.deepEqual([page.status, page.messages], ['ready', await stored(conversation.id)]);
+
+// One that is left before its end keeps its question, and what there was of it.
+void page.sendMessage({ text: 'AIMOCK:slow' });
+await until(page, () => page.status === 'streaming' && page.lastText !== '');
+await page.stop();
+page = new Chat(conversation.id, { messages: await opened(conversation.id) });
+const going = reopen(page);
+await until(page, () => page.status === 'streaming' && page.lastText !== '');
+await page.stop();
+await going;
+assert.deepEqual(page.messages.slice(-2).map(({ role }) => role), ['user', 'assistant']);
+assert.equal(page.messages.at(-2).parts[0].text, 'AIMOCK:slow');
