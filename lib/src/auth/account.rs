@@ -285,7 +285,7 @@ impl Accounts {
     }
 
     /// Checks an address and a password and starts a session, in place of the user's session that the request
-    /// came with, if any.
+    /// came with, if any. A proved address in `ADMIN_EMAILS` is an admin's from then on.
     ///
     /// # Errors
     /// 401 `invalid_credentials`, the same after the same time for an unknown address; 403
@@ -300,13 +300,15 @@ impl Accounts {
         let row = self.users.row_by_email(email).await?;
         self.check_password(email, row.as_ref(), password, visit).await?;
         let row = row.ok_or_else(wrong_credentials)?;
-        let user = row.user()?;
+        let mut user = row.user()?;
         if self.require_verification && !user.email_verified {
             return Err(Error::new(Code::EmailNotVerified, "Follow the link in the mail, or ask for another one."));
         }
-        let signed_in = self.start_session(user, visit).await?;
+        self.promote_if_listed(&mut user).await?;
+        let mut signed_in = self.start_session(user, visit).await?;
+        let confirmed = self.confirm_sign_in(&row, &mut signed_in, visit).await;
         let session = &signed_in.session;
-        match self.confirm_sign_in(&row, &signed_in, visit).await {
+        match confirmed {
             Ok(true) => {}
             // A password that was replaced meanwhile must not leave a session.
             Ok(false) => {
@@ -324,15 +326,41 @@ impl Accounts {
         Ok(signed_in)
     }
 
-    /// Publishes the sign-in if the password is still the one that was checked. The share lock waits for a
-    /// password change under way, which in turn ends the sessions that it finds before it commits.
-    async fn confirm_sign_in(&self, row: &Row, signed_in: &SignedIn, visit: &Visit) -> Result<bool> {
+    /// Makes an admin of a user whose proved address is in `ADMIN_EMAILS`, which may have been added after the proof.
+    async fn promote_if_listed(&self, user: &mut User) -> Result<()> {
+        if user.role == Role::Admin || !user.email_verified || !self.admins.contains(&user.email) {
+            return Ok(());
+        }
+        sqlx::query!("UPDATE users SET role = 'admin', updated_at = now() WHERE id = $1", user.id)
+            .execute(self.users.database.pool())
+            .await?;
+        user.role = Role::Admin;
+        self.promote_sessions(user.id).await;
+        Ok(())
+    }
+
+    /// Lets an admin's sessions know. The row says it already, and so will the next session.
+    async fn promote_sessions(&self, user_id: Uuid) {
+        if let Err(error) = self.issuer.sessions.set_role(user_id, Role::Admin).await {
+            tracing::warn!(error.cause = %error, "an admin's sessions keep their role until the next sign-in");
+        }
+    }
+
+    /// Publishes the sign-in if the password is still the one that was checked. The share lock waits for a change of
+    /// password or role under way, which in turn ends or writes the sessions that it finds before it commits.
+    async fn confirm_sign_in(&self, row: &Row, signed_in: &mut SignedIn, visit: &Visit) -> Result<bool> {
         let mut transaction = self.users.database.begin(&visit.trace).await?;
-        let current = sqlx::query_scalar!("SELECT password_version FROM users WHERE id = $1 FOR SHARE", row.id)
+        let current = sqlx::query!("SELECT password_version, role FROM users WHERE id = $1 FOR SHARE", row.id)
             .fetch_optional(transaction.connection())
             .await?;
-        if current != Some(row.password_version) {
+        let Some(current) = current.filter(|current| current.password_version == row.password_version) else {
             return Ok(false);
+        };
+        let role = Role::stored(&current.role);
+        if role != signed_in.user.role {
+            self.issuer.sessions.set_role(row.id, role).await?;
+            signed_in.user.role = role;
+            signed_in.session.role = role;
         }
         let subject = visit.subject(row.id, signed_in.user.plan);
         transaction.publish(Event::about(&subject, "user.signin").with("method", "password"));
@@ -394,11 +422,9 @@ impl Accounts {
         self.tokens.consume(token, Purpose::VerifyEmail, now).await?;
         transaction.publish(Event::about(&visit.subject(user.id, user.plan), "user.email_verified"));
         transaction.commit().await?;
-        // The link is used up: whatever happens now, the address is proved and the next session is an admin's.
-        if user.role == Role::Admin
-            && let Err(error) = self.issuer.sessions.set_role(user.id, Role::Admin).await
-        {
-            tracing::warn!(error.cause = %error, "an admin's sessions keep their role until the next sign-in");
+        // The link is used up: whatever happens now, the address is proved.
+        if user.role == Role::Admin {
+            self.promote_sessions(user.id).await;
         }
         Ok(user)
     }

@@ -7,6 +7,7 @@ pub mod limits;
 pub mod one_time;
 pub mod password;
 pub mod refresh;
+pub mod role;
 pub mod rotation;
 pub mod session;
 pub mod sign_out;

@@ -13,6 +13,7 @@ mod me;
 mod refresh;
 mod resend_verification;
 mod reset_password;
+mod roles;
 pub mod sessions;
 mod signin;
 mod signout;

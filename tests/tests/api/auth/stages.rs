@@ -105,3 +105,23 @@ async fn a_listed_address_is_an_administrators_once_it_is_proved() {
     let reply = api.sign_in(&person.email, PASSWORD).await.expect_status(200);
     assert_eq!(metrics(Person::of(&person.email, &reply).jwt).await, 200);
 }
+
+#[tokio::test]
+async fn a_proved_address_that_is_listed_later_is_an_administrators_from_the_next_sign_in() {
+    let api = Api::of_router();
+    let person = api.sign_up().await;
+    let mut sign_in = Function::with("auth-signin", &[("ADMIN_EMAILS", &person.email.to_uppercase())]);
+    let account = json!({"email": person.email, "password": PASSWORD});
+    let metrics = || async { Api::of_router().get("/metrics").bearer(&person.jwt).send().await.status };
+    let (status, reply, _) = sign_in.post(&account);
+    assert_eq!((status, &reply["user"]["role"]), (200, &json!("user")), "the address is not proved yet");
+    let token = mail_to(&person.email, VERIFY, 1).await.token("verify-email");
+    let verified = api.post("/api/auth/verify-email").json(&json!({"token": token})).send().await.expect_status(200);
+    assert_eq!(verified.body["user"]["role"], "user");
+    assert_eq!(metrics().await, 403);
+    let (status, reply, _) = sign_in.post(&account);
+    assert_eq!((status, &reply["user"]["role"]), (200, &json!("admin")));
+    assert_eq!(metrics().await, 200, "a session from before has the role too");
+    let jwt = reply["token"].as_str().unwrap();
+    assert_eq!(Api::of_router().get("/metrics").bearer(jwt).send().await.status, 200);
+}
