@@ -74,7 +74,7 @@ def faults(template: dict[str, Any]) -> list[str]:
         found += [f"{name}: {fault}" for fault in _statement_faults(statement)]
     for name, resource in resources.items():
         found += [f"{name}: {fault}" for fault in _resource_faults(resource)]
-    return found + _database_readers(resources)
+    return found + _database_readers(resources) + list(_provisioned_too_early(resources))
 
 
 def _statements(resources: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -158,6 +158,15 @@ def _database_readers(resources: dict[str, Any]) -> Iterator[str] | list[str]:
     return [f"DatabaseSecretPolicy: {role} is missing" for role in sorted(readers - allowed)] + [
         f"DatabaseSecretPolicy: {role} does not read the database" for role in sorted(allowed - readers)
     ]
+
+
+def _provisioned_too_early(resources: dict[str, Any]) -> Iterator[str]:
+    """Sandboxes that are provisioned with an alias start at once, and need the database's credentials by then."""
+    for resource in resources.values():
+        if resource["Type"] == "AWS::Lambda::Alias" and "ProvisionedConcurrencyConfig" in resource["Properties"]:
+            function = resource["Properties"]["FunctionName"]["Ref"]
+            if "DatabaseSecretPolicy" not in _list(resources[function].get("DependsOn", [])):
+                yield f"{function}: is provisioned before it may read the database's credentials"
 
 
 def _list(value: Any) -> list[Any]:

@@ -588,6 +588,8 @@ template = {"Resources": {
     "Open": {"Type": "AWS::ApiGateway::Deployment", "Properties": {"StageName": "Stage"}},
     "Reader": {"Type": "AWS::Lambda::Function", "Properties": {"Role": {"Fn::GetAtt": ["ReaderRole", "Arn"]},
         "Environment": {"Variables": {"DATABASE_SECRET_ARN": "x"}}}},
+    "ReaderAlias": {"Type": "AWS::Lambda::Alias", "Properties": {"FunctionName": {"Ref": "Reader"},
+        "ProvisionedConcurrencyConfig": {"ProvisionedConcurrentExecutions": 1}}},
 }}
 print("\\n".join(policies.faults(template)))
 """
@@ -597,6 +599,7 @@ print("\\n".join(policies.faults(template)))
         "Eternal: keeps logs for ever", "Lonely: is not encrypted", "Lonely: has neither", "Reader: is not traced",
         "Cluster: writes to a log group that RDS makes",
         "Twice: has a name that another stack", "Open: opens a stage", "DatabaseSecretPolicy: ReaderRole is missing",
+        "Reader: is provisioned before",
     ):  # fmt: skip
         assert fault in found
 
