@@ -36,6 +36,10 @@ MANAGED_BY_AWS = (
     "AWSLambdaVPCAccessExecutionRole",
     "AWSCodeDeployRoleForLambda",
 )
+# As the Lambda developer guide has it for queues: https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-configure.html
+HIDDEN_FOR = 6
+# Tells the consumer which delivery is a message's last.
+MAX_RECEIVE_COUNT = "EVENTS_MAX_RECEIVE_COUNT"
 # An identity may have a default configuration set, which sending then needs as well and which nobody is asked for.
 NEEDED_OPEN = ("ses:SendEmail", ":configuration-set/*")
 # This one reads every queue, so the role must deny itself all but its own.
@@ -74,7 +78,8 @@ def faults(template: dict[str, Any]) -> list[str]:
         found += [f"{name}: {fault}" for fault in _statement_faults(statement)]
     for name, resource in resources.items():
         found += [f"{name}: {fault}" for fault in _resource_faults(resource)]
-    return found + _database_readers(resources) + list(_provisioned_too_early(resources))
+    found += _database_readers(resources)
+    return [*found, *_provisioned_too_early(resources), *_queue_faults(resources)]
 
 
 def _statements(resources: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -167,6 +172,21 @@ def _provisioned_too_early(resources: dict[str, Any]) -> Iterator[str]:
             function = resource["Properties"]["FunctionName"]["Ref"]
             if "DatabaseSecretPolicy" not in _list(resources[function].get("DependsOn", [])):
                 yield f"{function}: is provisioned before it may read the database's credentials"
+
+
+def _queue_faults(resources: dict[str, Any]) -> Iterator[str]:
+    """What a queue and its consumer have to agree on."""
+    for mapping in resources.values():
+        if mapping["Type"] != "AWS::Lambda::EventSourceMapping":
+            continue
+        queue = mapping["Properties"]["EventSourceArn"]["Fn::GetAtt"][0]
+        function = mapping["Properties"]["FunctionName"]["Ref"]
+        source, consumer = resources[queue]["Properties"], resources[function]["Properties"]
+        if source["VisibilityTimeout"] < HIDDEN_FOR * consumer["Timeout"]:
+            yield f"{queue}: shows a message again before {HIDDEN_FOR} time-outs of {function} have passed"
+        told = consumer.get("Environment", {}).get("Variables", {}).get(MAX_RECEIVE_COUNT)
+        if told is not None and told != str(source["RedrivePolicy"]["maxReceiveCount"]):
+            yield f"{function}: {MAX_RECEIVE_COUNT} is not the maxReceiveCount of {queue}"
 
 
 def _list(value: Any) -> list[Any]:

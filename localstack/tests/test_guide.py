@@ -590,6 +590,12 @@ template = {"Resources": {
         "Environment": {"Variables": {"DATABASE_SECRET_ARN": "x"}}}},
     "ReaderAlias": {"Type": "AWS::Lambda::Alias", "Properties": {"FunctionName": {"Ref": "Reader"},
         "ProvisionedConcurrencyConfig": {"ProvisionedConcurrentExecutions": 1}}},
+    "Queue": {"Type": "AWS::SQS::Queue", "Properties": {
+        "VisibilityTimeout": 59, "RedrivePolicy": {"maxReceiveCount": 5}}},
+    "Consumer": {"Type": "AWS::Lambda::Function", "Properties": {"Timeout": 10,
+        "Environment": {"Variables": {"EVENTS_MAX_RECEIVE_COUNT": "6"}}}},
+    "Consumption": {"Type": "AWS::Lambda::EventSourceMapping", "Properties": {
+        "EventSourceArn": {"Fn::GetAtt": ["Queue", "Arn"]}, "FunctionName": {"Ref": "Consumer"}}},
 }}
 print("\\n".join(policies.faults(template)))
 """
@@ -599,7 +605,7 @@ print("\\n".join(policies.faults(template)))
         "Eternal: keeps logs for ever", "Lonely: is not encrypted", "Lonely: has neither", "Reader: is not traced",
         "Cluster: writes to a log group that RDS makes",
         "Twice: has a name that another stack", "Open: opens a stage", "DatabaseSecretPolicy: ReaderRole is missing",
-        "Reader: is provisioned before",
+        "Reader: is provisioned before", "Queue: shows a message again", "Consumer: EVENTS_MAX_RECEIVE_COUNT is not",
     ):  # fmt: skip
         assert fault in found
 

@@ -34,14 +34,16 @@ impl Ingest {
     /// a message before it gives it up, as the template says it to both.
     ///
     /// # Errors
-    /// When a variable or a secret is missing.
+    /// When a variable is missing or malformed, or a secret is missing.
     pub async fn init() -> Result<Self> {
         let (clickhouse, database) = futures_util::try_join!(ClickHouse::init(), Database::init())?;
         Ok(Self {
             writer: Writer::new(clickhouse, &database),
             database,
             dead_letters: Queue::from_env("EVENTS_DLQ_URL")?,
-            max_receive_count: config::parsed("EVENTS_MAX_RECEIVE_COUNT", 5)?,
+            max_receive_count: config::required("EVENTS_MAX_RECEIVE_COUNT")?
+                .parse()
+                .map_err(|_| Error::internal("environment variable EVENTS_MAX_RECEIVE_COUNT is malformed"))?,
         })
     }
 
