@@ -630,6 +630,11 @@ def test_a_method_has_metrics_of_its_own_where_they_are_looked_at():
     assert kept == watched
 
 
+def test_other_origins_are_allowed_beside_the_frontends():
+    variables = cloudformation.template()["Globals"]["Function"]["Environment"]["Variables"]
+    assert variables["CORS_ALLOWED_ORIGINS"] == {"Sub": "${AppUrl},${CorsAllowedOrigins}"}
+
+
 def test_the_mail_domain_is_made_for_the_emulator_alone():
     source = cloudformation.template()
     assert source["Resources"]["MailIdentity"]["Condition"] == "Emulated"
