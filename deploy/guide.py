@@ -35,7 +35,7 @@ STAGES = ("dev", "prod")
 TOOLS = ROOT / ".local" / "tools"
 # Asked for at the first deploy of a stage; an empty answer takes the default.
 QUESTIONS = {
-    "AppUrl": "Origin of the frontend, such as https://app.example.com",
+    "AppUrl": "Origin of the frontend, such as https://app.example.com; docs/frontend.md lists the pages it needs",
     "MailFrom": "Sender of mail, of a domain that is verified in SES",
     "AdminEmails": "Addresses of administrators, with commas",
     "AlarmEmail": "Who is told of alarms",
