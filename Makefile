@@ -35,10 +35,10 @@ watch: ## Rebuild functions on save, served on port 9000 beside the stack
 	@$(RUN) watch
 
 invoke: ## Run one function with its sample event (FUNCTION=auth-signin)
-	@$(RUN) invoke $(FUNCTION)
+	@$(RUN) invoke $(or $(FUNCTION),$(error Name a function: make invoke FUNCTION=auth-signin))
 
 renew: ## Move a subscription on to its next renewal (SUBSCRIPTION=sub_...)
-	@$(RUN) renew $(SUBSCRIPTION)
+	@$(RUN) renew $(or $(SUBSCRIPTION),$(error Name a subscription: make renew SUBSCRIPTION=sub_...))
 
 seed: ## Fill analytics with a history (EVENTS=100000; needs `make up`)
 	@$(RUN) seed $(or $(EVENTS),100000)

@@ -56,7 +56,7 @@ pub(crate) fn client() -> Result<&'static Client> {
     Ok(CLIENT.get_or_init(|| Client::new(config)))
 }
 
-/// Asks Secrets Manager for the secret's description, for health checks.
+/// Reads the secret and forgets it, for health checks.
 ///
 /// # Errors
 /// When it does not answer.

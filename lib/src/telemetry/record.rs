@@ -14,7 +14,7 @@ use crate::store::queue::{Outgoing, Queue};
 
 /// How long an unfrozen process gathers records before it sends them.
 const LINGER: Duration = Duration::from_secs(1);
-/// Records that wait at most; beyond that new ones are dropped and counted in the log.
+/// Records that wait at most; beyond that new ones are dropped, each with a line in the log.
 const CAPACITY: usize = 4096;
 
 /// Takes a request's record and sends it when the client no longer waits.
@@ -75,8 +75,7 @@ async fn send_batches(queue: Queue, mut receiver: mpsc::Receiver<Outgoing>) {
 }
 
 async fn send(queue: &Queue, batch: &[Outgoing]) {
-    let unsent = queue.send(batch).await;
-    if let Err(error) = unsent {
+    if let Err(error) = queue.send(batch).await {
         tracing::warn!(error.cause = %error, records = batch.len(), "telemetry records were not sent");
     }
 }
