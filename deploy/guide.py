@@ -202,6 +202,8 @@ def deploy(stage: str) -> None:
         default = declared()[name].get("Default", "")
         values[name] = input(f"{text} [{default}]: ").strip() or str(default)
     check(values)
+    if not values.get("DomainName"):
+        print(f"Without DomainName the API is of another site than {values['AppUrl']}: its pages need bearer tokens.")
     check_concurrency(values, remembered or {})
     anew = bool(os.environ.get("ASK_SECRETS"))
     answers = {}

@@ -342,10 +342,16 @@ guide.os.environ["ASK_SECRETS"] = "1"
 guide.deploy("prod")
 assert len(asked) == len(guide.SECRETS) and sent["Release"] == "new"
 print("good", file=sys.stderr)
+
+print("\\na name of its own:")
+remembered |= {"DomainName": "api.example.net", "CertificateArn": "arn"}
+guide.deploy("prod")
 """
     done = guide(script)
     assert done.stderr == "good\n", done.stderr
-    assert done.stdout.count("at once") == 1
+    without, named = done.stdout.split("a name of its own:")
+    assert without.count("at once") == 1
+    assert "need bearer tokens" in without and "need bearer tokens" not in named
 
 
 def test_the_alarm_of_a_gradual_deploy_is_looked_up_by_its_name_in_the_account():
