@@ -641,6 +641,14 @@ def test_other_origins_are_allowed_beside_the_frontends():
     assert variables["CORS_ALLOWED_ORIGINS"] == {"Sub": "${AppUrl},${CorsAllowedOrigins}"}
 
 
+def test_a_line_of_the_access_log_is_json_of_texts_and_names_nobody():
+    condition, setting, _ = cloudformation.template()["Resources"]["Api"]["Properties"]["AccessLogSetting"]["If"]
+    assert condition == "AccessLogsOn"
+    line = json.loads(setting["Format"])
+    assert all(value.startswith("$context.") for value in line.values())
+    assert not any(word in setting["Format"] for word in ("identity", "userAgent", "context.path", "authorizer"))
+
+
 def test_the_mail_domain_is_made_for_the_emulator_alone():
     source = cloudformation.template()
     assert source["Resources"]["MailIdentity"]["Condition"] == "Emulated"
