@@ -241,17 +241,22 @@ fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 }
 
 /// The address that the gateway reports, or behind so many trusted proxies, the one that the outermost of them
-/// reports in `X-Forwarded-For`. Entries further left are whatever the client wrote.
+/// reports in `X-Forwarded-For`. Entries further left are whatever the client wrote. API Gateway adds its peer, which
+/// it also reports, as the last one: that is no proxy's word.
 fn client_ip(reported: Option<&str>, headers: &HeaderMap, trusted_proxies: usize) -> IpAddr {
     let reported = reported.and_then(|ip| ip.parse().ok());
     let forwarded = || -> Option<IpAddr> {
-        let entries: Vec<&str> = headers
+        let mut entries: Vec<&str> = headers
             .get_all("x-forwarded-for")
             .iter()
             .filter_map(|value| value.to_str().ok())
             .flat_map(|value| value.split(','))
+            .map(str::trim)
             .collect();
-        entries.len().checked_sub(trusted_proxies).and_then(|index| entries.get(index))?.trim().parse().ok()
+        if reported.is_some() && entries.last().and_then(|entry| entry.parse().ok()) == reported {
+            entries.pop();
+        }
+        entries.len().checked_sub(trusted_proxies).and_then(|index| entries.get(index))?.parse().ok()
     };
     let ip = if trusted_proxies > 0 { forwarded().or(reported) } else { reported };
     ip.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
@@ -294,6 +299,24 @@ mod tests {
         assert_eq!(ip(None, 2), "2.2.2.2");
         assert_eq!(ip(Some("9.9.9.9"), 4), "9.9.9.9");
         assert_eq!(ip(None, 0), "0.0.0.0");
+    }
+
+    #[test]
+    fn a_gateways_note_of_its_peer_is_no_proxys() {
+        let ip = |forwarded: &str, proxies| {
+            client_ip(Some("9.9.9.9"), &headers(&[("x-forwarded-for", forwarded)]), proxies).to_string()
+        };
+        assert_eq!(ip("2.2.2.2, 9.9.9.9", 1), "2.2.2.2");
+        assert_eq!(ip("2.2.2.2, 3.3.3.3, 9.9.9.9", 2), "2.2.2.2");
+        assert_eq!(ip("2.2.2.2, 9.9.9.9", 0), "9.9.9.9");
+        // What the client wrote stays left of what the proxy says, whatever it is.
+        for forged in ["1.1.1.1, ", "9.9.9.9, ", "1.1.1.1, 9.9.9.9, ", ", ", "unknown, "] {
+            assert_eq!(ip(&format!("{forged}2.2.2.2, 9.9.9.9"), 1), "2.2.2.2", "{forged}");
+            assert_eq!(ip(&format!("{forged}2.2.2.2"), 1), "2.2.2.2", "by a gateway that adds nothing: {forged}");
+        }
+        // Past the proxy, or with fewer proxies than were announced.
+        assert_eq!(ip("9.9.9.9", 1), "9.9.9.9");
+        assert_eq!(ip("2.2.2.2, 9.9.9.9", 2), "9.9.9.9");
     }
 
     #[test]
