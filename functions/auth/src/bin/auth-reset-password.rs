@@ -5,12 +5,33 @@ use std::process::ExitCode;
 use lib::auth::account::Accounts;
 use lib::auth::one_time::OneTimeToken;
 use lib::auth::password::NewPassword;
-use lib::error::{Error, Result};
+use lib::error::Result;
+use lib::http::validate::{Fields, FromFields, Invalid};
 use lib::http::{Policy, Request, Response, serve};
 use serde::Serialize;
 
-lib::request! {
-    struct ResetPasswordRequest { token: OneTimeToken, password: Option<NewPassword>, new_password: Option<NewPassword> }
+struct ResetPasswordRequest {
+    token: OneTimeToken,
+    /// The name under which the password came.
+    field: &'static str,
+    password: NewPassword,
+}
+
+impl FromFields for ResetPasswordRequest {
+    fn from_fields(fields: &mut Fields<'_>) -> Option<Self> {
+        let token = fields.read("token");
+        let password: Option<Option<NewPassword>> = fields.read("password");
+        let new_password: Option<Option<NewPassword>> = fields.read("new_password");
+        let (field, password) = match (password?, new_password?) {
+            (Some(password), _) => ("password", password),
+            (None, Some(password)) => ("newPassword", password),
+            (None, None) => {
+                fields.refuse("password", Invalid::new("required", "Is required."));
+                return None;
+            }
+        };
+        Some(Self { token: token?, field, password })
+    }
 }
 
 #[derive(Serialize)]
@@ -25,12 +46,7 @@ fn main() -> ExitCode {
 }
 
 async fn handle(accounts: &Accounts, request: Request) -> Result<Response> {
-    let ResetPasswordRequest { token, password, new_password } = request.json()?;
-    let (field, new) = match (password, new_password) {
-        (Some(password), _) => ("password", password),
-        (None, Some(password)) => ("newPassword", password),
-        (None, None) => return Err(Error::invalid_field("password", "required", "Is required.")),
-    };
-    accounts.reset_password(&token, field, new, &request.visit()).await?;
+    let ResetPasswordRequest { token, field, password } = request.json()?;
+    accounts.reset_password(&token, field, password, &request.visit()).await?;
     Response::ok(&ResetPasswordResponse { status: "password_reset" })
 }

@@ -96,7 +96,9 @@ through_both_doors! {
 
     async fn names_every_bad_field_at_once(api: Api) {
         let post = |body| api.post("/api/auth/reset-password").json(&body).send();
+        post(json!({})).await.expect_invalid(&["password", "token"]);
         post(json!({"password": "short"})).await.expect_invalid(&["password", "token"]);
+        post(json!({"newPassword": "short"})).await.expect_invalid(&["newPassword", "token"]);
         post(json!({"token": 1, "password": 1})).await.expect_invalid(&["password", "token"]);
     }
 }
