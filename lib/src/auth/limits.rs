@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use futures_util::future::try_join_all;
+use futures_util::future::join_all;
 use time::OffsetDateTime;
 
 use crate::config;
@@ -19,6 +19,8 @@ use crate::store::dynamo::{Table, get_number, number, text};
 const FREE_FAILURES: i64 = 10;
 const DELAY_STEP: Duration = Duration::from_millis(100);
 const MAX_DELAY: Duration = Duration::from_secs(3);
+/// Attempts under way count as failures; within this time those with a right password are taken back.
+const SETTLING: Duration = Duration::from_millis(500);
 
 /// How strict the limits are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +80,8 @@ impl Limits {
         Ok(Self { table: Table::from_env("RATE_LIMITS_TABLE")?, strictness: Strictness::from_env()? })
     }
 
-    /// Counts a sign-in attempt: 5 failures per account and address, 10 per address, in 15 minutes.
+    /// Counts a sign-in attempt: 5 failures per account and address, 10 per address, in 15 minutes. One beyond them is
+    /// counted anew once others have settled, since right passwords at the same moment are no failures.
     ///
     /// The account is named by its address and password version, so that a new password lifts every count.
     ///
@@ -93,7 +96,13 @@ impl Limits {
             // All failures of the account, which only delay.
             Rule { key: format!("signin-account#{account}"), limit: i64::MAX, window },
         ];
-        let (attempt, counts) = self.attempt(rules, now).await?;
+        let (attempt, counts) = match self.attempt(&rules, now).await {
+            Err(error) if error.code() == Code::TooManyAttempts => {
+                tokio::time::sleep(SETTLING).await;
+                self.attempt(&rules, now).await?
+            }
+            counted => counted?,
+        };
         Ok(Attempt { account_failures: counts.last().copied().unwrap_or(0), ..attempt })
     }
 
@@ -102,7 +111,11 @@ impl Limits {
     /// # Errors
     /// When the table does not answer.
     pub async fn forgive(&self, attempt: Attempt) -> Result<()> {
-        try_join_all(attempt.keys.iter().map(|key| self.add(key, -1, None))).await.map(drop)
+        // Each is awaited, so that one that fails leaves no other undone.
+        join_all(attempt.keys.iter().map(|key| self.add(key, -1, None)))
+            .await
+            .into_iter()
+            .try_for_each(|count| count.map(drop))
     }
 
     /// Passes on what an attempt came to, and takes it back if we failed it: an outage must not use up limits.
@@ -126,7 +139,7 @@ impl Limits {
     pub async fn signup(&self, ip: IpAddr, now: OffsetDateTime) -> Result<Attempt> {
         let rule =
             Rule { key: format!("signup-ip#{}", network(ip)), limit: self.per_address(5), window: self.window(3600) };
-        self.attempt(vec![rule], now).await.map(|(attempt, _)| attempt)
+        self.attempt(&[rule], now).await.map(|(attempt, _)| attempt)
     }
 
     /// Counts a mail of a kind to an account, whether or not the account exists; `None` when it may not go out.
@@ -153,7 +166,7 @@ impl Limits {
             limit: self.per_address(30),
             window: self.window(15 * 60),
         };
-        self.attempt(vec![rule], now).await.map(drop)
+        self.attempt(&[rule], now).await.map(drop)
     }
 
     fn per_address(&self, strict: i64) -> i64 {
@@ -173,19 +186,26 @@ impl Limits {
     /// Counts an attempt under rules, and gives the count of each. What is refused was no attempt, and counts under no
     /// rule: a device with an old password must not use up what others of its address may try. Those that were
     /// admitted stay counted meanwhile, so that no more are admitted than a rule allows.
-    async fn attempt(&self, rules: Vec<Rule>, now: OffsetDateTime) -> Result<(Attempt, Vec<i64>)> {
-        let counted = try_join_all(rules.iter().map(|rule| self.count(rule, now))).await?;
-        let (counts, keys): (Vec<_>, Vec<_>) = counted.into_iter().unzip();
-        let attempt = Attempt { keys, account_failures: 0 };
-        let Some((rule, _)) = rules.iter().zip(&counts).find(|(rule, count)| **count > rule.limit) else {
-            return Ok((attempt, counts));
-        };
+    async fn attempt(&self, rules: &[Rule], now: OffsetDateTime) -> Result<(Attempt, Vec<i64>)> {
+        let mut attempt = Attempt { keys: Vec::new(), account_failures: 0 };
+        let (mut counts, mut refusal) = (Vec::new(), None);
+        for (rule, counted) in rules.iter().zip(join_all(rules.iter().map(|rule| self.count(rule, now))).await) {
+            match counted {
+                Ok((count, key)) => {
+                    attempt.keys.push(key);
+                    counts.push(count);
+                    if count > rule.limit {
+                        refusal.get_or_insert_with(|| too_many(rule, now));
+                    }
+                }
+                Err(error) => refusal = Some(error),
+            }
+        }
+        let Some(refusal) = refusal else { return Ok((attempt, counts)) };
         if let Err(error) = self.forgive(attempt).await {
             tracing::warn!(error.cause = %error, "an attempt that was refused stays counted");
         }
-        let (_, ends) = slot("", rule.window, now);
-        let wait = u64::try_from(ends - now.unix_timestamp()).unwrap_or(1).max(1);
-        Err(Error::too_many(Code::TooManyAttempts, wait))
+        Err(refusal)
     }
 
     async fn count(&self, rule: &Rule, now: OffsetDateTime) -> Result<(i64, String)> {
@@ -213,6 +233,12 @@ impl Limits {
         };
         get_number(&request.send().await?.attributes.unwrap_or_default(), "count")
     }
+}
+
+fn too_many(rule: &Rule, now: OffsetDateTime) -> Error {
+    let (_, ends) = slot("", rule.window, now);
+    let wait = u64::try_from(ends - now.unix_timestamp()).unwrap_or(1).max(1);
+    Error::too_many(Code::TooManyAttempts, wait)
 }
 
 /// The counter of the window that holds this moment, and the second at which the window ends.

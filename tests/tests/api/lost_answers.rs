@@ -14,14 +14,24 @@ use uuid::Uuid;
 use crate::auth::sessions::list;
 use crate::support::*;
 
-/// A way to AWS on which the first answer to a call that contains these words is lost.
+/// A way to AWS on which calls that contain these words go wrong.
 struct Lossy {
     url: String,
     lost: Arc<AtomicBool>,
 }
 
 impl Lossy {
+    /// Loses the answer to the first of them.
     fn on(words: &'static str) -> Self {
+        Self::start(words, false)
+    }
+
+    /// Passes none of them on.
+    fn refusing(words: &'static str) -> Self {
+        Self::start(words, true)
+    }
+
+    fn start(words: &'static str, refuses: bool) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let lost = Arc::new(AtomicBool::new(false));
@@ -29,7 +39,7 @@ impl Lossy {
         std::thread::spawn(move || {
             for client in listener.incoming() {
                 let (client, told) = (client.unwrap(), told.clone());
-                std::thread::spawn(move || relay(client, words, &told));
+                std::thread::spawn(move || relay(client, words, refuses, &told));
             }
         });
         Self { url, lost }
@@ -47,15 +57,21 @@ impl Lossy {
 }
 
 /// Passes each request on and its answer back, on connections that serve one request.
-fn relay(mut client: TcpStream, words: &str, lost: &AtomicBool) -> Option<()> {
+fn relay(mut client: TcpStream, words: &str, refuses: bool, lost: &AtomicBool) -> Option<()> {
+    const LOST: &[u8] = b"HTTP/1.1 500 Lost\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
     let request = request_of(&mut client)?;
+    let is_meant = String::from_utf8_lossy(&request).contains(words);
+    if is_meant && refuses {
+        lost.store(true, Ordering::SeqCst);
+        return client.write_all(LOST).ok();
+    }
     let upstream = variable("AWS_ENDPOINT_URL");
     let mut aws = TcpStream::connect(upstream.trim_start_matches("http://").trim_end_matches('/')).unwrap();
     aws.write_all(&request).unwrap();
     let mut answer = Vec::new();
     aws.read_to_end(&mut answer).unwrap();
-    if String::from_utf8_lossy(&request).contains(words) && !lost.swap(true, Ordering::SeqCst) {
-        answer = b"HTTP/1.1 500 Lost\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}".to_vec();
+    if is_meant && !lost.swap(true, Ordering::SeqCst) {
+        answer = LOST.to_vec();
     }
     client.write_all(&answer).ok()
 }
@@ -201,4 +217,21 @@ async fn a_session_that_was_revoked_counts_as_revoked() {
     let reply = Lossy::on("DeleteItem").ask("auth-revoke-session", &event);
     assert_eq!(reply["statusCode"], 204, "{reply}");
     assert_eq!(api.me(&other.jwt).await, 401);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sign_in_that_is_counted_in_part_is_taken_back() {
+    let (person, address) = (Api::of_router().sign_up().await, random_address());
+    let body = json!({"email": person.email, "password": PASSWORD});
+    let event = Deployed::event("auth-signin", &address, Some(&body), None).unwrap();
+    let one_counter_fails = Lossy::refusing("signin-ip#");
+    // As many as the counter of the account and the address admits.
+    for _ in 0..5 {
+        let reply = one_counter_fails.ask("auth-signin", &event);
+        assert!(reply["statusCode"].as_u64().unwrap() >= 500, "{reply}");
+    }
+    let environment = deployed().environment("auth-signin");
+    let mut sandbox = Sandbox::start(&deployed().binary("auth-signin"), &environment).unwrap();
+    let reply = sandbox.invoke(&event).unwrap().payload;
+    assert_eq!(reply["statusCode"], 200, "{reply}");
 }

@@ -105,6 +105,13 @@ through_both_doors! {
         }
     }
 
+    async fn right_passwords_at_the_same_moment_are_no_failures(api: Api) {
+        let person = api.sign_up().await;
+        let sign_ins = (0..8).map(|_| api.sign_in(&person.email, PASSWORD));
+        let statuses: Vec<_> = futures_util::future::join_all(sign_ins).await.iter().map(|reply| reply.status).collect();
+        assert_eq!(statuses, [200; 8]);
+    }
+
     async fn wrong_passwords_from_many_addresses_do_not_lock_the_owner_out(api: Api) {
         let person = api.sign_up().await;
         for _ in 0..10 {
