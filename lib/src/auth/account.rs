@@ -464,7 +464,8 @@ impl Accounts {
         self.limits.settle(attempt, outcome).await
     }
 
-    /// Sets a new password by the token of a mail: ends every session, lifts the lockout, tells the owner.
+    /// Sets a new password by the token of a mail, which proves the address as well: ends every session, lifts the
+    /// lockout, tells the owner. Addresses in `ADMIN_EMAILS` do not become admins by it.
     ///
     /// # Errors
     /// 400 `invalid_token`; 400 for a common password, which does not use up the token.
@@ -483,9 +484,14 @@ impl Accounts {
         let hash = password::hash(new).await?;
         let mut transaction = self.users.database.begin(&visit.trace).await?;
         replace_password(transaction.connection(), user.id, &hash, None).await?;
+        let proved = prove_address(transaction.connection(), user.id).await?;
         self.tokens.consume(token, Purpose::ResetPassword, now).await?;
         self.issuer.sessions.end_all(user.id, None).await?;
-        transaction.publish(Event::about(&visit.subject(user.id, user.plan), "user.password_reset"));
+        let subject = visit.subject(user.id, user.plan);
+        transaction.publish(Event::about(&subject, "user.password_reset"));
+        if proved {
+            transaction.publish(Event::about(&subject, "user.email_verified"));
+        }
         transaction.send_mail(&Mail::new(Message::PasswordChanged, Recipient::User(user.id)))?;
         transaction.commit().await
     }
@@ -566,6 +572,17 @@ async fn replace_password(
     .execute(connection)
     .await?;
     Ok(replaced.rows_affected() > 0)
+}
+
+/// Notes that the user's address is proved. Tells whether it was not before.
+async fn prove_address(connection: &mut PgConnection, user_id: Uuid) -> Result<bool> {
+    let proved = sqlx::query!(
+        "UPDATE users SET email_verified_at = now() WHERE id = $1 AND email_verified_at IS NULL",
+        user_id,
+    )
+    .execute(connection)
+    .await?;
+    Ok(proved.rows_affected() > 0)
 }
 
 /// An address of a row.

@@ -26,6 +26,17 @@ through_both_doors! {
         again.expect_problem(400, "invalid_token");
     }
 
+    async fn proves_the_address_that_the_link_was_mailed_to(api: Api) {
+        let person = api.sign_up().await;
+        let token = link(&api, &person, 1).await;
+        let body = json!({"token": token, "password": NEW});
+        api.post("/api/auth/reset-password").json(&body).send().await.expect_status(200);
+        let reply = api.sign_in(&person.email, NEW).await.expect_status(200);
+        assert_eq!(reply.body["user"]["emailVerified"], true);
+        let proofs = format!("SELECT count() FROM events WHERE type = 'user.email_verified' AND subject = '{}'", person.id);
+        eventually("the event", || async { (clickhouse(&proofs).await.trim() == "1").then_some(()) }).await;
+    }
+
     async fn takes_the_password_by_its_other_name(api: Api) {
         let person = api.sign_up().await;
         let token = link(&api, &person, 1).await;
