@@ -31,7 +31,8 @@ pub struct Claims {
     pub sub: Uuid,
     /// The session's id.
     pub sid: Uuid,
-    iat: i64,
+    /// When the token was signed, in seconds since 1970.
+    pub iat: i64,
     exp: i64,
 }
 

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
+use crate::auth::jwt::Claims;
 use crate::background;
 use crate::clock;
 use crate::config::Secret;
@@ -132,6 +133,17 @@ impl Session {
         (self.last_seen_at + IDLE).min(self.created_at + ABSOLUTE)
     }
 
+    /// Whether an access token of this second was handed out together with the current session token.
+    ///
+    /// A second tells no order within itself. A token of the second of the rotation counts unless the session began or
+    /// was rotated before in that second too: then it may be the older one, whose use does not prove that the successor
+    /// arrived, and a client that lost it must not be taken for a thief.
+    fn came_with_successor(&self, issued_at: i64) -> bool {
+        let second = |millis: &i64| millis.div_euclid(1_000);
+        let before = self.rotated.get(1).map_or(self.created_at.unix_timestamp(), second);
+        self.rotated.first().map(second).is_some_and(|rotated| issued_at >= rotated && issued_at > before)
+    }
+
     fn from_item(item: &Item) -> Result<Self> {
         let rotated = item
             .get("rotated")
@@ -219,6 +231,18 @@ impl Sessions {
                     tracing::warn!(error.cause = %error, "the use of a session was not written down");
                 }
             });
+        }
+        Ok(session)
+    }
+
+    /// The session of an access token. A refreshed client may use that alone, which uses the successor too.
+    ///
+    /// # Errors
+    /// 401 `session_expired` when it has ended.
+    pub async fn of_access_token(&self, claims: &Claims) -> Result<Session> {
+        let session = self.find(claims.sub, claims.sid).await?;
+        if !session.successor_used && session.came_with_successor(claims.iat) {
+            self.touch(&session).await?;
         }
         Ok(session)
     }
@@ -606,6 +630,22 @@ mod tests {
         assert_eq!(judge(&session(3, &[recent, recent], false), 1), Verdict::Grace);
         assert_eq!(judge(&session(3, &[recent, long_ago], false), 1), Verdict::Stolen);
         assert_eq!(judge(&session(3, &[recent], true), 4), Verdict::Forged);
+    }
+
+    #[test]
+    fn an_access_token_uses_the_successor_that_it_came_with() {
+        let at = |seconds| OffsetDateTime::from_unix_timestamp(seconds).unwrap() + Duration::milliseconds(700);
+        let came = |rotated: &[i64], issued_at| {
+            let rotated: Vec<_> = rotated.iter().map(|seconds| at(*seconds)).collect();
+            let session = Session { created_at: at(1_000), ..session(1, &rotated, false) };
+            session.came_with_successor(issued_at)
+        };
+        assert_eq!([1_899, 1_900, 1_901].map(|issued_at| came(&[1_900], issued_at)), [false, true, true]);
+        // Of two in one second the older one might be meant.
+        assert_eq!([1_000, 1_001].map(|issued_at| came(&[1_000], issued_at)), [false, true]);
+        assert_eq!([1_900, 1_901].map(|issued_at| came(&[1_900, 1_900], issued_at)), [false, true]);
+        assert!(came(&[2_800, 1_900], 2_800));
+        assert!(!came(&[], 1_900));
     }
 
     #[test]

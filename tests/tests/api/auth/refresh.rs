@@ -69,6 +69,27 @@ through_both_doors! {
         assert_eq!(api.me(&unused_successor).await, 200);
     }
 
+    async fn an_access_token_uses_the_successor_that_it_came_with(api: Api) {
+        let (used, unused) = (api.sign_up().await, api.sign_up().await);
+        // Within one second an access token from before the refresh looks like one from after it.
+        let seconds = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        let signed_up = seconds();
+        eventually("the next second", || async { (seconds() > signed_up).then_some(()) }).await;
+        let unused_successor = refresh(&api, &unused.session_token).await.expect_status(200).text_at("/sessionToken");
+        let fresh = refresh(&api, &used.session_token).await.expect_status(200).text_at("/token");
+        assert_eq!((api.me(&fresh).await, api.me(&unused.jwt).await), (200, 200));
+        let code = eventually("the end of the grace", || async {
+            let reply = refresh(&api, &used.session_token).await;
+            (reply.status != 200).then(|| reply.expect_status(401).text_at("/code"))
+        })
+        .await;
+        assert_eq!(code, "session_expired");
+        assert_eq!(api.me(&fresh).await, 401);
+
+        let again = refresh(&api, &unused.session_token).await.expect_status(200);
+        assert_eq!(again.text_at("/sessionToken"), unused_successor, "an older access token tells nothing of the successor");
+    }
+
     async fn two_generations_back_within_the_grace_do_no_harm(api: Api) {
         let person = api.sign_up().await;
         let second = refresh(&api, &person.session_token).await.expect_status(200).text_at("/sessionToken");
