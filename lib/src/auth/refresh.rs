@@ -3,7 +3,7 @@
 use crate::auth::jwt::{AccessToken, Keys};
 use crate::auth::session::{Session, SessionIssuer, SessionToken};
 use crate::clock;
-use crate::error::{Code, Error, Result};
+use crate::error::{Error, Result};
 use crate::http::credentials::Credential;
 
 /// Replaces session tokens.
@@ -32,34 +32,14 @@ impl Refresh {
         Ok(Self { issuer, keys })
     }
 
-    /// The session token among the request's credentials. An access token of ours, even one that has expired,
-    /// may stand beside the cookie: pages send both. Alone it refreshes nothing.
-    ///
-    /// # Errors
-    /// 401 without a session token, or with a bearer that is not ours.
-    pub fn session_token(&self, headers: &http::HeaderMap) -> Result<(Credential, SessionToken)> {
-        let mut credential = Credential::of(headers);
-        if let Some(Credential::Jwt(token)) = &credential {
-            match self.keys.verify(token) {
-                Ok(_) => {}
-                Err(error) if error.code() == Code::SessionExpired => {}
-                Err(error) => return Err(error),
-            }
-            credential = Credential::cookie(headers);
-        }
-        let credential = credential.ok_or_else(Error::unauthenticated)?;
-        let (Credential::Cookie(token) | Credential::Session(token)) = &credential else {
-            return Err(Error::unauthenticated());
-        };
-        let token = token.clone();
-        Ok((credential, token))
-    }
-
-    /// The next tokens for a session token.
+    /// The next tokens for a credential with a session token. An access token alone refreshes nothing.
     ///
     /// # Errors
     /// 401 for a token that is not or no longer valid.
-    pub async fn refresh(&self, token: &SessionToken) -> Result<Refreshed> {
+    pub async fn refresh(&self, credential: &Credential) -> Result<Refreshed> {
+        let (Credential::Cookie(token) | Credential::Session(token)) = credential else {
+            return Err(Error::unauthenticated());
+        };
         let (session, session_token) = self.issuer.refresh(token).await?;
         let access_token = self.keys.sign(session.user_id, session.id, clock::now())?;
         Ok(Refreshed { session, session_token, access_token })

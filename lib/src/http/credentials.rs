@@ -15,6 +15,7 @@ use crate::clock;
 use crate::config::Stage;
 use crate::crypto;
 use crate::error::{Error, Result};
+use crate::http::problem;
 use crate::http::response::Response;
 use crate::http::validate::{Field, Invalid, Raw};
 
@@ -55,18 +56,29 @@ impl Credential {
         Self::cookie(headers)
     }
 
-    /// The cookie's credential, whatever else the request carries.
+    /// The cookie's credential, whatever else the request carries: the first cookie of the name that holds a token of
+    /// ours. A sibling site may have set one of the same name for the parent domain.
     #[must_use]
     pub fn cookie(headers: &HeaderMap) -> Option<Self> {
-        let cookie = headers
+        headers
             .get_all("cookie")
             .iter()
             .filter_map(|value| value.to_str().ok())
             .flat_map(|value| value.split(';'))
             .filter_map(|pair| pair.trim().split_once('='))
-            .find(|(name, _)| *name == COOKIE)?
-            .1;
-        Some(SessionToken::parse(cookie).map_or(Self::Malformed, Self::Cookie))
+            .filter(|(name, _)| *name == COOKIE)
+            .map(|(_, value)| SessionToken::parse(value).map_or(Self::Malformed, Self::Cookie))
+            .reduce(|found, next| if matches!(found, Self::Malformed) { next } else { found })
+    }
+
+    /// The credential that holds a session token. An access token may stand beside the cookie, as pages send both; it
+    /// may have expired or be of a key that is no longer ours, so there the cookie decides.
+    #[must_use]
+    pub fn session(headers: &HeaderMap) -> Option<Self> {
+        match Self::of(headers) {
+            Some(Self::Jwt(_)) => Self::cookie(headers),
+            credential => credential,
+        }
     }
 
     /// Whether the browser sent it by itself.
@@ -293,6 +305,19 @@ pub fn refreshed(
     Ok(if as_cookie { response.with_cookie(&set_cookie(session, session_token)?) } else { response })
 }
 
+/// The reply to a sign-out. One without a session clears the cookie too, as scripts cannot.
+///
+/// # Errors
+/// The outcome's, unless it is a 401.
+pub fn signed_out(outcome: Result<()>, request_id: &str) -> Result<Response> {
+    let response = match outcome {
+        Ok(()) => Response::no_content(),
+        Err(error) if is_unauthorized(&error) => problem::response(&error, request_id),
+        Err(error) => return Err(error),
+    };
+    Ok(response.with_cookie(&clear_cookie()?))
+}
+
 fn set_cookie(session: &Session, token: &SessionToken) -> Result<String> {
     // As long as the session can live; the server decides earlier.
     let age = (session.created_at + crate::auth::session::ABSOLUTE - clock::now()).whole_seconds().max(0);
@@ -315,10 +340,12 @@ fn secure() -> Result<&'static str> {
 mod tests {
     use super::*;
 
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        pairs.iter().map(|(n, v)| (http::HeaderName::from_static(n), v.parse().unwrap())).collect()
+    }
+
     fn of(pairs: &[(&'static str, &str)]) -> Option<Credential> {
-        let headers: HeaderMap =
-            pairs.iter().map(|(n, v)| (http::HeaderName::from_static(n), v.parse().unwrap())).collect();
-        Credential::of(&headers)
+        Credential::of(&headers(pairs))
     }
 
     #[test]
@@ -332,6 +359,41 @@ mod tests {
             of(&[("authorization", "Bearer st_x"), ("cookie", "session=y")]),
             Some(Credential::Malformed)
         ));
+    }
+
+    #[test]
+    fn passes_over_cookies_of_the_same_name_that_others_have_set() {
+        let token = |byte| format!("{PREFIX}{}", crypto::base64url(&[byte; 68]));
+        let (first, second) = (token(1), token(2));
+        for cookies in [
+            format!("session={first}"),
+            format!("session=eyJfZmxhc2giOltdfQ.Z0.abc; session={first}"),
+            format!("session=; a=b; session={first}; session=x"),
+            format!("session={first}; session={second}"),
+        ] {
+            let found = of(&[("cookie", &cookies)]);
+            assert!(matches!(found, Some(Credential::Cookie(token)) if token.reveal() == first), "{cookies}");
+        }
+        assert!(matches!(of(&[("cookie", "session=; session=x")]), Some(Credential::Malformed)));
+    }
+
+    #[test]
+    fn beside_an_access_token_the_cookie_holds_the_session_token() {
+        let token = format!("{PREFIX}{}", crypto::base64url(&[1; 68]));
+        let cookie = format!("session={token}");
+        let session = |pairs: &[(&'static str, &str)]| Credential::session(&headers(pairs));
+        assert!(matches!(
+            session(&[("authorization", "Bearer a.b.c"), ("cookie", &cookie)]),
+            Some(Credential::Cookie(_))
+        ));
+        assert!(session(&[("authorization", "Bearer a.b.c")]).is_none());
+        let bearer = format!("Bearer {token}");
+        assert!(matches!(
+            session(&[("authorization", &bearer), ("cookie", "session=x")]),
+            Some(Credential::Session(_))
+        ));
+        let malformed = session(&[("authorization", "Bearer st_x"), ("cookie", &cookie)]);
+        assert!(matches!(malformed, Some(Credential::Malformed)));
     }
 
     fn gate() -> Gate {

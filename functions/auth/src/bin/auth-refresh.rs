@@ -3,8 +3,9 @@
 use std::process::ExitCode;
 
 use lib::auth::refresh::Refresh;
-use lib::error::Result;
-use lib::http::{Policy, Request, Response, credentials, serve};
+use lib::error::{Error, Result};
+use lib::http::credentials::{self, Credential};
+use lib::http::{Policy, Request, Response, serve};
 
 fn main() -> ExitCode {
     serve(env!("CARGO_BIN_NAME"), Policy::CREDENTIALS, Refresh::init, |refresh, request| {
@@ -14,7 +15,7 @@ fn main() -> ExitCode {
 
 async fn handle(refresh: &Refresh, request: Request) -> Result<Response> {
     // The runner refuses replaced tokens; here they may still be within their grace.
-    let (credential, token) = refresh.session_token(&request.headers)?;
-    let refreshed = refresh.refresh(&token).await?;
+    let credential = Credential::session(&request.headers).ok_or_else(Error::unauthenticated)?;
+    let refreshed = refresh.refresh(&credential).await?;
     credentials::refreshed(&refreshed.session, &refreshed.session_token, &refreshed.access_token, &credential)
 }

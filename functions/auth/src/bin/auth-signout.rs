@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use lib::auth::sign_out::SignOut;
 use lib::error::Result;
-use lib::http::{Policy, Request, Response, credentials, serve};
+use lib::http::credentials::{self, Credential};
+use lib::http::{Policy, Request, Response, serve};
 
 lib::request! {
     struct SignoutQuery { all: Option<bool> }
@@ -18,7 +19,7 @@ fn main() -> ExitCode {
 
 async fn handle(sign_out: &SignOut, request: Request) -> Result<Response> {
     let SignoutQuery { all } = request.query()?;
-    let caller = request.user()?;
-    sign_out.sign_out(&caller.session, all.unwrap_or(false), &request.visit()).await?;
-    Ok(Response::no_content().with_cookie(&credentials::clear_cookie()?))
+    let cookie = Credential::cookie(&request.headers);
+    let outcome = sign_out.sign_out(request.user(), cookie, all.unwrap_or(false), &request.visit()).await;
+    credentials::signed_out(outcome, &request.id)
 }

@@ -1,5 +1,8 @@
 use std::time::Instant;
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
 use crate::support::*;
 
 async fn refresh(api: &Api, token: &str) -> Reply {
@@ -97,6 +100,21 @@ through_both_doors! {
         let replay = refresh(&api, &person.session_token).await.expect_status(200);
         assert_eq!(replay.text_at("/sessionToken"), second);
         assert_eq!(api.me(&third).await, 200);
+    }
+
+    async fn the_cookie_decides_beside_whatever_access_token(api: Api) {
+        let person = api.sign_up().await;
+        let (_, rest) = person.jwt.split_once('.').unwrap();
+        let of_a_lost_key = format!("{}.{rest}", URL_SAFE_NO_PAD.encode(r#"{"alg":"EdDSA","typ":"JWT","kid":"lost"}"#));
+        for token in [&person.jwt, &of_a_lost_key, "null"] {
+            let request = || api.post("/api/auth/refresh").cookie(&person.session_token).bearer(token);
+            let reply = request().header("origin", ORIGIN).send().await.expect_status(200);
+            assert!(reply.session_cookie().is_some() && reply.body.get("sessionToken").is_none());
+            request().header("origin", "https://evil.example").send().await.expect_problem(403, "origin_not_allowed");
+            refresh(&api, token).await.expect_problem(401, "unauthenticated");
+        }
+        let malformed = api.post("/api/auth/refresh").cookie(&person.session_token).bearer("st_AAAA").send().await;
+        malformed.expect_problem(401, "unauthenticated");
     }
 
     async fn takes_no_access_token_and_no_forgery(api: Api) {

@@ -21,6 +21,30 @@ through_both_doors! {
         assert_eq!(api.me(&person.session_token).await, 401);
     }
 
+    async fn beside_an_access_token_that_is_no_longer_good_the_cookie_decides(api: Api) {
+        let person = api.sign_up().await;
+        let request = api.post("/api/auth/signout").cookie(&person.session_token).bearer("a.b.c");
+        let reply = request.send().await.expect_status(204);
+        assert_eq!(reply.session_cookie().unwrap().0, "");
+        assert_eq!(api.me(&person.session_token).await, 401);
+    }
+
+    async fn an_access_token_decides_beside_a_cookie_that_is_no_longer_good(api: Api) {
+        let person = api.sign_up().await;
+        api.post("/api/auth/signout").cookie("x").bearer(&person.jwt).send().await.expect_status(204);
+        assert_eq!(api.me(&person.session_token).await, 401);
+    }
+
+    async fn clears_the_cookie_of_a_session_that_has_ended(api: Api) {
+        let person = api.sign_up().await;
+        for (cookie, status) in [(person.session_token.as_str(), 204), (&person.session_token, 401), ("x", 401)] {
+            let reply = api.post("/api/auth/signout").cookie(cookie).send().await.expect_status(status);
+            let (value, attributes) = reply.session_cookie().unwrap();
+            assert_eq!(value, "");
+            assert!(attributes.contains(&"max-age=0".to_owned()), "{attributes:?}");
+        }
+    }
+
     async fn leaves_other_sessions_unless_told(api: Api) {
         let person = api.sign_up().await;
         let second = Person::of(&person.email, &api.sign_in(&person.email, PASSWORD).await);
