@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+import pytest
 from stripe_server import Replica
 
 DAY = 86_400
@@ -199,6 +200,56 @@ def test_an_upgrade_in_the_middle_of_a_period_is_prorated(stripe: Replica):
     invoice = invoices(stripe, subscription)[0]
     assert (invoice["status"], invoice["billing_reason"]) == ("paid", "subscription_update")
     assert abs(invoice["amount_paid"] - 3500) < 5
+
+
+def upgrade(subscription: dict[str, Any], price: str) -> dict[str, str]:
+    """The form of an upgrade that begins a new period, or else is refused."""
+    return {
+        "items[0][id]": subscription["items"]["data"][0]["id"],
+        "items[0][price]": price,
+        "proration_behavior": "always_invoice",
+        "billing_cycle_anchor": "now",
+        "payment_behavior": "error_if_incomplete",
+    }
+
+
+def test_an_upgrade_that_begins_a_period_is_billed_for_all_of_it(stripe: Replica):
+    cheap, expensive = stripe.price(2999), stripe.price(9999)
+    subscription = stripe.subscribe(stripe.customer(), cheap)
+    start, end = period(subscription)
+    moved(stripe, subscription, to=(start + end) // 2)
+    changed = stripe.post(f"/v1/subscriptions/{subscription['id']}", **upgrade(subscription, expensive))
+    assert period(changed)[0] - (start + end) // 2 in range(10)
+    assert 28 * DAY <= period(changed)[1] - period(changed)[0] <= 31 * DAY
+    invoice = invoices(stripe, subscription)[0]
+    assert (invoice["status"], invoice["billing_reason"]) == ("paid", "subscription_update")
+    amounts = sorted(line["amount"] for line in invoice["lines"]["data"])
+    assert amounts[1] == 9999 and abs(amounts[0] + 1500) < 5
+    moved(stripe, changed, to="renewal")
+    assert [line["amount"] for line in invoices(stripe, subscription)[0]["lines"]["data"]] == [9999]
+
+
+@pytest.mark.parametrize(
+    ("card", "code", "decline_code"),
+    [
+        ("pm_card_chargeCustomerFail", "card_declined", "generic_decline"),
+        ("pm_card_authenticationRequired", "subscription_payment_intent_requires_action", None),
+        (None, "resource_missing", None),
+    ],
+)
+def test_an_upgrade_whose_payment_fails_changes_nothing_if_that_is_asked_for(
+    stripe: Replica, card: str | None, code: str, decline_code: str | None
+):
+    cheap, expensive = stripe.price(2999), stripe.price(9999)
+    customer = stripe.customer(card)
+    subscription = stripe.subscribe(customer, cheap, default_payment_method="pm_card_visa")
+    path = f"/v1/subscriptions/{subscription['id']}"
+    before = stripe.post(path, default_payment_method="")
+    status, error = stripe.refused(path, **upgrade(subscription, expensive))
+    assert (status, error["code"]) == (402 if card else 400, code)
+    assert error.get("decline_code") == decline_code
+    assert read(stripe, subscription) == before
+    assert len(invoices(stripe, subscription)) == 1
 
 
 def test_events_of_a_time_to_come_are_listed_as_new(stripe: Replica):

@@ -90,7 +90,8 @@ def _finalize_with_intent(ctx: Ctx, invoice_id: str) -> Row:
     return row
 
 
-def _pay_with_intent(ctx: Ctx, invoice_id: str, *, sub_row: Row | None = None, pm_row: Row | None = None) -> Row:
+def pay_with_intent(ctx: Ctx, invoice_id: str, *, sub_row: Row | None = None, pm_row: Row | None = None) -> Row:
+    """One attempt to collect an invoice, by its intent."""
     intent = of_invoice(ctx, invoice_id)
     if intent is None:
         return _pay(ctx, invoice_id, sub_row=sub_row, pm_row=pm_row)
@@ -193,7 +194,7 @@ def _charge_or_wait(ctx: Ctx, sub_row: Row, **rest: Any) -> None:
 
 
 invoicing.finalize_invoice = _finalize_with_intent
-invoicing.pay_invoice = _pay_with_intent
+invoicing.pay_invoice = pay_with_intent
 charges.insert_charge = _charge_of_intent
 payment_intents._confirm = _confirm_or_pay
 lifecycle.create_subscription = _create_or_wait

@@ -23,7 +23,7 @@ from seahaven.ids import Ids
 from seahaven_stripe_world import startup, world
 from seahaven_stripe_world.http_api.handler import handle
 
-from servers.stripe import cards, gaps, intents, own
+from servers.stripe import cards, gaps, intents, own, updates  # noqa: F401
 
 # What the replica itself does not keep: how far a customer's time is moved on, what became
 # of each event, and the objects that the modules beside this one add.
