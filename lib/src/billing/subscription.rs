@@ -273,11 +273,13 @@ impl Billing {
         Ok(now)
     }
 
-    /// Moves a subscription to a plan: a dearer one at once, the difference billed at once; a cheaper one when what
-    /// is paid for ends; the same one undoes a cancellation or a move to a cheaper one.
+    /// Moves a subscription to a plan: a dearer one at once, with a period that begins now and is billed at once, less
+    /// what is left of the old one; a cheaper one when what is paid for ends; the same one undoes a cancellation or a
+    /// move to a cheaper one.
     ///
     /// # Errors
-    /// 404 for an unknown, foreign or ended subscription; 402 `card_declined`; 503 `stripe_unavailable`.
+    /// 404 for an unknown, foreign or ended subscription; 402 `card_declined`, which leaves all as it was; 503
+    /// `stripe_unavailable`.
     pub async fn change_plan(&self, user_id: Uuid, id: Uuid, to: Plan, trace: &TraceContext) -> Result<Subscription> {
         let mut transaction = self.begin_for(user_id, trace).await?;
         let now = self.ongoing(&mut transaction, user_id, id).await?;
@@ -297,6 +299,8 @@ impl Billing {
             let later = to.terms().amount < plan.terms().amount && now.status != "trialing";
             if dearer && now.status != "trialing" {
                 form.push(("proration_behavior", "always_invoice".to_owned()));
+                // The quota is a month's, however little is left of the period.
+                form.push(("billing_cycle_anchor", "now".to_owned()));
                 form.push(("payment_behavior", "error_if_incomplete".to_owned()));
             } else {
                 form.push(("proration_behavior", "none".to_owned()));

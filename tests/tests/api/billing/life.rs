@@ -131,7 +131,7 @@ async fn four_stores_agree_at_each_step_of_a_life() {
     life.life.time_goes(json!({"seconds": 10 * 86_400})).await;
     life.life.change("enterprise").await;
     let difference = life.life.newest_invoice().await["amount_due"].as_i64().unwrap();
-    assert!((3_000..7_000).contains(&difference), "about two thirds of the difference: {difference}");
+    assert!((7_900..8_100).contains(&difference), "all of a new period less two thirds of the old one: {difference}");
     let paid = format!("payment_succeeded {difference} enterprise");
     let upgraded =
         ["subscription_updated active expansion 7000 pro to enterprise", "plan_upgraded pro to enterprise", &paid];

@@ -89,6 +89,41 @@ through_both_doors! {
         assert!(!first["lines"].as_array().unwrap().is_empty());
     }
 
+    async fn an_upgrade_just_before_the_renewal_is_paid_for_a_whole_period(api: Api) {
+        let person = api.sign_up().await;
+        let made = subscribe(&api, &person, "pro").await;
+        let at_stripe = replica::subscription(&person).await;
+        let end = at_stripe["items"]["data"][0]["current_period_end"].as_i64().unwrap();
+        let customer = replica::customer(&person).await;
+        all_handled(&customer).await;
+        replica::control("advance", &json!({"subscription": at_stripe["id"], "to": end - 3_600})).await;
+        let path = format!("/api/billing/subscriptions/{}", made["id"].as_str().unwrap());
+        let change = api.call("PUT", &path).bearer(&person.jwt).json(&json!({"plan": "enterprise"}));
+        let up = change.send().await.expect_status(200).body["subscription"].clone();
+        assert_eq!((&up["plan"], &up["status"]), (&json!("enterprise"), &json!("active")));
+        let began = replica::subscription(&person).await["items"]["data"][0]["current_period_start"].as_i64().unwrap();
+        assert!((end - 3_600..end - 3_000).contains(&began), "{began} before {end}");
+        let invoices = replica::get(&format!("/v1/invoices?customer={customer}")).await;
+        let paid = invoices["data"][0]["amount_paid"].as_i64().unwrap();
+        assert!((9_980..9_999).contains(&paid), "all but an hour's credit: {paid}");
+        let expected = stores::Expected {
+            status: "active",
+            plan: "enterprise",
+            pending: None,
+            ends: false,
+            entitled: "enterprise",
+            told: Some(vec![
+                "subscription_created active new 2999 pro".to_owned(),
+                "payment_succeeded 2999 pro".to_owned(),
+                "plan_upgraded free to pro".to_owned(),
+                "subscription_updated active expansion 7000 pro to enterprise".to_owned(),
+                format!("payment_succeeded {paid} enterprise"),
+                "plan_upgraded pro to enterprise".to_owned(),
+            ]),
+        };
+        stores::agree(&api, &person, &expected).await;
+    }
+
     async fn what_was_bought_is_listed_page_by_page(api: Api) {
         let person = api.sign_up().await;
         let first = subscribe(&api, &person, "pro").await["id"].as_str().unwrap().to_owned();
