@@ -55,6 +55,17 @@ impl Failure {
         matches!(self, Self::Refused { code, .. } if code == name)
     }
 
+    /// It, of a request that charges the customer's own card: where there is none, that declines the payment.
+    #[must_use]
+    pub fn of_own_card(self) -> Self {
+        match self {
+            Self::Refused { status: 400, code, param: None } if code == "resource_missing" => {
+                Self::Declined(Some("no_payment_method".to_owned()))
+            }
+            other => other,
+        }
+    }
+
     /// The error of a request in which the payment method is all that a client chose: of one that was used before
     /// Stripe says neither the code name nor the parameter.
     #[track_caller]
@@ -303,5 +314,19 @@ mod tests {
         assert_eq!(refusal(500, &Value::Null).of_method().code(), Code::StripeUnavailable);
         let expired = refusal(402, &json!({"code": "expired_card", "decline_code": null}));
         assert!(matches!(expired, Failure::Declined(Some(code)) if code == "expired_card"));
+    }
+
+    #[test]
+    fn only_a_missing_card_declines_the_payment() {
+        let of = |status, code: &str, param: Option<&str>| {
+            Failure::Refused { status, code: code.to_owned(), param: param.map(str::to_owned) }.of_own_card()
+        };
+        let missing = of(400, "resource_missing", None);
+        assert!(matches!(missing, Failure::Declined(Some(code)) if code == "no_payment_method"));
+        for other in
+            [of(400, "resource_missing", Some("items[0][price]")), of(404, "resource_missing", None), of(400, "", None)]
+        {
+            assert!(matches!(other, Failure::Refused { .. }));
+        }
     }
 }

@@ -316,6 +316,7 @@ impl Billing {
         }
         let path = format!("/subscriptions/{}", now.id);
         let outcome = self.stripe.post(&path, &form, &format!("change-{}", Uuid::now_v7())).await;
+        let outcome = outcome.map_err(Failure::of_own_card);
         let is_done = |now: &object::Subscription| {
             let next = now.plans().map(|(plan, pending)| pending.unwrap_or(plan));
             next == Some(to) && !now.cancel_at_period_end && !now.ends_by_date

@@ -124,6 +124,38 @@ through_both_doors! {
         stores::agree(&api, &person, &expected).await;
     }
 
+    async fn an_upgrade_that_cannot_be_paid_changes_nothing(api: Api) {
+        let person = api.sign_up().await;
+        let made = subscribe(&api, &person, "pro").await;
+        let stripe_id = replica::subscription(&person).await["id"].as_str().unwrap().to_owned();
+        let customer = replica::customer(&person).await;
+        let path = format!("/api/billing/subscriptions/{}", made["id"].as_str().unwrap());
+        for (card, code) in [
+            (Some("pm_card_chargeCustomerFail"), "generic_decline"),
+            (Some("pm_card_authenticationRequired"), "subscription_payment_intent_requires_action"),
+            (None, "no_payment_method"),
+        ] {
+            let attached = match card {
+                Some(card) => {
+                    let path = format!("/v1/payment_methods/{card}/attach");
+                    replica::post(&path, &format!("customer={customer}")).await["id"].as_str().unwrap().to_owned()
+                }
+                None => String::new(),
+            };
+            let form = format!("default_payment_method={attached}");
+            let before = replica::post(&format!("/v1/subscriptions/{stripe_id}"), &form).await;
+            let change = api.call("PUT", &path).bearer(&person.jwt).json(&json!({"plan": "enterprise"}));
+            let refused = change.send().await.expect_problem(402, "card_declined");
+            assert_eq!(refused.body["declineCode"], code);
+            assert_eq!(replica::subscription(&person).await, before);
+            assert_eq!(plan_of(&api, &person).await, "pro");
+        }
+        let invoices = replica::get(&format!("/v1/invoices?customer={customer}")).await;
+        assert_eq!(invoices["data"].as_array().unwrap().len(), 1, "{invoices}");
+        let list = api.get("/api/billing/subscriptions").bearer(&person.jwt).send().await.expect_status(200);
+        assert_eq!((&list.body["subscriptions"][0]["plan"], &list.body["subscriptions"][0]["status"]), (&json!("pro"), &json!("active")));
+    }
+
     async fn what_was_bought_is_listed_page_by_page(api: Api) {
         let person = api.sign_up().await;
         let first = subscribe(&api, &person, "pro").await["id"].as_str().unwrap().to_owned();
