@@ -15,6 +15,22 @@ def test_stripe_refuses_as_often_as_asked_and_does_nothing(stripe: Replica):
     assert stripe.post(f"/v1/customers/{customer}", name="Ada")["name"] == "Ada"
 
 
+def test_a_failure_is_repeated_under_its_key_and_under_no_other(stripe: Replica):
+    customer = stripe.customer(None)
+    path = f"/v1/customers/{customer}"
+    stripe.control("faults", match=f"POST {path}", status=500)
+    for _ in range(2):
+        assert stripe.refused(path, {"Idempotency-Key": f"{customer}-1"}, name="Ada")[0] == 500
+    assert stripe.post(path, {"Idempotency-Key": f"{customer}-2"}, name="Ada")["name"] == "Ada"
+    stripe.control("faults", match=f"POST {path}", status=500, done=True)
+    assert stripe.refused(path, name="Grace")[0] == 500
+    assert stripe.get(path)["name"] == "Grace"
+    stripe.control("faults", match=f"POST {path}", status=429)
+    key = {"Idempotency-Key": f"{customer}-3"}
+    assert stripe.refused(path, key, name="Eve")[0] == 429
+    assert stripe.post(path, key, name="Eve")["name"] == "Eve"
+
+
 def test_an_answer_may_be_lost_though_the_work_is_done(stripe: Replica):
     customer = stripe.customer()
     price = stripe.price()

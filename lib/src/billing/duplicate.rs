@@ -53,7 +53,9 @@ impl Billing {
         if invoice["amount_paid"].as_i64().unwrap_or(0) > 0 {
             for intent in object::paid_intents_of(&invoice) {
                 let form = vec![("payment_intent", intent.clone()), ("reason", "duplicate".to_owned())];
-                match self.stripe.post("/refunds", &form, &format!("give-back-{intent}")).await {
+                // What was given back is not there to be given back again.
+                let none = || async { Ok(None) };
+                match self.stripe.post_once("/refunds", &form, &format!("give-back-{intent}"), none).await {
                     Err(failure) if failure.has_code("charge_already_refunded") => {}
                     outcome => drop(outcome?),
                 }

@@ -1,6 +1,7 @@
 //! Single payments: made at Stripe, shown from the mirror.
 
 use serde::Serialize;
+use serde_json::Value;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -178,25 +179,31 @@ impl Billing {
         let mut form = vec![
             ("amount", new.amount.0.to_string()),
             ("currency", new.currency.0.to_lowercase()),
-            ("customer", customer),
+            ("customer", customer.clone()),
             ("payment_method_types[]", "card".to_owned()),
             ("metadata[made_by]", work.to_string()),
         ];
         form.extend(
             new.description.as_ref().filter(|text| !text.0.is_empty()).map(|text| ("description", text.0.clone())),
         );
-        let made = self.stripe.post("/payment_intents", &form, &format!("pay-{work}")).await;
+        let made = || self.intent_of(&customer, work);
+        let made = self.stripe.post_once("/payment_intents", &form, &format!("pay-{work}"), made).await;
         let made = made.map_err(|failure| of_amount(&failure).unwrap_or_else(|| failure.into()))?;
         let id = object::id_of(&made).ok_or_else(|| Error::internal("Stripe made a payment without an id"))?;
         let form = vec![("payment_method", new.method.as_str().to_owned())];
         let path = format!("/payment_intents/{id}/confirm");
-        let outcome = self.stripe.post(&path, &form, &format!("confirm-{work}")).await;
-        if let Err(failure @ Failure::Refused { .. }) = outcome {
-            let form = Vec::new();
-            let path = format!("/payment_intents/{id}/cancel");
-            self.stripe.post(&path, &form, &format!("give-up-{work}")).await?;
-            return Err(of_amount(&failure).unwrap_or_else(|| failure.of_method()));
-        }
+        let confirmed = || self.intent_where(&id, was_tried);
+        let outcome = match self.stripe.post_once(&path, &form, &format!("confirm-{work}"), confirmed).await {
+            // An earlier try was on its way still.
+            Err(failure) if failure.has_code("payment_intent_unexpected_state") => Ok(Value::Null),
+            Err(failure @ Failure::Refused { .. }) => {
+                let path = format!("/payment_intents/{id}/cancel");
+                let canceled = || self.intent_where(&id, |intent| intent["status"] == "canceled");
+                self.stripe.post_once(&path, &Vec::new(), &format!("give-up-{work}"), canceled).await?;
+                return Err(of_amount(&failure).unwrap_or_else(|| failure.of_method()));
+            }
+            outcome => outcome,
+        };
         let mut transaction = self.begin_for(user_id, trace).await?;
         let payment = self.mirror_payment(&mut transaction, user_id, &id).await?;
         let payment = payment.ok_or_else(|| Error::internal("Stripe lost the payment that it made"))?;
@@ -210,6 +217,28 @@ impl Billing {
             _ => Ok((payment, None)),
         }
     }
+
+    /// The payment intent that an earlier try has made; if there are two, the one that was confirmed or is newer.
+    async fn intent_of(&self, customer: &str, work: Uuid) -> Result<Option<Value>, Failure> {
+        let query = vec![("customer", customer.to_owned()), ("limit", "100".to_owned())];
+        let mut found = self.stripe.get("/payment_intents", &query).await?;
+        let intents = found["data"].as_array_mut().into_iter().flatten().map(Value::take);
+        let own = intents.filter(|intent| intent["metadata"]["made_by"] == work.to_string().as_str());
+        // Stripe lists the newest first.
+        Ok(own.min_by_key(|intent| !was_tried(intent)))
+    }
+
+    /// A payment intent, if it is as wanted.
+    async fn intent_where(&self, id: &str, is_wanted: fn(&Value) -> bool) -> Result<Option<Value>, Failure> {
+        let found = self.stripe.get(&format!("/payment_intents/{id}"), &Vec::new()).await?;
+        Ok(Some(found).filter(is_wanted))
+    }
+}
+
+/// Whether a payment was confirmed, whatever came of it.
+fn was_tried(intent: &Value) -> bool {
+    let waits = matches!(intent["status"].as_str(), Some("requires_payment_method" | "requires_confirmation"));
+    !waits || intent["last_payment_error"].is_object()
 }
 
 /// The error of an amount that Stripe does not charge, such as less than its least in the currency that it pays out

@@ -1,12 +1,13 @@
 //! What all of billing needs: the database, Stripe, and the terms that a deployment sets.
 
+use serde_json::Value;
 use sqlx::PgConnection;
 use time::Duration;
 use uuid::Uuid;
 
 use crate::billing::object;
 use crate::billing::plan::Plan;
-use crate::billing::stripe::Stripe;
+use crate::billing::stripe::{Failure, Stripe};
 use crate::config;
 use crate::error::{Error, Result};
 use crate::store::postgres::{Database, Transaction};
@@ -63,24 +64,21 @@ impl Billing {
             .fetch_optional(self.database.pool())
             .await?
             .ok_or_else(Error::unauthenticated)?;
-        // One that was made when its answer got lost is found again.
-        let query = vec![("email", user.email.clone()), ("limit", "100".to_owned())];
-        let found = self.stripe.get("/customers", &query).await?;
         let own = user_id.to_string();
-        let found = found["data"].as_array().and_then(|customers| {
-            customers.iter().find(|customer| customer["metadata"]["user_id"] == own.as_str()).and_then(object::id_of)
-        });
+        // One that was made when its answer got lost is found again.
+        let found = self.customer_of(&user.email, &own).await?.as_ref().and_then(object::id_of);
         let id = match found {
             Some(id) => id,
             None => {
-                let mut form = vec![("email", user.email), ("metadata[user_id]", own)];
+                let mut form = vec![("email", user.email.clone()), ("metadata[user_id]", own.clone())];
                 form.extend(user.name.map(|name| ("name", name)));
                 // The first key stands for the customer that was made with it, deleted or not.
                 let key = match &known {
                     Some(deleted) => format!("customer-{user_id}-{deleted}"),
                     None => format!("customer-{user_id}"),
                 };
-                let made = self.stripe.post("/customers", &form, &key).await?;
+                let made = || self.customer_of(&user.email, &own);
+                let made = self.stripe.post_once("/customers", &form, &key, made).await?;
                 object::id_of(&made).ok_or_else(|| Error::internal("Stripe made a customer without an id"))?
             }
         };
@@ -93,6 +91,14 @@ impl Billing {
             known,
         );
         Ok(stored.fetch_one(self.database.pool()).await?)
+    }
+
+    /// The customer that was made for a user.
+    async fn customer_of(&self, email: &str, user_id: &str) -> Result<Option<Value>, Failure> {
+        let query = vec![("email", email.to_owned()), ("limit", "100".to_owned())];
+        let mut found = self.stripe.get("/customers", &query).await?;
+        let customers = found["data"].as_array_mut().into_iter().flatten();
+        Ok(customers.map(Value::take).find(|customer| customer["metadata"]["user_id"] == user_id))
     }
 
     /// Stripe's id of a plan's price, which is made, with its product, on first use.
@@ -109,14 +115,15 @@ impl Billing {
             ("lookup_key", key.clone()),
             ("metadata[plan]", plan.as_str().to_owned()),
         ];
-        match self.stripe.post("/prices", &form, &format!("price-{key}")).await {
+        let made = || async { Ok(self.known_price(plan).await?.map(Value::String)) };
+        match self.stripe.post_once("/prices", &form, &format!("price-{key}"), made).await {
             Ok(made) => object::id_of(&made).ok_or_else(|| Error::internal("Stripe made a price without an id")),
             // Somebody else was faster: a lookup key is one price's.
             Err(failure) => self.known_price(plan).await?.ok_or_else(|| failure.into()),
         }
     }
 
-    async fn known_price(&self, plan: Plan) -> Result<Option<String>> {
+    async fn known_price(&self, plan: Plan) -> Result<Option<String>, Failure> {
         let query = vec![("lookup_keys[]", lookup_key(plan)), ("active", "true".to_owned())];
         let prices = self.stripe.get("/prices", &query).await?;
         Ok(object::id_of(&prices["data"][0]))

@@ -3,13 +3,14 @@
 
 use std::time::Duration;
 
-use http::{Method, StatusCode, header};
+use http::{HeaderMap, Method, StatusCode, header};
 use serde::Deserialize;
 use serde_json::Value;
 use stripe::{IdempotencyKey, RequestStrategy};
 use stripe_client_core::{RequestBuilder, SharedConfigBuilder, StripeMethod};
 use tracing::{Instrument, debug_span, field};
 
+use crate::clock;
 use crate::config::{self, Secret};
 use crate::error::{Code, Error, Result};
 use crate::outbound;
@@ -19,6 +20,12 @@ use crate::telemetry::spans;
 /// A call that has not been answered by then is given up.
 const TIMEOUT: Duration = Duration::from_secs(6);
 const CONNECT: Duration = Duration::from_secs(3);
+/// At least half of this is waited before a busy Stripe is asked again, unless it says how long.
+const BUSY: Duration = Duration::from_secs(1);
+/// Who is told to wait longer gives up.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// Idempotency keys that are tried where Stripe repeats a failure that it has saved under one.
+const KEYS: u32 = 3;
 const USER_AGENT: &str = concat!("ai-chat-backend/", env!("CARGO_PKG_VERSION"));
 
 /// Fields of a form or a query: names as Stripe writes them, `items[0][price]`.
@@ -40,6 +47,8 @@ pub enum Failure {
     },
     /// Stripe is of no use now, and nobody knows whether it was done.
     Unreachable(&'static str),
+    /// Stripe failed before, saved that under the idempotency key, and answers nothing else to it any more.
+    Repeated,
 }
 
 impl Failure {
@@ -47,6 +56,12 @@ impl Failure {
     #[must_use]
     pub fn is_missing(&self) -> bool {
         matches!(self, Self::Refused { status: 404, .. }) || self.has_code("resource_missing")
+    }
+
+    /// Whether nobody knows if it was done.
+    #[must_use]
+    pub fn is_unclear(&self) -> bool {
+        matches!(self, Self::Unreachable(_) | Self::Repeated)
     }
 
     /// Whether the error has this code name.
@@ -91,6 +106,7 @@ impl From<Failure> for Error {
                 Self::internal(format!("Stripe refused a request: {status} {code} {}", param.unwrap_or_default()))
             }
             Failure::Unreachable(why) => Self::caused(Code::StripeUnavailable, why),
+            Failure::Repeated => Self::caused(Code::StripeUnavailable, "Stripe repeats an earlier failure"),
         }
     }
 }
@@ -176,6 +192,29 @@ impl Stripe {
         self.send(request, strategy(key)?).await
     }
 
+    /// Does something once, as [`Self::post`] does. Stripe saves a failure of its own under the key, too: where it repeats
+    /// one, and `done` finds that nothing was done, the next key is taken. Every try of the same thing goes through the
+    /// same keys.
+    ///
+    /// # Errors
+    /// Those of Stripe.
+    pub async fn post_once<F>(&self, path: &str, form: &Form, key: &str, done: impl Fn() -> F) -> Result<Value, Failure>
+    where
+        F: Future<Output = Result<Option<Value>, Failure>>,
+    {
+        let mut outcome = self.post(path, form, key).await;
+        for number in 2..=KEYS {
+            if !matches!(outcome, Err(Failure::Repeated)) {
+                break;
+            }
+            if let Some(value) = done().await? {
+                return Ok(value);
+            }
+            outcome = self.post(path, form, &format!("{key}-{number}")).await;
+        }
+        outcome
+    }
+
     /// Ends something; Stripe answers a second time with 404.
     ///
     /// # Errors
@@ -198,14 +237,15 @@ impl Stripe {
             error.type = field::Empty,
         );
         let (mut outcome, again) = self.send_once(request(), strategy.clone()).instrument(span.clone()).await;
-        if again {
+        if let Some(wait) = again {
+            tokio::time::sleep(wait).await;
             (outcome, _) = self.send_once(request(), strategy).instrument(span.clone()).await;
         }
         let status = match &outcome {
             Ok(_) => "ok",
             Err(Failure::Declined(_)) => "declined",
             Err(Failure::Refused { .. }) => "refused",
-            Err(Failure::Unreachable(_)) => "unreachable",
+            Err(Failure::Unreachable(_) | Failure::Repeated) => "unreachable",
         };
         if outcome.is_err() {
             spans::fail(&span, status);
@@ -215,16 +255,20 @@ impl Stripe {
         outcome
     }
 
-    /// The outcome, and whether to ask again: when Stripe did not answer or failed, unless it says not to.
-    async fn send_once(&self, request: RequestBuilder, strategy: RequestStrategy) -> (Result<Value, Failure>, bool) {
+    /// The outcome, and after which wait to ask again: when Stripe did not answer or failed, unless it says not to.
+    async fn send_once(
+        &self,
+        request: RequestBuilder,
+        strategy: RequestStrategy,
+    ) -> (Result<Value, Failure>, Option<Duration>) {
         match self.call(request, strategy).await {
-            Ok((status, _, body)) if status.is_success() => (Ok(body), false),
-            Ok((status, again, body)) => {
-                let failure = refusal(status.as_u16(), &body["error"]);
-                let again = again && matches!(failure, Failure::Unreachable(_));
-                (Err(failure), again)
+            Ok((status, _, body)) if status.is_success() => (Ok(body), None),
+            Ok((status, headers, body)) => {
+                let failure = refusal(status.as_u16(), &headers, &body["error"]);
+                let again = matches!(failure, Failure::Unreachable(_)).then(|| wait(status.as_u16(), &headers));
+                (Err(failure), again.flatten())
             }
-            Err(failure) => (Err(failure), true),
+            Err(failure) => (Err(failure), Some(Duration::ZERO)),
         }
     }
 
@@ -232,7 +276,7 @@ impl Stripe {
         &self,
         request: RequestBuilder,
         strategy: RequestStrategy,
-    ) -> Result<(StatusCode, bool, Value), Failure> {
+    ) -> Result<(StatusCode, HeaderMap, Value), Failure> {
         let method = match request.method {
             StripeMethod::Get => Method::GET,
             StripeMethod::Post => Method::POST,
@@ -254,12 +298,12 @@ impl Stripe {
         }
         let reply = call.send().await.map_err(|error| unreachable(&error))?;
         let status = reply.status();
-        let again = reply.headers().get("stripe-should-retry").is_none_or(|value| value != "false");
+        let headers = reply.headers().clone();
         let body = reply.bytes().await.map_err(|error| unreachable(&error))?;
         match serde_json::from_slice(&body) {
-            Ok(body) => Ok((status, again, body)),
+            Ok(body) => Ok((status, headers, body)),
             // What stands before Stripe does not fail in JSON.
-            Err(_) if status.is_server_error() => Ok((status, again, Value::Null)),
+            Err(_) if status.is_server_error() => Ok((status, headers, Value::Null)),
             Err(_) => Err(Failure::Unreachable("Stripe's answer cannot be read")),
         }
     }
@@ -278,14 +322,28 @@ fn encode(form: &Form) -> String {
     form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish()
 }
 
+/// How long to wait before a request that was not served is sent again; `None` where that is of no use.
+fn wait(status: u16, headers: &HeaderMap) -> Option<Duration> {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    match status {
+        _ if text("stripe-should-retry") == Some("false") => None,
+        409 | 429 => match text("retry-after").and_then(|seconds| seconds.trim().parse().ok()) {
+            Some(seconds) => Some(Duration::from_secs(seconds)).filter(|wait| *wait <= LONGEST_WAIT),
+            None => Some(clock::jitter(BUSY)),
+        },
+        _ => Some(Duration::ZERO),
+    }
+}
+
 /// What an error comes to. Stripe's own text stays out: it may tell of the card.
-fn refusal(status: u16, error: &Value) -> Failure {
+fn refusal(status: u16, headers: &HeaderMap, error: &Value) -> Failure {
     let text = |name: &str| error[name].as_str().map(str::to_owned);
     let code = text("code");
     match status {
         402 => Failure::Declined(text("decline_code").or(code)),
         401 | 403 => Failure::Unreachable("Stripe does not take the key"),
         409 | 429 => Failure::Unreachable("Stripe is busy"),
+        500.. if headers.get("idempotent-replayed").is_some_and(|value| value == "true") => Failure::Repeated,
         500.. => Failure::Unreachable("Stripe failed"),
         _ => Failure::Refused { status, code: code.unwrap_or_default(), param: text("param") },
     }
@@ -299,7 +357,7 @@ mod tests {
 
     #[test]
     fn only_a_clear_no_of_stripe_is_one() {
-        let coded = |status: u16| refusal(status, &json!({"code": "some_code", "param": "amount"}));
+        let coded = |status: u16| refusal(status, &HeaderMap::new(), &json!({"code": "some_code", "param": "amount"}));
         for status in [400, 404] {
             assert!(matches!(coded(status), Failure::Refused { .. }), "{status}");
         }
@@ -307,12 +365,12 @@ mod tests {
             assert!(matches!(coded(status), Failure::Unreachable(_)), "{status}");
             assert_eq!(Error::from(coded(status)).code(), Code::StripeUnavailable, "{status}");
         }
-        let declined = refusal(402, &json!({"code": "card_declined", "decline_code": "lost_card"}));
+        let declined = refusal(402, &HeaderMap::new(), &json!({"code": "card_declined", "decline_code": "lost_card"}));
         assert!(matches!(declined, Failure::Declined(Some(code)) if code == "lost_card"));
-        let used = refusal(400, &json!({"message": "previously used"})).of_method();
+        let used = refusal(400, &HeaderMap::new(), &json!({"message": "previously used"})).of_method();
         assert_eq!(used.code(), Code::ValidationFailed);
-        assert_eq!(refusal(500, &Value::Null).of_method().code(), Code::StripeUnavailable);
-        let expired = refusal(402, &json!({"code": "expired_card", "decline_code": null}));
+        assert_eq!(refusal(500, &HeaderMap::new(), &Value::Null).of_method().code(), Code::StripeUnavailable);
+        let expired = refusal(402, &HeaderMap::new(), &json!({"code": "expired_card", "decline_code": null}));
         assert!(matches!(expired, Failure::Declined(Some(code)) if code == "expired_card"));
     }
 
@@ -328,5 +386,30 @@ mod tests {
         {
             assert!(matches!(other, Failure::Refused { .. }));
         }
+    }
+
+    #[test]
+    fn a_failure_that_is_repeated_is_told_from_a_new_one() {
+        let replayed = HeaderMap::from_iter([("idempotent-replayed".parse().unwrap(), "true".parse().unwrap())]);
+        assert!(matches!(refusal(500, &replayed, &Value::Null), Failure::Repeated));
+        assert!(matches!(refusal(500, &HeaderMap::new(), &Value::Null), Failure::Unreachable(_)));
+        // A card that was declined is declined however often that is told.
+        assert!(matches!(refusal(402, &replayed, &Value::Null), Failure::Declined(None)));
+    }
+
+    #[test]
+    fn a_busy_stripe_is_left_alone_for_a_while() {
+        let with = |name: &'static str, value: &str| {
+            HeaderMap::from_iter([(http::HeaderName::from_static(name), value.parse().unwrap())])
+        };
+        for status in [409, 429] {
+            let waited = wait(status, &HeaderMap::new()).unwrap();
+            assert!((BUSY / 2..=BUSY).contains(&waited), "{waited:?}");
+            assert_eq!(wait(status, &with("retry-after", "2")), Some(Duration::from_secs(2)));
+            assert_eq!(wait(status, &with("retry-after", "60")), None);
+            assert_eq!(wait(status, &with("stripe-should-retry", "false")), None);
+        }
+        assert_eq!(wait(500, &HeaderMap::new()), Some(Duration::ZERO));
+        assert_eq!(wait(500, &with("stripe-should-retry", "false")), None);
     }
 }

@@ -136,9 +136,24 @@ pub(crate) async fn is_first(transaction: &mut Transaction, user_id: Uuid) -> Re
 impl Billing {
     /// All that a customer ever subscribed to, at Stripe.
     pub(crate) async fn subscriptions_of(&self, customer: &str) -> Result<Vec<object::Subscription>> {
-        let query = vec![("customer", customer.to_owned()), ("status", "all".to_owned()), ("limit", "100".to_owned())];
-        let all = self.stripe.get("/subscriptions", &query).await?;
-        all["data"].as_array().into_iter().flatten().map(object::Subscription::read).collect()
+        self.listed(customer).await?.iter().map(object::Subscription::read).collect()
+    }
+
+    async fn listed(&self, customer: &str) -> Result<Vec<Value>, Failure> {
+        let query = vec![
+            ("customer", customer.to_owned()),
+            ("status", "all".to_owned()),
+            ("limit", "100".to_owned()),
+            ("expand[]", "data.latest_invoice".to_owned()),
+        ];
+        let mut all = self.stripe.get("/subscriptions", &query).await?;
+        Ok(all["data"].as_array_mut().map(std::mem::take).unwrap_or_default())
+    }
+
+    /// What an earlier try of the same request has made.
+    async fn made_by(&self, customer: &str, work: &str) -> Result<Option<Value>, Failure> {
+        let is_own = |value: &Value| object::Subscription::read(value).is_ok_and(|found| found.is_of(work));
+        Ok(self.listed(customer).await?.into_iter().find(is_own))
     }
 
     /// Refuses a user who has a subscription at Stripe, whatever the mirror knew, and then commits what it has learned;
@@ -224,7 +239,9 @@ impl Billing {
             Some(method) => {
                 let attach = vec![("customer", customer.to_owned())];
                 let path = format!("/payment_methods/{}/attach", method.as_str());
-                let attached = self.stripe.post(&path, &attach, &format!("attach-{work}")).await;
+                // Attached again, it is attached.
+                let none = || async { Ok(None) };
+                let attached = self.stripe.post_once(&path, &attach, &format!("attach-{work}"), none).await;
                 let attached = attached.map_err(|failure| failure.of_method())?;
                 let attached = object::id_of(&attached).unwrap_or_else(|| method.as_str().to_owned());
                 form.push(("default_payment_method", attached));
@@ -236,15 +253,13 @@ impl Billing {
         if first {
             form.extend(self.trial("trial_period_days", "trial_settings[end_behavior][missing_payment_method]"));
         }
-        match self.stripe.post("/subscriptions", &form, &format!("subscribe-{work}")).await {
+        let made = || self.made_by(customer, work);
+        let made = match self.stripe.post_once("/subscriptions", &form, &format!("subscribe-{work}"), made).await {
             // Whether it was made, Stripe knows.
-            Err(failure @ Failure::Unreachable(_)) => {
-                let all = self.subscriptions_of(customer).await?;
-                let made = all.into_iter().find(|found| found.is_of(work));
-                Ok(made.ok_or(failure)?.id)
-            }
-            made => object::id_of(&made?).ok_or_else(|| Error::internal("Stripe made a subscription without an id")),
-        }
+            Err(failure) if failure.is_unclear() => self.made_by(customer, work).await?.ok_or(failure)?,
+            made => made?,
+        };
+        object::id_of(&made).ok_or_else(|| Error::internal("Stripe made a subscription without an id"))
     }
 
     /// The form fields, by their names, of the trial that a first subscription begins with, if there is one. It ends
@@ -365,7 +380,7 @@ impl Billing {
         is_done: impl Fn(&object::Subscription) -> bool,
     ) -> Result<Subscription> {
         let lost = match outcome {
-            Err(failure @ Failure::Unreachable(_)) => Some(failure),
+            Err(failure) if failure.is_unclear() => Some(failure),
             outcome => outcome.map(|_| None)?,
         };
         let mirrored = self.mirror_subscription(&mut transaction, user_id, id).await?;

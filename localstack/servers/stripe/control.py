@@ -24,6 +24,8 @@ time, with all that happens on the way; it never goes back:
 Stripe may fail, for the next `times` requests that contain `match`, such as an id:
 
     curl localhost:4020/_replica/faults -d '{"match": "POST /v1/subscriptions", "status": 503, "times": 3}'
+    # a failure that comes after the work; with a 5xx, the same idempotency key gets no other answer
+    curl localhost:4020/_replica/faults -d '{"match": "cus_1", "status": 500, "done": true}'
     # done, but nobody learns of it; or done in its own time
     curl localhost:4020/_replica/faults -d '{"match": "cus_1", "lose": true}'
     curl localhost:4020/_replica/faults -d '{"match": "cus_1", "delay_seconds": 8}'

@@ -1,4 +1,8 @@
-"""Failures of Stripe, made to order: it refuses, it is slow, or it does what it was asked and the answer is lost."""
+"""Failures of Stripe, made to order: it refuses, it is slow, or it does what it was asked and the answer is lost.
+
+A failure of its own, a 5xx, Stripe saves under the request's idempotency key, and repeats it for as long as it knows
+the key; one that tells to come later, such as 429, it does not.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +26,7 @@ class Fault:
     status: int | None = None
     delay_seconds: float = 0
     lose: bool = False
+    done: bool = False
 
 
 class Lost(Response):
@@ -33,21 +38,35 @@ class Lost(Response):
         await send({"type": "http.response.start", "status": 200, "headers": headers})
 
 
+def _failure(status: int, headers: dict[str, str]) -> Response:
+    error = {"type": "api_error", "message": "An error was asked for."}
+    return JSONResponse({"error": error}, status, headers)
+
+
 class Faults:
     """Those that are still to happen."""
 
     def __init__(self) -> None:
         self._waiting: list[Fault] = []
+        # By their idempotency keys.
+        self._failed: dict[str, int] = {}
 
     async def answer(self, request: Request, serve: Callable[[], Awaitable[Response]]) -> Response:
-        """The reply, unless something is to go wrong."""
+        """The reply, unless something is to go wrong or went wrong with the same key."""
+        key = request.headers.get("idempotency-key")
+        if key in self._failed:
+            return _failure(self._failed[key], {"Stripe-Should-Retry": "false", "Idempotent-Replayed": "true"})
         fault = self._take(request, await request.body())
         if fault is None:
             return await serve()
         await asyncio.sleep(fault.delay_seconds)
         if fault.status:
-            error = {"type": "api_error", "message": "An error was asked for."}
-            return JSONResponse({"error": error}, fault.status, {"Stripe-Should-Retry": "false"})
+            if key and fault.status >= 500:
+                self._failed[key] = fault.status
+            if fault.done:
+                await serve()
+            again = fault.status in (409, 429)
+            return _failure(fault.status, {"Stripe-Should-Retry": str(again).lower()})
         reply = await serve()
         return Lost() if fault.lose else reply
 
@@ -59,7 +78,7 @@ class Faults:
         except TypeError:
             sound = False
         if not sound or not isinstance(fault.match, str):
-            raise ValueError("say match, and what of times, status (400 to 599), delay_seconds (up to 60) and lose")
+            raise ValueError("say match, and what of times, status (400-599), done, delay_seconds (up to 60) and lose")
         self._waiting.append(fault)
 
     def clear(self) -> None:

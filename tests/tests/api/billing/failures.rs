@@ -98,6 +98,37 @@ through_both_doors! {
         assert_eq!(payer.get("/api/billing/payments").await["payments"], json!([made]));
     }
 
+    async fn what_failed_at_stripe_is_done_once_though_stripe_repeats_the_failure(api: Api) {
+        let person = api.sign_up().await;
+        let portal = || api.post("/api/billing/portal").bearer(&person.jwt).send();
+        let making = format!("POST /v1/customers? email={}", person.email);
+        replica::control("faults", &json!({"match": making, "status": 500})).await;
+        portal().await.expect_problem(503, "stripe_unavailable");
+        portal().await.expect_status(201);
+        let customers = replica::get(&format!("/v1/customers?email={}", person.email.replace('@', "%40"))).await;
+        assert_eq!(customers["data"].as_array().unwrap().len(), 1);
+
+        let payer = Payer::new(&api).await;
+        let failed = json!({"status": 500});
+        payer.fails(&format!("/v1/payment_methods/{}/attach?", payer.card), failed.clone()).await;
+        payer.subscribe("once").await.expect_problem(503, "stripe_unavailable");
+        payer.fails(&format!("POST /v1/subscriptions? customer={}", payer.customer), failed.clone()).await;
+        payer.subscribe("once").await.expect_problem(503, "stripe_unavailable");
+        payer.subscribe("once").await.expect_status(201);
+        replica::subscription(&payer.person).await;
+        assert_eq!(payer.charged().await, [2999]);
+
+        // It was made, and is found: there is no second one.
+        payer.fails(&format!("currency=eur&customer={}", payer.customer), json!({"status": 500, "done": true})).await;
+        payer.pay("paid").await.expect_problem(503, "stripe_unavailable");
+        payer.fails(&format!("/confirm? payment_method={}", payer.card), failed).await;
+        payer.pay("paid").await.expect_problem(503, "stripe_unavailable");
+        payer.pay("paid").await.expect_status(201);
+        assert_eq!(payer.charged().await, [1999, 2999]);
+        let intents = replica::get(&format!("/v1/payment_intents?customer={}", payer.customer)).await;
+        assert_eq!(intents["data"].as_array().unwrap().len(), 2, "{intents}");
+    }
+
     async fn a_payment_whose_answer_gets_lost_is_asked_for(api: Api) {
         let payer = Payer::new(&api).await;
         payer.fails(&format!("payment_method={}", payer.card), json!({"lose": true, "times": 2})).await;
@@ -177,9 +208,14 @@ through_both_doors! {
         payer.fails(&format!("/v1/checkout/sessions? mode=subscription&{words}"), json!({"status": 503})).await;
         let call = api.post("/api/billing/checkout").bearer(&payer.person.jwt).json(&json!({"plan": "pro"}));
         call.send().await.expect_problem(503, "stripe_unavailable");
-        payer.fails(&format!("/v1/billing_portal/sessions? {words}"), json!({"status": 429})).await;
+        // One that is busy is asked again after a while.
+        let busy = |times: u32| json!({"status": 429, "times": times});
+        payer.fails(&format!("/v1/billing_portal/sessions? {words}"), busy(2)).await;
         let call = api.post("/api/billing/portal").bearer(&payer.person.jwt);
         call.send().await.expect_problem(503, "stripe_unavailable");
+        payer.fails(&format!("/v1/billing_portal/sessions? {words}"), busy(1)).await;
+        let call = api.post("/api/billing/portal").bearer(&payer.person.jwt);
+        call.send().await.expect_status(201);
         // As long as the portal's settings were never saved.
         payer.fails(&format!("/v1/billing_portal/sessions? {words}"), json!({"status": 400})).await;
         let call = api.post("/api/billing/portal").bearer(&payer.person.jwt);
