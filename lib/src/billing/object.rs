@@ -41,6 +41,8 @@ pub struct Subscription {
     pub paid: Option<(Plan, OffsetDateTime)>,
     /// The try of ours that made it.
     pub made_by: Option<String>,
+    /// Whether its newest invoice is known to be its first and unpaid.
+    pub lacks_first_payment: bool,
     /// What a client completes the first payment with.
     pub client_secret: Option<String>,
 }
@@ -77,6 +79,7 @@ impl Subscription {
             created: moment(&value["created"]).ok_or_else(|| lacks("created"))?,
             paid,
             made_by: metadata["made_by"].as_str().map(str::to_owned),
+            lacks_first_payment: invoice["billing_reason"] == "subscription_create" && invoice["status"] != "paid",
             client_secret: invoice["confirmation_secret"]["client_secret"]
                 .as_str()
                 .or_else(|| invoice["payment_intent"]["client_secret"].as_str())
@@ -100,10 +103,15 @@ impl Subscription {
         }
     }
 
-    /// Whether it has ever begun.
+    /// Whether it has ever begun. A first payment that was given up ends as `canceled`, too, which its newest invoice
+    /// tells, if that was asked for.
     #[must_use]
     pub fn has_begun(&self) -> bool {
-        !matches!(self.status.as_str(), "incomplete" | "incomplete_expired")
+        match self.status.as_str() {
+            "incomplete" | "incomplete_expired" => false,
+            "canceled" => !self.lacks_first_payment,
+            _ => true,
+        }
     }
 
     /// Whether it has begun and not ended.
@@ -365,6 +373,22 @@ mod tests {
         old["current_period_start"] = 1000.into();
         old["current_period_end"] = 2000.into();
         assert_eq!(Subscription::read(&old).unwrap(), Subscription::read(&new).unwrap());
+    }
+
+    #[test]
+    fn what_was_given_up_before_its_first_payment_has_not_begun() {
+        let begun = |status: &str, invoice: Value| {
+            let mut value = subscription();
+            value["status"] = status.into();
+            value["latest_invoice"] = invoice;
+            Subscription::read(&value).unwrap().has_begun()
+        };
+        let invoice = |reason: &str, status: &str| json!({"id": "in_1", "billing_reason": reason, "status": status});
+        assert!(!begun("canceled", invoice("subscription_create", "void")));
+        assert!(!begun("incomplete", invoice("subscription_create", "open")));
+        assert!(begun("canceled", invoice("subscription_create", "paid")));
+        assert!(begun("canceled", invoice("subscription_cycle", "open")));
+        assert!(begun("canceled", json!("in_1")) && begun("unpaid", json!(null)));
     }
 
     #[test]

@@ -126,8 +126,7 @@ pub(crate) struct Unsubscribed {
 pub(crate) async fn is_first(transaction: &mut Transaction, user_id: Uuid) -> Result<bool> {
     let first = sqlx::query_scalar!(
         r#"SELECT NOT EXISTS (SELECT FROM billing_customers WHERE user_id = $1 AND trial_used_at IS NOT NULL)
-               AND NOT EXISTS (SELECT FROM subscriptions
-                   WHERE user_id = $1 AND status NOT IN ('incomplete', 'incomplete_expired')) AS "first!""#,
+               AND NOT EXISTS (SELECT FROM subscriptions WHERE user_id = $1 AND began) AS "first!""#,
         user_id,
     );
     Ok(first.fetch_one(transaction.connection()).await?)

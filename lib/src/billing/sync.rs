@@ -145,7 +145,7 @@ impl Billing {
         let now = now.known_as(told.plan);
         let Some((plan, pending)) = now.plans() else { return Ok(None) };
         let returning = sqlx::query_scalar!(
-            r#"SELECT EXISTS (SELECT FROM subscriptions WHERE user_id = $1 AND (status <> 'incomplete' AND status <> 'incomplete_expired')) AS "any!""#,
+            r#"SELECT EXISTS (SELECT FROM subscriptions WHERE user_id = $1 AND began) AS "any!""#,
             user_id,
         )
         .fetch_one(transaction.connection())
@@ -163,14 +163,15 @@ impl Billing {
         let shown = sqlx::query_as!(
             subscription::Row,
             "INSERT INTO subscriptions (id, user_id, stripe_id, plan, pending_plan, status, current_period_start,
-                 current_period_end, cancel_at_period_end, trial_end, grace_end, running, mrr_minor, currency,
+                 current_period_end, cancel_at_period_end, trial_end, grace_end, running, began, mrr_minor, currency,
                  trial_mail_sent, created_at)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $12, $13, $14, $15, $16)
              ON CONFLICT (stripe_id) DO UPDATE SET plan = excluded.plan, pending_plan = excluded.pending_plan,
                  status = excluded.status, current_period_start = excluded.current_period_start,
                  current_period_end = excluded.current_period_end,
                  cancel_at_period_end = excluded.cancel_at_period_end, trial_end = excluded.trial_end,
-                 grace_end = excluded.grace_end, running = excluded.running, mrr_minor = excluded.mrr_minor,
+                 grace_end = excluded.grace_end, running = excluded.running,
+                 began = subscriptions.began OR excluded.began, mrr_minor = excluded.mrr_minor,
                  currency = excluded.currency,
                  trial_mail_sent = subscriptions.trial_mail_sent OR excluded.trial_mail_sent, updated_at = now()
              RETURNING id, plan, pending_plan, status, current_period_start, current_period_end,

@@ -219,3 +219,20 @@ async fn whoever_has_had_a_trial_at_stripe_gets_no_second_one() {
     let again = subscribe(&mut sandbox, &person, json!({"plan": "pro", "paymentMethodId": "pm_card_visa"}));
     assert_eq!((&again["status"], &again["trialEnd"]), (&json!("active"), &Value::Null));
 }
+
+/// A first payment that was given up used up no trial, and what comes after it is somebody's first subscription.
+#[tokio::test]
+async fn whoever_gave_up_a_first_payment_has_the_trial_still() {
+    let mut sandbox = with_trials("billing-create-subscription");
+    let api = Api::of_router();
+    let life = Life::begin(api.clone(), api.sign_up().await).await;
+    let given_up = api.delete(&format!("/api/billing/subscriptions/{}", life.id)).bearer(&life.person.jwt).send().await;
+    assert_eq!(given_up.expect_status(200).body["subscription"]["status"], "canceled");
+    let made = subscribe(&mut sandbox, &life.person, json!({"plan": "pro", "paymentMethodId": "pm_card_visa"}));
+    assert_eq!(made["status"], "trialing");
+    eventually("the subscription's event", || async {
+        let told = stores::told(&life.person).await;
+        told.contains(&"subscription_created trialing new pro".to_owned()).then_some(())
+    })
+    .await;
+}
