@@ -43,6 +43,8 @@ pub struct Subscription {
     pub made_by: Option<String>,
     /// Whether its newest invoice is known to be its first and unpaid.
     pub lacks_first_payment: bool,
+    /// Stripe's id of its newest invoice.
+    pub latest_invoice: Option<String>,
     /// What a client completes the first payment with.
     pub client_secret: Option<String>,
 }
@@ -80,6 +82,7 @@ impl Subscription {
             paid,
             made_by: metadata["made_by"].as_str().map(str::to_owned),
             lacks_first_payment: invoice["billing_reason"] == "subscription_create" && invoice["status"] != "paid",
+            latest_invoice: id_of(invoice),
             client_secret: invoice["confirmation_secret"]["client_secret"]
                 .as_str()
                 .or_else(|| invoice["payment_intent"]["client_secret"].as_str())
@@ -232,6 +235,8 @@ pub struct Invoice {
     pub hosted_url: Option<String>,
     /// The document.
     pub pdf_url: Option<String>,
+    /// Whether it was tried to collect it, be it that the bank then asked for the card's holder.
+    pub attempted: bool,
     /// Attempts to collect it.
     pub attempts: i64,
     /// Those that Stripe itself made and that failed.
@@ -264,6 +269,7 @@ impl Invoice {
             number: value["number"].as_str().map(str::to_owned),
             // The attempt that succeeded is the last one.
             attempts,
+            attempted: value["attempted"] == true,
             intents: intents_of(value),
             failed_attempts: if status == "paid" { (attempts - 1).max(0) } else { attempts },
             status,

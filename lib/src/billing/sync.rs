@@ -42,7 +42,14 @@ impl Billing {
         let Some(user_id) = self.owner(&mut transaction, kind, id).await? else { return Ok(()) };
         lock(transaction.connection(), user_id).await?;
         match kind {
-            Kind::Subscription => drop(self.mirror_subscription(&mut transaction, user_id, id).await?),
+            Kind::Subscription => {
+                let mirrored = self.mirror_subscription(&mut transaction, user_id, id).await?;
+                let unpaid = mirrored.map(|(_, now)| now).filter(|now| now.status == "past_due");
+                // Its invoice may have been told of before this was so, and is not told of again.
+                if let Some(invoice) = unpaid.and_then(|now| now.latest_invoice) {
+                    self.mirror_invoice(&mut transaction, user_id, &invoice).await?;
+                }
+            }
             Kind::Payment => drop(self.mirror_payment(&mut transaction, user_id, id).await?),
             Kind::Invoice => self.mirror_invoice(&mut transaction, user_id, id).await?,
         }
@@ -292,9 +299,10 @@ impl Billing {
         let failures = self.failures(&now).await?;
         // A person's own tries are charges that Stripe does not count; a try without a card is none.
         let failed = now.failed_attempts.max(i64::try_from(failures.len()).unwrap_or(i64::MAX));
-        let row = sqlx::query!("SELECT id, status, failed_attempts FROM invoices WHERE stripe_id = $1", id)
-            .fetch_optional(transaction.connection())
-            .await?;
+        let row =
+            sqlx::query!("SELECT id, status, failed_attempts, failure_mailed FROM invoices WHERE stripe_id = $1", id)
+                .fetch_optional(transaction.connection())
+                .await?;
         let own_id = row.as_ref().map_or_else(Uuid::now_v7, |row| row.id);
         let told = row.as_ref().map_or(0, |row| row.failed_attempts);
         let paid = now.status == "paid" && now.amount_paid > 0 && row.as_ref().is_none_or(|row| row.status != "paid");
@@ -329,7 +337,7 @@ impl Billing {
             Some(subscription) => self.mirror_subscription(transaction, user_id, subscription).await?,
             None => None,
         };
-        let runs = mirrored.is_some_and(|(_, subscription)| subscription.runs());
+        let subscription = mirrored.map(|(_, subscription)| subscription);
         let subject = subject(transaction, user_id).await?;
         let tell = |kind, amount: i64| {
             Event::about(&subject, kind)
@@ -342,9 +350,17 @@ impl Billing {
             let code = usize::try_from(attempt).ok().and_then(|attempt| failures.get(attempt)).cloned().flatten();
             transaction.publish(tell("billing.payment_failed", now.amount_due).with("declineCode", code));
         }
-        // Of one that has not begun, Stripe tries no payment again, and no plan is to be kept.
-        if failed > told && now.status == "open" && runs {
+        // Of one that has not begun, Stripe tries no payment again, and no plan is to be kept. Where the bank asks for the
+        // card's holder, no attempt has failed, and yet the subscription is past due.
+        let has_failed = failed > told && subscription.as_ref().is_some_and(Subscription::runs);
+        let is_due = now.attempted
+            && !row.is_some_and(|row| row.failure_mailed)
+            && subscription.is_some_and(|subscription| subscription.status == "past_due");
+        if now.status == "open" && (has_failed || is_due) {
             transaction.send_mail(&Mail::new(Message::PaymentFailed, Recipient::User(user_id)))?;
+            sqlx::query!("UPDATE invoices SET failure_mailed = true WHERE stripe_id = $1", id)
+                .execute(transaction.connection())
+                .await?;
         }
         if paid {
             transaction.publish(tell("billing.payment_succeeded", now.amount_paid));
@@ -388,17 +404,19 @@ async fn subject(transaction: &mut Transaction, user_id: Uuid) -> Result<Subject
     Ok(Subject { user_id, plan: Plan::stored(&plan)?, country: None })
 }
 
-/// Sets the user's plan to the best that a subscription entitles to at this moment. The user's lock is held.
+/// Sets the user's plan to the best that a subscription entitles to at this moment. Whoever loses it to the end of a
+/// grace is told. The user's lock is held.
 pub(crate) async fn entitle(transaction: &mut Transaction, user_id: Uuid, now: OffsetDateTime) -> Result<()> {
-    let plans = sqlx::query_scalar!(
-        "SELECT plan FROM subscriptions
-         WHERE user_id = $1 AND (status IN ('trialing', 'active') OR (status = 'past_due' AND grace_end > $2))",
+    let running = sqlx::query!(
+        r#"SELECT plan, (status <> 'past_due' OR grace_end > $2) AS "entitles!"
+           FROM subscriptions WHERE user_id = $1 AND status IN ('trialing', 'active', 'past_due')"#,
         user_id,
         now,
     )
     .fetch_all(transaction.connection())
     .await?;
-    let plans = plans.iter().map(|plan| Plan::stored(plan)).collect::<Result<Vec<_>>>()?;
+    let entitling = running.iter().filter(|row| row.entitles).map(|row| Plan::stored(&row.plan));
+    let plans = entitling.collect::<Result<Vec<_>>>()?;
     let best = plans.into_iter().max_by_key(|plan| plan.terms().amount).unwrap_or(Plan::Free);
     let before = subject(transaction, user_id).await?.plan;
     if best == before {
@@ -407,6 +425,9 @@ pub(crate) async fn entitle(transaction: &mut Transaction, user_id: Uuid, now: O
     sqlx::query!("UPDATE users SET plan = $2, updated_at = now() WHERE id = $1", user_id, best.as_str())
         .execute(transaction.connection())
         .await?;
+    if best == Plan::Free && !running.is_empty() {
+        transaction.send_mail(&Mail::new(Message::PlanPaused, Recipient::User(user_id)))?;
+    }
     let up = best.terms().amount > before.terms().amount;
     let kind = if up { "user.plan_upgraded" } else { "user.plan_downgraded" };
     let subject = Subject { user_id, plan: best, country: None };

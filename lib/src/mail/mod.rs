@@ -35,6 +35,8 @@ pub enum Message {
     PasswordChanged,
     /// An invoice could not be collected.
     PaymentFailed,
+    /// A plan was taken because its payment is due for too long.
+    PlanPaused,
     /// A subscription ended.
     SubscriptionEnded,
     /// A trial is about to end.
@@ -130,7 +132,7 @@ impl Mailer {
             Message::VerifyEmail => self.link(&user, Purpose::VerifyEmail, mail.id, "verify-email").await?,
             Message::ResetPassword => self.link(&user, Purpose::ResetPassword, mail.id, "reset-password").await?,
             Message::SignupAttempted | Message::PasswordChanged => Some(self.app_url.clone()),
-            Message::PaymentFailed | Message::SubscriptionEnded | Message::TrialEnding => {
+            Message::PaymentFailed | Message::PlanPaused | Message::SubscriptionEnded | Message::TrialEnding => {
                 Some(format!("{}/billing", self.app_url))
             }
         };
@@ -240,9 +242,15 @@ impl Words {
             },
             Message::PaymentFailed => Self {
                 subject: "Your payment failed",
-                text: "We could not collect the payment for your subscription. We will try again; please check your card, so that your plan goes on.",
+                text: "We could not collect the payment for your subscription. We will try again; please check your card, or confirm the payment if your bank asks you to, so that your plan goes on.",
                 action: "Check the card",
                 footer: "Until the payment is made, your plan stays as it is for a few days.",
+            },
+            Message::PlanPaused => Self {
+                subject: "Your plan is paused",
+                text: "The payment for your subscription is still due, so your account is on the free plan for now. Your conversations are still there.",
+                action: "Pay the open invoice",
+                footer: "As soon as it is paid, your plan is back.",
             },
             Message::SubscriptionEnded => Self {
                 subject: "Your subscription has ended",

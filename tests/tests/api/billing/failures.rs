@@ -303,9 +303,34 @@ async fn an_unpaid_plan_ends_with_its_grace_and_comes_back_with_the_payment() {
     drop(alone);
     expected.entitled = "free";
     stores::agree(&api, &life.person, &expected).await;
+    mail_to(&life.person.email, "Your plan is paused", 1).await;
 
     // Who pays what is due has the plan again. Stripe goes by the newest invoice.
     life.pay_newest().await;
     (expected.status, expected.entitled) = ("active", "pro");
     stores::agree(&api, &life.person, &expected).await;
+}
+
+/// No attempt has failed: the bank asks for the card's holder, who is not there.
+#[tokio::test]
+async fn a_renewal_that_waits_for_the_cards_holder_is_told_of_once() {
+    let api = Api::of_router();
+    let life = super::life::Life::begin(api.clone(), api.sign_up().await).await;
+    life.pay_with("pm_card_visa").await;
+    let (customer, stripe_id) = (replica::customer(&life.person).await, replica::subscription(&life.person).await);
+    let stripe_id = stripe_id["id"].as_str().unwrap();
+    let attach = "/v1/payment_methods/pm_card_authenticationRequired/attach";
+    let card = replica::post(attach, &format!("customer={customer}")).await["id"].as_str().unwrap().to_owned();
+    replica::post(&format!("/v1/subscriptions/{stripe_id}"), &format!("default_payment_method={card}")).await;
+    life.time_goes(json!({"to": "renewal"})).await;
+    let expected =
+        stores::Expected { status: "past_due", plan: "pro", pending: None, ends: false, entitled: "pro", told: None };
+    stores::agree(&api, &life.person, &expected).await;
+    mail_to(&life.person.email, "Your payment failed", 1).await;
+    replica::post(&format!("/v1/subscriptions/{stripe_id}"), "metadata[seen]=again").await;
+    all_handled(&customer).await;
+    life.pay_newest().await;
+    stores::agree(&api, &life.person, &stores::Expected { status: "active", ..expected }).await;
+    let mails = mails_to(&life.person.email).await;
+    assert_eq!(mails.iter().filter(|mail| mail.subject == "Your payment failed").count(), 1, "{mails:?}");
 }

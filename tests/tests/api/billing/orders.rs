@@ -216,13 +216,14 @@ fn arrivals(random: &mut Random, events: usize) -> Vec<(usize, usize)> {
     arrivals.into_iter().map(|(at, _, event)| (at.min(events - 1), event)).collect()
 }
 
-/// What is left of an order in the database, without what differs by nature.
+/// What is left of an order in the database, without what differs by nature: who pays before the failure is noticed gets
+/// no mail of it.
 async fn outcome(pool: &PgPool, user: Uuid, mark: &str) -> Value {
     let rows: Value = sqlx::query_scalar(
         "SELECT jsonb_build_object(
              'plan', (SELECT plan FROM users WHERE id = $1),
              'subscriptions', (SELECT jsonb_agg(to_jsonb(s) - '{id,user_id,updated_at}'::text[]) FROM subscriptions s WHERE user_id = $1),
-             'invoices', (SELECT jsonb_agg(to_jsonb(i) - '{id,user_id}'::text[] ORDER BY stripe_id) FROM invoices i WHERE user_id = $1),
+             'invoices', (SELECT jsonb_agg(to_jsonb(i) - '{id,user_id,failure_mailed}'::text[] ORDER BY stripe_id) FROM invoices i WHERE user_id = $1),
              'payments', (SELECT jsonb_agg(to_jsonb(p) - '{id,user_id}'::text[] ORDER BY stripe_id) FROM payments p WHERE user_id = $1))",
     )
     .bind(user)
