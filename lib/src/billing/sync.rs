@@ -69,6 +69,7 @@ impl Billing {
         }
         let Some(value) = self.stripe.find(&path(kind, id), &Vec::new()).await? else { return Ok(None) };
         let Some(customer) = object::id_of(&value["customer"]) else { return Ok(None) };
+        let runs = kind == Kind::Subscription && Subscription::read(&value).is_ok_and(|now| now.runs_for_a_plan());
         let known = sqlx::query_scalar!("SELECT user_id FROM billing_customers WHERE stripe_id = $1", customer);
         if let Some(user_id) = known.fetch_optional(transaction.connection()).await? {
             return Ok(Some(user_id));
@@ -89,7 +90,11 @@ impl Billing {
             return Ok(Some(user_id));
         }
         let known = sqlx::query_scalar!("SELECT user_id FROM billing_customers WHERE stripe_id = $1", customer);
-        Ok(known.fetch_optional(transaction.connection()).await?)
+        let known = known.fetch_optional(transaction.connection()).await?;
+        if known.is_none() && runs {
+            tracing::warn!(stripe.subscription = id, "a subscription is paid for whose user is gone");
+        }
+        Ok(known)
     }
 
     /// A subscription as Stripe has it.

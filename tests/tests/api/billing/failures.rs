@@ -334,3 +334,28 @@ async fn a_renewal_that_waits_for_the_cards_holder_is_told_of_once() {
     let mails = mails_to(&life.person.email).await;
     assert_eq!(mails.iter().filter(|mail| mail.subject == "Your payment failed").count(), 1, "{mails:?}");
 }
+
+/// Nobody ends the subscription of a user who is deleted; that it is paid for still, the log tells.
+#[tokio::test]
+async fn a_subscription_whose_user_is_gone_is_warned_of() {
+    let api = Api::of_router();
+    let life = super::life::Life::begin(api.clone(), api.sign_up().await).await;
+    life.pay_with("pm_card_visa").await;
+    let customer = replica::customer(&life.person).await;
+    all_handled(&customer).await;
+    let deleted =
+        "WITH gone AS (DELETE FROM users WHERE id = $1::uuid RETURNING 1) SELECT to_jsonb(count(*)) FROM gone";
+    assert_eq!(stores::row(deleted, &life.person.id).await, 1);
+    life.time_goes(json!({"to": "renewal"})).await;
+    let stripe_id = replica::subscription(&life.person).await["id"].as_str().unwrap().to_owned();
+    let logs = std::path::PathBuf::from(variable("LOCAL_STACK_DIR")).join("log");
+    eventually("the warning", || async {
+        let logs = std::fs::read_dir(&logs).unwrap().map(|entry| std::fs::read(entry.unwrap().path()).unwrap());
+        let told = logs.map(|log| String::from_utf8_lossy(&log).into_owned()).any(|log| {
+            log.lines()
+                .any(|line| line.contains(&stripe_id) && line.contains("whose user is gone") && line.contains("WARN"))
+        });
+        told.then_some(())
+    })
+    .await;
+}
