@@ -406,9 +406,10 @@ impl Accounts {
         self.limits.token(visit.ip, now).await?;
         self.tokens.check(token, Purpose::VerifyEmail, now).await?;
         let mut transaction = self.users.database.begin(&visit.trace).await?;
+        let proved = prove_address(transaction.connection(), token.user_id).await?;
         let row = sqlx::query_as!(
             Row,
-            "UPDATE users SET email_verified_at = coalesce(email_verified_at, now()), updated_at = now(),
+            "UPDATE users SET updated_at = now(),
                     role = CASE WHEN email = ANY($2) THEN 'admin' ELSE role END
              WHERE id = $1
              RETURNING id, email, name, role, plan, password_hash, password_version, email_verified_at, created_at",
@@ -420,7 +421,10 @@ impl Accounts {
         let user = row.ok_or_else(gone)?.user()?;
         // Used up last: an update that fails must not cost the user the link.
         self.tokens.consume(token, Purpose::VerifyEmail, now).await?;
-        transaction.publish(Event::about(&visit.subject(user.id, user.plan), "user.email_verified"));
+        // A reset by mail may have proved it before.
+        if proved {
+            transaction.publish(Event::about(&visit.subject(user.id, user.plan), "user.email_verified"));
+        }
         transaction.commit().await?;
         // The link is used up: whatever happens now, the address is proved.
         if user.role == Role::Admin {
