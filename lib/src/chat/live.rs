@@ -345,7 +345,13 @@ impl Streams {
     /// When the table does not answer.
     pub async fn end_unwanted(&self, user_id: Uuid, name: &str, superseded: bool) -> Result<()> {
         let until = Instant::now() + LONGEST_ENDING;
-        let Some(stream_id) = self.latest(user_id, name).await? else { return Ok(()) };
+        let mut latest = self.latest(user_id, name).await?;
+        if latest.is_none() && superseded {
+            // One that began a moment ago may not have been written yet.
+            sleep(FIRST_LINGER * 2).await;
+            latest = self.latest(user_id, name).await?;
+        }
+        let Some(stream_id) = latest else { return Ok(()) };
         while Instant::now() < until {
             let Some(state) = self.state_if_any(user_id, stream_id).await? else { return Ok(()) };
             let is_unread = state.is_unread && clock::now() - clock::from_millis(state.wish.read_at) > PRESENCE * 2;
