@@ -16,7 +16,9 @@ from urllib.parse import urlencode
 from seahaven.ctx import Ctx
 from seahaven.http.messages import HttpRequest, HttpResponse
 from seahaven_stripe_world.billing import magic_cards
+from seahaven_stripe_world.http_api import wire
 from seahaven_stripe_world.resources import payment_intents
+from seahaven_stripe_world.stripe_errors import invalid_request
 
 # Names that the replica does not know, by the card number behind them.
 ADDED = {
@@ -60,6 +62,14 @@ def with_real_methods(ctx: Ctx, request: HttpRequest, ask: Callable[[HttpRequest
         query=put(request.query),
         body=put(body).encode("utf-8", "surrogateescape"),
     )
+
+
+def check_owner(ctx: Ctx, request: HttpRequest) -> None:
+    """A customer's payment method is attached to no other one; the replica would hand it over."""
+    attach = ATTACH.fullmatch(request.path)
+    row = attach and ctx.db.one("SELECT customer FROM payment_methods WHERE id = ?", attach[1])
+    if row and row["customer"] not in (None, wire.decode(request).raw().get("customer")):
+        raise invalid_request("The payment method you provided has already been attached to a customer.")
 
 
 def explain_refusal(ctx: Ctx, request: HttpRequest, status: int, body: dict[str, Any]) -> None:

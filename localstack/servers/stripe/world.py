@@ -22,6 +22,7 @@ from seahaven.http.messages import HttpRequest
 from seahaven.ids import Ids
 from seahaven_stripe_world import startup, world
 from seahaven_stripe_world.http_api.handler import handle
+from seahaven_stripe_world.stripe_errors import StripeApiError
 
 from servers.stripe import cards, gaps, intents, own, updates  # noqa: F401
 
@@ -178,9 +179,12 @@ class StripeWorld:
     def _answer(self, ctx: Ctx, request: HttpRequest) -> Reply:
         request = cards.with_real_methods(ctx, request, lambda asked: handle(ctx, asked))
         try:
+            cards.check_owner(ctx, request)
             added = own.answer(self, ctx, request, self._routes)
         except Refused as refused:
             return refused.reply
+        except StripeApiError as error:
+            return Reply(error.status, (), error.envelope())
         if added:
             return Reply(added.status, own.headers(ctx), added.body)
         answer = handle(ctx, request)

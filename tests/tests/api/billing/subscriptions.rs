@@ -297,6 +297,19 @@ through_both_doors! {
         page.expect_problem(409, "already_subscribed");
     }
 
+    async fn somebody_elses_card_pays_nothing(api: Api) {
+        let (owner, stranger) = (api.sign_up().await, api.sign_up().await);
+        subscribe(&api, &owner, "pro").await;
+        let card = replica::subscription(&owner).await["default_payment_method"].clone();
+        let body = json!({"plan": "pro", "paymentMethodId": card});
+        let reply = api.post("/api/billing/subscriptions").bearer(&stranger.jwt).json(&body).send().await;
+        reply.expect_invalid(&["paymentMethodId"]);
+        let body = json!({"amount": 1999, "currency": "USD", "paymentMethodId": card});
+        let reply = api.post("/api/billing/payments").bearer(&stranger.jwt).json(&body).send().await;
+        reply.expect_invalid(&["paymentMethodId"]);
+        assert_eq!(plan_of(&api, &stranger).await, "free");
+    }
+
     async fn what_is_none_of_our_plans_is_neither_ended_nor_in_the_way(api: Api) {
         let person = api.sign_up().await;
         subscribe(&api, &person, "pro").await;
