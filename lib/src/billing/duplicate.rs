@@ -5,6 +5,7 @@ use uuid::Uuid;
 
 use crate::billing::object::{self, Subscription};
 use crate::billing::service::Billing;
+use crate::billing::stripe::Failure;
 use crate::error::{Error, Result};
 use crate::store::postgres::Transaction;
 
@@ -43,9 +44,11 @@ impl Billing {
         Ok(())
     }
 
-    /// Ends a subscription and pays back what was paid last. The money goes first: whatever fails then, the
-    /// subscription still runs and is found again.
+    /// Ends a subscription, voids what is open of it and pays back what was paid last. The money goes first: whatever
+    /// fails then, the subscription still runs and is found again.
     pub(crate) async fn give_back(&self, subscription: &Subscription) -> Result<()> {
+        // What is void before the payments are read is not paid after.
+        self.void_open_invoices(&subscription.id).await?;
         let path = format!("/subscriptions/{}", subscription.id);
         let expand = vec![("expand[]", "latest_invoice.payments".to_owned())];
         let Some(mut found) = self.stripe.find(&path, &expand).await? else { return Ok(()) };
@@ -64,6 +67,26 @@ impl Billing {
         match self.stripe.delete(&path).await {
             Err(failure) if failure.is_missing() => {}
             outcome => drop(outcome?),
+        }
+        Ok(())
+    }
+
+    /// Voids the open invoices of a subscription that is over or about to be: their payment would buy nothing. One that
+    /// was paid meanwhile stays paid.
+    pub(crate) async fn void_open_invoices(&self, subscription: &str) -> Result<()> {
+        for invoice in self.open_invoices(subscription).await? {
+            let path = format!("/invoices/{}", invoice.id);
+            // Voided again, it is void.
+            let none = || async { Ok(None) };
+            let key = format!("void-{}", invoice.id);
+            match self.stripe.post_once(&format!("{path}/void"), &Vec::new(), &key, none).await {
+                Err(failure @ Failure::Refused { .. }) => {
+                    if self.stripe.get(&path, &Vec::new()).await?["status"] == "open" {
+                        return Err(failure.into());
+                    }
+                }
+                outcome => drop(outcome?),
+            }
         }
         Ok(())
     }

@@ -338,7 +338,7 @@ impl Billing {
         self.finish(transaction, user_id, &now.id, outcome, is_done).await
     }
 
-    /// Ends a subscription, with its period or at once.
+    /// Ends a subscription, with its period or at once. What is unpaid of one that ends at once is not to be paid.
     ///
     /// # Errors
     /// 404 for an unknown or foreign subscription; 503 `stripe_unavailable`.
@@ -351,17 +351,21 @@ impl Billing {
     ) -> Result<Subscription> {
         let mut transaction = self.begin_for(user_id, trace).await?;
         let now = self.ongoing(&mut transaction, user_id, id).await?;
-        if now.is_over() {
-            return self.finish(transaction, user_id, &now.id, Ok(Value::Null), |_| true).await;
-        }
         let path = format!("/subscriptions/{}", now.id);
         if immediately || !now.runs() {
-            let outcome = match self.stripe.delete(&path).await {
+            let outcome = match now.is_over() {
+                true => Ok(Value::Null),
+                false => self.stripe.delete(&path).await,
+            };
+            let outcome = match outcome {
                 // The first of two tries did it.
                 Err(failure) if failure.is_missing() => Ok(Value::Null),
                 outcome => outcome,
             };
-            self.finish(transaction, user_id, &now.id, outcome, object::Subscription::is_over).await
+            let shown = self.finish(transaction, user_id, &now.id, outcome, object::Subscription::is_over).await?;
+            // Only now: Stripe takes one whose unpaid invoice is void for paid.
+            self.void_open_invoices(&now.id).await?;
+            Ok(shown)
         } else {
             let form = vec![("cancel_at_period_end", "true".to_owned())];
             let outcome = self.stripe.post(&path, &form, &format!("cancel-{}", Uuid::now_v7())).await;

@@ -105,11 +105,16 @@ impl Billing {
 
     /// When the oldest of a subscription's unpaid invoices was made: later ones do not prolong the grace.
     async fn unpaid_since(&self, subscription: &Subscription) -> Result<OffsetDateTime> {
-        let query =
-            vec![("subscription", subscription.id.clone()), ("status", "open".to_owned()), ("limit", "100".to_owned())];
-        let open = self.stripe.get("/invoices", &query).await?;
-        let open = open["data"].as_array().into_iter().flatten().map(Invoice::read).collect::<Result<Vec<_>>>()?;
+        let open = self.open_invoices(&subscription.id).await?;
         Ok(open.iter().map(|invoice| invoice.created).min().unwrap_or(subscription.period_start))
+    }
+
+    /// A subscription's invoices that wait to be paid.
+    pub(crate) async fn open_invoices(&self, subscription: &str) -> Result<Vec<Invoice>> {
+        let query =
+            vec![("subscription", subscription.to_owned()), ("status", "open".to_owned()), ("limit", "100".to_owned())];
+        let open = self.stripe.get("/invoices", &query).await?;
+        open["data"].as_array().into_iter().flatten().map(Invoice::read).collect()
     }
 
     /// Why the attempts to collect an invoice failed, first to last.

@@ -27,6 +27,7 @@ Row = dict[str, Any]
 
 _finalize = invoicing.finalize_invoice
 _pay = invoicing.pay_invoice
+_void = invoicing.void_invoice
 _insert_charge = charges.insert_charge
 _confirm = payment_intents._confirm
 _create = lifecycle.create_subscription
@@ -87,6 +88,15 @@ def _finalize_with_intent(ctx: Ctx, invoice_id: str) -> Row:
         wanted = {"amount": row["amount_due"], "currency": row["currency"], "customer": row["customer"]}
         made = payment_intents.create(ctx, SimpleNamespace(params=wanted, metadata=None))
         ctx.db.execute("INSERT INTO replica_invoice_intents VALUES (?, ?)", invoice_id, made["id"])
+    return row
+
+
+def _void_with_intent(ctx: Ctx, invoice_id: str) -> Row:
+    row = _void(ctx, invoice_id)
+    intent = of_invoice(ctx, invoice_id)
+    if intent and intent["status"] != "canceled":
+        wanted = {"cancellation_reason": "void_invoice"}
+        payment_intents.cancel(ctx, SimpleNamespace(path_params={"intent": intent["id"]}, params=wanted))
     return row
 
 
@@ -195,6 +205,7 @@ def _charge_or_wait(ctx: Ctx, sub_row: Row, **rest: Any) -> None:
 
 invoicing.finalize_invoice = _finalize_with_intent
 invoicing.pay_invoice = pay_with_intent
+invoicing.void_invoice = _void_with_intent
 charges.insert_charge = _charge_of_intent
 payment_intents._confirm = _confirm_or_pay
 lifecycle.create_subscription = _create_or_wait

@@ -200,6 +200,9 @@ through_both_doors! {
         let all = replica::get(&format!("/v1/subscriptions?status=all&customer={}", payer.customer)).await;
         let statuses = all["data"].as_array().unwrap().iter().map(|found| &found["status"]);
         assert_eq!(statuses.collect::<Vec<_>>(), ["active", "canceled"]);
+        let invoices = replica::get(&format!("/v1/invoices?customer={}", payer.customer)).await;
+        let statuses = invoices["data"].as_array().unwrap().iter().map(|invoice| &invoice["status"]);
+        assert_eq!(statuses.collect::<Vec<_>>(), ["paid", "void"]);
     }
 
     async fn stripes_pages_fail_with_it(api: Api) {

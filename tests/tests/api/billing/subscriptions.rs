@@ -2,6 +2,7 @@ use futures_util::future::join;
 use serde_json::{Value, json};
 
 use super::failures::all_handled;
+use super::life::Life;
 use super::{replica, stores};
 use crate::support::*;
 
@@ -295,6 +296,21 @@ through_both_doors! {
         assert_eq!(plan_of(&api, &person).await, "pro");
         let page = api.post("/api/billing/checkout").bearer(&person.jwt).json(&json!({"plan": "pro"})).send().await;
         page.expect_problem(409, "already_subscribed");
+    }
+
+    async fn what_is_unpaid_of_a_subscription_that_ends_at_once_is_not_to_be_paid(api: Api) {
+        let life = Life::begin(api.clone(), api.sign_up().await).await;
+        life.pay_with("pm_card_visa").await;
+        life.use_card("pm_card_chargeCustomerFail").await;
+        life.time_goes(json!({"to": "renewal"})).await;
+        let path = format!("/api/billing/subscriptions/{}?immediately=true", life.id);
+        assert_eq!(life.newest_invoice().await["status"], "open");
+        let end = api.delete(&path).bearer(&life.person.jwt).send().await.expect_status(200);
+        assert_eq!(end.body["subscription"]["status"], "canceled");
+        assert_eq!(life.newest_invoice().await["status"], "void");
+        let customer = replica::customer(&life.person).await;
+        let intents = replica::get(&format!("/v1/payment_intents?customer={customer}")).await;
+        assert_eq!(intents["data"][0]["status"], "canceled", "{intents}");
     }
 
     async fn somebody_elses_card_pays_nothing(api: Api) {
