@@ -1,5 +1,5 @@
-//! One running subscription a user, also when two checkout pages are finished at once: the one that was made later is
-//! ended and its money given back.
+//! One running subscription a user, also when two checkout pages are finished at once: the one that is found running
+//! second is ended and its money given back.
 
 use uuid::Uuid;
 
@@ -11,13 +11,14 @@ use crate::store::postgres::Transaction;
 
 impl Billing {
     /// A subscription as it is once its user has no second one: it, or others, may have been ended for that; with
-    /// Stripe's ids of those others, which are to be mirrored. What is none of our plans is left alone. The user's
-    /// lock is held.
+    /// Stripe's ids of those others, which are to be mirrored. What was told to run has been used, and stays; of two that
+    /// were told so, the one that was made first. What is none of our plans is left alone. The user's lock is held.
     pub(crate) async fn keep_first(
         &self,
         transaction: &mut Transaction,
         user_id: Uuid,
         now: Subscription,
+        told_running: bool,
     ) -> Result<(Subscription, Vec<String>)> {
         let mut ended = Vec::new();
         if !now.runs_for_a_plan() {
@@ -26,7 +27,7 @@ impl Billing {
         for id in others_running(transaction, user_id, &now.id).await? {
             let other = self.read_subscription(&id).await?.filter(Subscription::runs_for_a_plan);
             let Some(other) = other else { continue };
-            if (other.created, &other.id) < (now.created, &now.id) {
+            if !told_running || (other.created, &other.id) < (now.created, &now.id) {
                 self.end_second(&now).await?;
                 let now = self.read_subscription(&now.id).await?;
                 let now = now.ok_or_else(|| Error::internal("Stripe lost the subscription that was ended"))?;
@@ -34,6 +35,15 @@ impl Billing {
             }
             self.end_second(&other).await?;
             ended.push(id);
+        }
+        if !told_running {
+            // Paid later, they would be second ones.
+            for id in others_incomplete(transaction, user_id, &now.id).await? {
+                if let Some(other) = self.read_subscription(&id).await?.filter(|other| !other.is_over()) {
+                    self.give_back(&other).await?;
+                }
+                ended.push(id);
+            }
         }
         Ok((now, ended))
     }
@@ -96,6 +106,16 @@ impl Billing {
 pub(crate) async fn others_running(transaction: &mut Transaction, user_id: Uuid, id: &str) -> Result<Vec<String>> {
     let others = sqlx::query_scalar!(
         "SELECT stripe_id FROM subscriptions WHERE user_id = $1 AND stripe_id <> $2 AND running",
+        user_id,
+        id,
+    );
+    Ok(others.fetch_all(transaction.connection()).await?)
+}
+
+/// Stripe's ids of the user's other subscriptions of which the first payment was told to be missing.
+async fn others_incomplete(transaction: &mut Transaction, user_id: Uuid, id: &str) -> Result<Vec<String>> {
+    let others = sqlx::query_scalar!(
+        "SELECT stripe_id FROM subscriptions WHERE user_id = $1 AND stripe_id <> $2 AND status = 'incomplete'",
         user_id,
         id,
     );

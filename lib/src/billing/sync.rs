@@ -139,7 +139,6 @@ impl Billing {
         id: &str,
     ) -> Result<Option<(subscription::Subscription, Subscription)>> {
         let Some(now) = self.read_subscription(id).await? else { return Ok(None) };
-        let (now, ended) = self.keep_first(transaction, user_id, now).await?;
         let row = sqlx::query!(
             "SELECT id, plan, pending_plan, status, cancel_at_period_end, running, mrr_minor, trial_mail_sent
              FROM subscriptions WHERE stripe_id = $1",
@@ -147,6 +146,8 @@ impl Billing {
         )
         .fetch_optional(transaction.connection())
         .await?;
+        let told_running = row.as_ref().is_some_and(|row| row.running);
+        let (now, ended) = self.keep_first(transaction, user_id, now, told_running).await?;
         let told = match &row {
             None => Told::default(),
             Some(row) => Told {

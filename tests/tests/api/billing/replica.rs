@@ -35,6 +35,17 @@ pub async fn subscription(person: &Person) -> Value {
     found["data"][0].clone()
 }
 
+/// What a customer has paid, and how much of it was given back, in minor units.
+pub async fn charged(customer: &str) -> Vec<(i64, i64)> {
+    let charges = get(&format!("/v1/charges?customer={customer}")).await;
+    let paid = charges["data"].as_array().unwrap().iter().filter(|charge| charge["status"] == "succeeded");
+    let amount = |charge: &Value, name: &str| charge[name].as_i64().unwrap();
+    let mut amounts: Vec<_> =
+        paid.map(|charge| (amount(charge, "amount"), amount(charge, "amount_refunded"))).collect();
+    amounts.sort_unstable();
+    amounts
+}
+
 /// Fills in one of Stripe's own pages.
 pub async fn submit(url: &str, form: &str) {
     let call = client().post(url).header("content-type", "application/x-www-form-urlencoded");

@@ -298,6 +298,67 @@ through_both_doors! {
         page.expect_problem(409, "already_subscribed");
     }
 
+    async fn a_first_payment_cannot_be_completed_once_another_subscription_runs(api: Api) {
+        let person = api.sign_up().await;
+        let page = api.post("/api/billing/checkout").bearer(&person.jwt).json(&json!({"plan": "enterprise"})).send().await;
+        let page = page.expect_status(201).text_at("/url");
+        let begun = api.post("/api/billing/subscriptions").bearer(&person.jwt).json(&json!({"plan": "pro"})).send().await;
+        let begun = begun.expect_status(201);
+        let (id, secret) = (begun.text_at("/subscription/id"), begun.text_at("/clientSecret"));
+        let incomplete = replica::subscription(&person).await;
+        replica::submit(&page, "card=pm_card_visa").await;
+        eventually("the end of the first payment", || async {
+            let list = api.get("/api/billing/subscriptions").bearer(&person.jwt).send().await.unless_limited()?;
+            let list = list.expect_status(200).body["subscriptions"].clone();
+            let given_up = list.as_array().unwrap().iter().find(|found| found["id"] == id.as_str())?;
+            (given_up["status"] == "canceled").then_some(())
+        })
+        .await;
+        let refused = replica::complete(&secret, "pm_card_visa").await;
+        assert!(refused["error"].is_object(), "{refused}");
+        let invoice = incomplete["latest_invoice"].as_str().unwrap();
+        assert_eq!(replica::get(&format!("/v1/invoices/{invoice}")).await["status"], "void");
+        let customer = replica::customer(&person).await;
+        all_handled(&customer).await;
+        assert_eq!(plan_of(&api, &person).await, "enterprise");
+        assert_eq!(replica::charged(&customer).await, [(9999, 0)]);
+    }
+
+    async fn what_runs_stays_when_an_older_one_is_paid(api: Api) {
+        let person = api.sign_up().await;
+        let open = async |plan: &str| {
+            let call = api.post("/api/billing/checkout").bearer(&person.jwt).json(&json!({"plan": plan}));
+            call.send().await.expect_status(201).text_at("/url")
+        };
+        // The other one has the price made that the older one is of.
+        let (page, _) = (open("enterprise").await, open("pro").await);
+        let customer = replica::customer(&person).await;
+        let prices = replica::get("/v1/prices?lookup_keys[]=ai_chat_pro_2999_usd_month").await;
+        // Made at Stripe, and nobody is told of it.
+        replica::control("webhooks", &json!({"customer": customer, "mode": "hold"})).await;
+        let form = format!(
+            "customer={customer}&items[0][price]={}&payment_behavior=default_incomplete\
+             &expand[]=latest_invoice.confirmation_secret",
+            prices["data"][0]["id"].as_str().unwrap()
+        );
+        let older = replica::post("/v1/subscriptions", &form).await;
+        replica::control("advance", &json!({"customer": customer, "seconds": 3600})).await;
+        replica::control("webhooks", &json!({"customer": customer, "mode": "ordered"})).await;
+        replica::submit(&page, "card=pm_card_visa").await;
+        until(&api, &person, "the subscription", |found| found["status"] == "active").await;
+        let secret = older["latest_invoice"]["confirmation_secret"]["client_secret"].as_str().unwrap();
+        assert_eq!(replica::complete(secret, "pm_card_visa").await["status"], "succeeded");
+        eventually("the end of the older one", || async {
+            let older = replica::get(&format!("/v1/subscriptions/{}", older["id"].as_str().unwrap())).await;
+            (older["status"] == "canceled").then_some(())
+        })
+        .await;
+        replica::control("webhooks/release", &json!({"customer": customer})).await;
+        all_handled(&customer).await;
+        assert_eq!(plan_of(&api, &person).await, "enterprise");
+        assert_eq!(replica::charged(&customer).await, [(2999, 2999), (9999, 0)]);
+    }
+
     async fn what_is_unpaid_of_a_subscription_that_ends_at_once_is_not_to_be_paid(api: Api) {
         let life = Life::begin(api.clone(), api.sign_up().await).await;
         life.pay_with("pm_card_visa").await;
