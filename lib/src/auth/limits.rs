@@ -1,12 +1,13 @@
-//! Limits of the credential routes: counters in DynamoDB that are raised before the attempt and taken back
-//! when it succeeds, is refused or we fail it, so that parallel attempts cannot slip through, and that expire with
-//! their window.
+//! Limits of the routes that take credentials or cards: counters in DynamoDB that are raised before the attempt and
+//! taken back when it succeeds, is refused or we fail it, so that parallel attempts cannot slip through, and that expire
+//! with their window.
 
 use std::net::IpAddr;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use time::OffsetDateTime;
+use uuid::Uuid;
 
 use crate::config;
 use crate::crypto;
@@ -167,6 +168,27 @@ impl Limits {
             window: self.window(15 * 60),
         };
         self.attempt(&[rule], now).await.map(drop)
+    }
+
+    /// Charges a card, unless 10 charges of the user were declined within the hour: whoever tries which of many cards are
+    /// good must not do it here. What comes to anything but a decline is not counted.
+    ///
+    /// # Errors
+    /// 429 `too_many_attempts` beyond the limit; the charge's own.
+    pub async fn card<T>(
+        &self,
+        user_id: Uuid,
+        now: OffsetDateTime,
+        charge: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let rule = Rule { key: format!("card#{user_id}"), limit: 10, window: self.window(3600) };
+        let (attempt, _) = self.attempt(&[rule], now).await?;
+        let outcome = charge.await;
+        let declined = outcome.as_ref().is_err_and(|error| error.code() == Code::CardDeclined);
+        if !declined && let Err(error) = self.forgive(attempt).await {
+            tracing::warn!(error.cause = %error, "a charge that was not declined stays counted");
+        }
+        outcome
     }
 
     fn per_address(&self, strict: i64) -> i64 {

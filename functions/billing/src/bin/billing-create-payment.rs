@@ -2,8 +2,10 @@
 
 use std::process::ExitCode;
 
+use lib::auth::limits::Limits;
 use lib::billing::payment::{Amount, Currency, Description, NewPayment, Payment, PaymentMethod};
 use lib::billing::service::Billing;
+use lib::clock;
 use lib::error::Result;
 use lib::http::idempotency::Idempotency;
 use lib::http::{Policy, Request, Response, serve};
@@ -28,6 +30,7 @@ struct CreatePaymentResponse {
 
 struct Context {
     billing: Billing,
+    limits: Limits,
     idempotency: Idempotency,
 }
 
@@ -36,7 +39,7 @@ fn main() -> ExitCode {
 }
 
 async fn init() -> Result<Context> {
-    Ok(Context { billing: Billing::init().await?, idempotency: Idempotency::from_env()? })
+    Ok(Context { billing: Billing::init().await?, limits: Limits::from_env()?, idempotency: Idempotency::from_env()? })
 }
 
 async fn handle(context: &Context, request: Request) -> Result<Response> {
@@ -46,7 +49,8 @@ async fn handle(context: &Context, request: Request) -> Result<Response> {
     context
         .idempotency
         .once(&request, async |work| {
-            let (payment, client_secret) = context.billing.pay(user_id, new, work, trace).await?;
+            let charge = context.billing.pay(user_id, new, work, trace);
+            let (payment, client_secret) = context.limits.card(user_id, clock::now(), charge).await?;
             Response::created(&CreatePaymentResponse { payment, client_secret })
         })
         .await

@@ -2,9 +2,11 @@
 
 use std::process::ExitCode;
 
+use lib::auth::limits::Limits;
 use lib::billing::payment::PaymentMethod;
 use lib::billing::service::Billing;
 use lib::billing::subscription::{PaidPlan, Subscription};
+use lib::clock;
 use lib::error::Result;
 use lib::http::idempotency::Idempotency;
 use lib::http::{Policy, Request, Response, serve};
@@ -24,6 +26,7 @@ struct CreateSubscriptionResponse {
 
 struct Context {
     billing: Billing,
+    limits: Limits,
     idempotency: Idempotency,
 }
 
@@ -32,7 +35,7 @@ fn main() -> ExitCode {
 }
 
 async fn init() -> Result<Context> {
-    Ok(Context { billing: Billing::init().await?, idempotency: Idempotency::from_env()? })
+    Ok(Context { billing: Billing::init().await?, limits: Limits::from_env()?, idempotency: Idempotency::from_env()? })
 }
 
 async fn handle(context: &Context, request: Request) -> Result<Response> {
@@ -42,8 +45,11 @@ async fn handle(context: &Context, request: Request) -> Result<Response> {
     context
         .idempotency
         .once(&request, async |work| {
-            let subscribed = context.billing.subscribe(user_id, plan.0, method, work, trace).await?;
-            let (subscription, client_secret) = subscribed;
+            let subscribing = context.billing.subscribe(user_id, plan.0, method, work, trace);
+            let (subscription, client_secret) = match method {
+                Some(_) => context.limits.card(user_id, clock::now(), subscribing).await?,
+                None => subscribing.await?,
+            };
             Response::created(&CreateSubscriptionResponse { subscription, client_secret })
         })
         .await

@@ -39,6 +39,32 @@ through_both_doors! {
         assert_eq!(list.body["payments"][0]["declineCode"], "insufficient_funds");
     }
 
+    async fn ten_declined_cards_are_enough(api: Api) {
+        let person = api.sign_up().await;
+        let pay = |card: &str| {
+            let body = json!({"amount": 1999, "currency": "USD", "paymentMethodId": card});
+            api.post("/api/billing/payments").bearer(&person.jwt).json(&body).send()
+        };
+        pay("pm_card_visa").await.expect_status(201);
+        for _ in 0..10 {
+            pay("pm_card_chargeDeclined").await.expect_problem(402, "card_declined");
+        }
+        // The window may end in between, which allows ten more.
+        let mut limited = None;
+        for _ in 0..11 {
+            let reply = pay("pm_card_chargeDeclined").await;
+            if reply.status == 429 {
+                limited = Some(reply.expect_problem(429, "too_many_attempts"));
+                break;
+            }
+        }
+        let limited = limited.expect("twenty-one declined cards within two windows were not limited");
+        assert!(limited.body["retryAfterSeconds"].as_u64().unwrap() > 0);
+        let body = json!({"plan": "pro", "paymentMethodId": "pm_card_chargeDeclined"});
+        let reply = api.post("/api/billing/subscriptions").bearer(&person.jwt).json(&body).send().await;
+        reply.expect_problem(429, "too_many_attempts");
+    }
+
     async fn a_card_whose_holder_has_to_authenticate_is_charged_when_he_has(api: Api) {
         let person = api.sign_up().await;
         let mut body = payment(json!(1999));
