@@ -93,7 +93,7 @@ pub(crate) fn spawn_untracked(work: impl Future<Output = ()> + Send + 'static) {
 /// Lets the requests that others have begun reach the network, before a computation that can be done while
 /// they wait for replies.
 pub(crate) async fn requests_sent() {
-    // A turn of the event loop each: the connection stands, its task takes the request, the request is written.
+    // By experience enough turns of the event loop for a request to reach its socket; nothing depends on it but speed.
     for _ in 0..3 {
         tokio::task::yield_now().await;
     }

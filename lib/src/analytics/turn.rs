@@ -11,7 +11,7 @@ const LOCK: i64 = 0x616e_616c_7974_6963;
 
 /// Hands out turns.
 pub struct Turns {
-    /// Knows the credentials of now.
+    /// For its connect options, which follow a rotation of the password.
     pool: PgPool,
     idle: Mutex<Option<PgConnection>>,
 }

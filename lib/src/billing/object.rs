@@ -90,7 +90,7 @@ impl Subscription {
         })
     }
 
-    /// It, of the plan that it was told to be where its price tells none.
+    /// Falls back to a plan, the mirrored one, where Stripe's price carries none of ours.
     #[must_use]
     pub fn known_as(self, plan: Option<Plan>) -> Self {
         Self { priced: self.priced.or(plan), ..self }
@@ -129,7 +129,8 @@ impl Subscription {
         self.runs() && self.priced.is_some()
     }
 
-    /// Whether a try of ours made it and it is of use: the key of a try may come again when what it made has ended.
+    /// Whether this idempotent request created it and it still lives: a key that comes again after its subscription has
+    /// ended makes another one.
     #[must_use]
     pub fn is_of(&self, work: &str) -> bool {
         self.made_by.as_deref() == Some(work) && !self.is_over()

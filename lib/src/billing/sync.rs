@@ -230,7 +230,7 @@ impl Billing {
         if notice_due {
             transaction.send_mail(&Mail::new(Message::TrialEnding, Recipient::User(user_id)))?;
         }
-        // Only now, so that the user has one subscription or another all the time.
+        // Duplicates that were ended are mirrored last, so that the user is never seen without a running subscription.
         for id in &ended {
             Box::pin(self.mirror_subscription(transaction, user_id, id)).await?;
         }

@@ -71,7 +71,7 @@ pub enum Change {
     Ended(i64),
 }
 
-/// What there is to tell now, and what was told then.
+/// The state to store as last published, and the change to publish, if there is one.
 #[must_use]
 pub fn change(told: &Told, now: &Subscription, plan: Plan, returning: bool) -> (Told, Option<Change>) {
     let pending = now.plans().and_then(|(_, pending)| pending);

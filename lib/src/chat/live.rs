@@ -164,7 +164,7 @@ impl Streams {
                     unwritten = Unwritten::default();
                     let _ = wishes.send(wish);
                 }
-                // What is unwritten stays so, for the next time.
+                // The batch is kept: the next round writes it again.
                 Err(error) => tracing::warn!(error.cause = %error, "events of a stream were not written down"),
             }
         }

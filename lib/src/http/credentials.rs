@@ -21,7 +21,7 @@ use crate::http::validate::{Field, Invalid, Raw};
 
 /// The cookie's name.
 const COOKIE: &str = "session";
-/// Things of a kind that a sandbox remembers.
+/// Entries that each cache of a sandbox holds at most.
 const REMEMBERED: usize = 256;
 
 /// A credential, as the request carries it.

@@ -38,7 +38,7 @@ pub struct Request {
     pub id: String,
     /// The trace that the request belongs to.
     pub trace: TraceContext,
-    /// When Lambda gives up on this invocation.
+    /// Time until Lambda's time-out, as of the arrival of the event.
     pub time_left: Duration,
     parameters: Vec<(String, String)>,
     pub(crate) caller: Result<Option<Caller>>,

@@ -326,7 +326,7 @@ impl Shell {
                 allowance.check()?;
             }
         }
-        // Who proves nothing opens no connection, but where credentials are what is asked for.
+        // Credential routes need Postgres before a caller is known; elsewhere an authenticated one has it connected.
         if self.policy.own_origins_only {
             store::connect().await;
         }

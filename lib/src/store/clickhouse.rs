@@ -69,7 +69,7 @@ impl Reader {
     /// When a name could carry SQL.
     pub fn statements(&self, database: &str, on_cluster: &str) -> Result<[String; 3]> {
         let (user, database) = (identifier(&self.user)?, identifier(database)?);
-        let hash = hex(&crypto::sha256(self.password.expose().as_bytes()));
+        let hash = crypto::hex(&crypto::sha256(self.password.expose().as_bytes()));
         let bounds: String = LIMITS.iter().map(|(name, value)| format!(", {name} = {value} READONLY")).collect();
         let account = format!("IDENTIFIED WITH sha256_hash BY '{hash}' SETTINGS readonly = 1{bounds}");
         Ok([
@@ -78,10 +78,6 @@ impl Reader {
             format!("GRANT {on_cluster} SELECT ON {database}.* TO {user}"),
         ])
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A name from the configuration, which cannot be bound in DDL.

@@ -258,7 +258,7 @@ pub(crate) fn fail(span: &Span, kind: &str) {
     span.record("error.type", kind);
 }
 
-/// Notes how a request went; a span that is noted again ends then.
+/// Records the status and the end of a request's span. The last call counts: headers first, the end of a stream later.
 pub(crate) fn end_request(span: &Span, status: u16) {
     span.record("http.response.status_code", status);
 }
