@@ -318,7 +318,7 @@ impl Chat {
             Named::Client(name) => name.clone(),
         };
         match &self.streams {
-            Some(streams) => streams.end_unwanted(ask.user_id, &name, ask.again).await,
+            Some(streams) => streams.end_unwanted(ask.user_id, &name, ask.again).await.map(drop),
             None => Ok(()),
         }
     }

@@ -339,11 +339,11 @@ impl Streams {
     }
 
     /// Has the answer under way in a conversation end, if somebody has stopped it, nobody reads it, or it is superseded
-    /// by the caller's, and waits a moment until it is stored.
+    /// by what the caller does, and waits a moment until it is stored. Tells whether there was one to end.
     ///
     /// # Errors
     /// When the table does not answer.
-    pub async fn end_unwanted(&self, user_id: Uuid, name: &str, superseded: bool) -> Result<()> {
+    pub async fn end_unwanted(&self, user_id: Uuid, name: &str, superseded: bool) -> Result<bool> {
         let until = Instant::now() + LONGEST_ENDING;
         let mut latest = self.latest(user_id, name).await?;
         if latest.is_none() && superseded {
@@ -351,19 +351,21 @@ impl Streams {
             sleep(FIRST_LINGER * 2).await;
             latest = self.latest(user_id, name).await?;
         }
-        let Some(stream_id) = latest else { return Ok(()) };
+        let Some(stream_id) = latest else { return Ok(false) };
+        let mut ends = false;
         while Instant::now() < until {
-            let Some(state) = self.state_if_any(user_id, stream_id).await? else { return Ok(()) };
+            let Some(state) = self.state_if_any(user_id, stream_id).await? else { return Ok(ends) };
             let is_unread = state.is_unread && clock::now() - clock::from_millis(state.wish.read_at) > PRESENCE * 2;
             if state.done || is_dead(&state) || !(superseded || state.wish.stop || is_unread) {
-                return Ok(());
+                return Ok(ends);
             }
+            ends = true;
             if !state.wish.stop {
                 self.wish_end(stream_id).await?;
             }
             sleep(POLL).await;
         }
-        Ok(())
+        Ok(ends)
     }
 
     async fn wish_end(&self, stream_id: Uuid) -> Result<()> {

@@ -311,11 +311,11 @@ async fn an_answer_that_is_made_anew_before_its_end_is_stored_once() {
 async fn an_answer_is_found_before_its_first_word() {
     let (api, chat) = (Api::of_router(), format!("chat-{}", Uuid::now_v7()));
     let person = api.sign_up().await;
-    let messages = json!([{"id": "m1", "role": "user", "parts": [{"type": "text", "text": "AIMOCK:fallback"}]}]);
+    let messages = json!([{"id": "m1", "role": "user", "parts": [{"type": "text", "text": "AIMOCK:thinks"}]}]);
     let asked = api.post("/api/chat").bearer(&person.jwt).json(&json!({"id": chat, "messages": messages})).send();
     let path = format!("/api/chat/{chat}/stream");
     let found = async {
-        tokio::time::sleep(std::time::Duration::from_millis(450)).await;
+        tokio::time::sleep(std::time::Duration::from_millis(700)).await;
         api.get(&path).bearer(&person.jwt).send().await
     };
     let (asked, found) = tokio::join!(asked, found);
@@ -330,4 +330,23 @@ async fn an_answer_is_found_before_its_first_word() {
         (api.get(&path).bearer(&person.jwt).send().await.status == 204).then_some(())
     })
     .await;
+}
+
+/// A conversation is stored with its first answer.
+#[tokio::test]
+async fn a_conversation_is_deleted_before_its_first_answer_ends() {
+    let api = Api::of_router();
+    let person = api.sign_up().await;
+    let body = json!({"message": "AIMOCK:slow", "stream": true});
+    let mut response = api.post("/api/chat").bearer(&person.jwt).json(&body).open().await;
+    let start = events(&read_to(&mut response, "event: delta").await)[0].2.clone();
+    let path = format!("/api/chat/conversations/{}", start["conversationId"].as_str().unwrap());
+    api.delete(&path).bearer(&api.sign_up().await.jwt).send().await.expect_problem(404, "not_found");
+    api.delete(&path).bearer(&person.jwt).send().await.expect_status(204);
+    while response.chunk().await.unwrap().is_some() {}
+    api.get(&path).bearer(&person.jwt).send().await.expect_problem(404, "not_found");
+    api.delete(&path).bearer(&person.jwt).send().await.expect_problem(404, "not_found");
+    let usage = api.get("/api/chat/usage").bearer(&person.jwt).send().await.expect_status(200);
+    assert!(usage.body["tokens"]["used"].as_i64().unwrap() > 0, "what was produced is billed");
+    assert_eq!(usage.body["tokens"]["reserved"], 0);
 }
