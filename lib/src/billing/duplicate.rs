@@ -66,9 +66,7 @@ impl Billing {
         if invoice["amount_paid"].as_i64().unwrap_or(0) > 0 {
             for intent in object::paid_intents_of(&invoice) {
                 let form = vec![("payment_intent", intent.clone()), ("reason", "duplicate".to_owned())];
-                // What was given back is not there to be given back again.
-                let none = || async { Ok(None) };
-                match self.stripe.post_once("/refunds", &form, &format!("give-back-{intent}"), none).await {
+                match self.stripe.post_repeatable("/refunds", &form, &format!("give-back-{intent}")).await {
                     Err(failure) if failure.has_code("charge_already_refunded") => {}
                     outcome => drop(outcome?),
                 }
@@ -86,10 +84,8 @@ impl Billing {
     pub(crate) async fn void_open_invoices(&self, subscription: &str) -> Result<()> {
         for invoice in self.open_invoices(subscription).await? {
             let path = format!("/invoices/{}", invoice.id);
-            // Voided again, it is void.
-            let none = || async { Ok(None) };
             let key = format!("void-{}", invoice.id);
-            match self.stripe.post_once(&format!("{path}/void"), &Vec::new(), &key, none).await {
+            match self.stripe.post_repeatable(&format!("{path}/void"), &Vec::new(), &key).await {
                 Err(failure @ Failure::Refused { .. }) => {
                     if self.stripe.get(&path, &Vec::new()).await?["status"] == "open" {
                         return Err(failure.into());

@@ -215,6 +215,14 @@ impl Stripe {
         outcome
     }
 
+    /// The same for what is done already where it is done again: there is nothing to look for.
+    ///
+    /// # Errors
+    /// Those of Stripe.
+    pub async fn post_repeatable(&self, path: &str, form: &Form, key: &str) -> Result<Value, Failure> {
+        self.post_once(path, form, key, || async { Ok(None) }).await
+    }
+
     /// Ends something; Stripe answers a second time with 404.
     ///
     /// # Errors

@@ -238,9 +238,7 @@ impl Billing {
             Some(method) => {
                 let attach = vec![("customer", customer.to_owned())];
                 let path = format!("/payment_methods/{}/attach", method.as_str());
-                // Attached again, it is attached.
-                let none = || async { Ok(None) };
-                let attached = self.stripe.post_once(&path, &attach, &format!("attach-{work}"), none).await;
+                let attached = self.stripe.post_repeatable(&path, &attach, &format!("attach-{work}")).await;
                 let attached = attached.map_err(|failure| failure.of_method())?;
                 let attached = object::id_of(&attached).unwrap_or_else(|| method.as_str().to_owned());
                 form.push(("default_payment_method", attached));
