@@ -468,7 +468,7 @@ impl Streams {
 struct Recorded {
     id: u64,
     event: StreamEvent,
-    delivered: bool,
+    /// Whether the first reader was gone by then.
     unread: bool,
 }
 
@@ -501,8 +501,8 @@ impl Progress {
     fn of(batch: &[Recorded]) -> Self {
         let last = batch.last();
         let done = last.is_some_and(|recorded| recorded.event.is_last());
-        let delivered = done && last.is_some_and(|recorded| recorded.delivered);
         let unread = last.is_some_and(|recorded| recorded.unread);
+        let delivered = done && !unread && arrivals_are_known();
         Self { last: last.map_or(0, |recorded| recorded.id), done, delivered, unread }
     }
 
@@ -525,8 +525,8 @@ pub struct Recorder {
 impl Recorder {
     /// Has an event written down that went out to its first reader, if there was one.
     pub fn event(&self, id: u64, event: StreamEvent, sink: Option<&UnboundedSender<Bytes>>) {
-        let (delivered, unread) = (sink.is_some_and(arrives), sink.is_none_or(UnboundedSender::is_closed));
-        let _ = self.events.send(Recorded { id, event, delivered, unread });
+        let unread = sink.is_none_or(UnboundedSender::is_closed);
+        let _ = self.events.send(Recorded { id, event, unread });
     }
 
     /// What others want, as far as it is known.
@@ -629,18 +629,18 @@ impl Follower {
     }
 
     async fn delivered(&self) -> Result<()> {
-        if !arrives(&self.sink) {
+        if self.sink.is_closed() || !arrivals_are_known() {
             return Ok(());
         }
         self.streams.update(self.stream_id, "SET is_delivered = :value", AttributeValue::Bool(true)).await
     }
 }
 
-/// Whether what is sent is known to arrive. Where the sandbox freezes, nobody tells that a reader has left, and a
-/// connection that is open says nothing.
+/// Whether what is sent to an open connection is known to arrive. Where the sandbox freezes, nobody tells that a reader
+/// has left, and a connection that is open says nothing.
 #[must_use]
-fn arrives(sink: &UnboundedSender<Bytes>) -> bool {
-    !background::sandbox_freezes() && !sink.is_closed()
+fn arrivals_are_known() -> bool {
+    !background::sandbox_freezes()
 }
 
 fn is_dead(state: &State) -> bool {
