@@ -291,11 +291,11 @@ async fn first_messages_under_one_client_id_end_up_in_one_conversation() {
 async fn an_answer_made_anew_takes_its_own_place_whatever_was_said_meanwhile() {
     let (journal, user) = (Arc::new(Journal::default()), new_user(0).await);
     let chat = chat(&journal, &[Part::Answer(11, 12)]);
-    let first = chat.ask(ask(user, "Hello"), &visit(), TIME).await.unwrap().complete().await.unwrap();
+    let first = say(chat, ask(user, "Hello")).await;
     let in_it = |message: &str| Ask { conversation: Named::Id(first.conversation_id), ..ask(user, message) };
     let again = Ask { message: None, again: true, ..in_it("") };
     let anew = chat.ask(again, &visit(), TIME).await.unwrap();
-    let meanwhile = chat.ask(in_it("And then?"), &visit(), TIME).await.unwrap().complete().await.unwrap();
+    let meanwhile = say(chat, in_it("And then?")).await;
     let anew = anew.complete().await.unwrap();
     let answers: Vec<(i32, Uuid)> = sqlx::query_as(
         "SELECT position, id FROM messages WHERE conversation_id = $1 AND role = 'assistant' ORDER BY position",
@@ -313,15 +313,15 @@ async fn an_answer_made_anew_takes_its_own_place_whatever_was_said_meanwhile() {
 async fn an_answer_that_the_client_keeps_is_not_made_anew() {
     let (journal, user) = (Arc::new(Journal::default()), new_user(0).await);
     let chat = chat(&journal, &[Part::Answer(11, 12)]);
-    let first = chat.ask(ask(user, "Go on"), &visit(), TIME).await.unwrap().complete().await.unwrap();
+    let first = say(chat, ask(user, "Go on")).await;
     let conversation = Named::Id(first.conversation_id);
     let again = |keeps| Ask { again: true, keeps, conversation: conversation.clone(), ..ask(user, "Go on") };
     for (keeps, answers) in [(Vec::new(), 1), (vec![Uuid::now_v7()], 1)] {
-        chat.ask(again(keeps), &visit(), TIME).await.unwrap().complete().await.unwrap();
+        say(chat, again(keeps)).await;
         assert_eq!(count(user, "answers").await, answers);
     }
-    let anew = chat.ask(again(Vec::new()), &visit(), TIME).await.unwrap().complete().await.unwrap();
-    let next = chat.ask(again(vec![anew.message.id]), &visit(), TIME).await.unwrap().complete().await.unwrap();
+    let anew = say(chat, again(Vec::new())).await;
+    let next = say(chat, again(vec![anew.message.id])).await;
     let answers: Vec<Uuid> = sqlx::query_scalar(
         "SELECT id FROM messages WHERE conversation_id = $1 AND role = 'assistant' ORDER BY position",
     )
@@ -416,7 +416,7 @@ async fn a_conversation_outlives_its_model() {
 async fn an_answer_whose_place_is_taken_leaves_nothing() {
     let (journal, user) = (Arc::new(Journal::default()), new_user(0).await);
     let chat = chat(&journal, &[Part::Answer(11, 12)]);
-    let first = chat.ask(ask(user, "Hello"), &visit(), TIME).await.unwrap().complete().await.unwrap();
+    let first = say(chat, ask(user, "Hello")).await;
     sqlx::query(
         "INSERT INTO messages (conversation_id, position, id, role, content, terms, created_at)
          VALUES ($1, 3, $2, 'user', 'In the way', '', now())",

@@ -25,6 +25,15 @@ async fn resume(api: &Api, person: &Person, stream: &str, after: Option<u64>) ->
     }
 }
 
+/// Reads a stream until an event of that name has come.
+async fn read_to(response: &mut reqwest::Response, name: &str) -> String {
+    let mut text = String::new();
+    while !text.contains(name) {
+        text.push_str(std::str::from_utf8(&response.chunk().await.unwrap().unwrap()).unwrap());
+    }
+    text
+}
+
 through_both_doors! {
     async fn a_finished_stream_is_resumed_at_every_event(api: Api) {
         let person = api.sign_up().await;
@@ -113,10 +122,7 @@ async fn a_stream_is_stopped_keeps_what_came_and_is_read_by_two() {
     let person = api.sign_up().await;
     let body = json!({"message": "AIMOCK:slow", "stream": true});
     let mut response = api.post("/api/chat").bearer(&person.jwt).json(&body).open().await;
-    let mut text = String::new();
-    while !text.contains("event: delta") {
-        text.push_str(std::str::from_utf8(&response.chunk().await.unwrap().unwrap()).unwrap());
-    }
+    let mut text = read_to(&mut response, "event: delta").await;
     let stream = events(&text)[0].2["streamId"].as_str().unwrap().to_owned();
     let stop_and_read = async {
         let stop = api.post(&format!("/api/chat/streams/{stream}/stop")).bearer(&person.jwt);
@@ -162,10 +168,7 @@ async fn a_batch_that_is_written_again_with_more_in_it_is_read_again() {
     put(0, state).await;
     batch(1, json!([{"delta": "One"}])).await;
     let mut reader = api.get(&format!("/api/chat/streams/{stream}")).bearer(&person.jwt).open().await;
-    let mut text = String::new();
-    while !text.contains("One") {
-        text.push_str(std::str::from_utf8(&reader.chunk().await.unwrap().unwrap()).unwrap());
-    }
+    let mut text = read_to(&mut reader, "One").await;
     batch(1, json!([{"delta": "One"}, {"delta": "Two"}])).await;
     batch(3, json!([{"delta": "Three"}, {"error": {"code": "internal", "message": "The end."}}])).await;
     while let Some(chunk) = reader.chunk().await.unwrap() {
@@ -199,10 +202,7 @@ async fn a_stream_is_found_and_stopped_by_the_conversations_own_id() {
     let messages = json!([{"id": "m1", "role": "user", "parts": [{"type": "text", "text": "AIMOCK:slow"}]}]);
     let body = json!({"id": id, "messages": messages, "trigger": "submit-message"});
     let mut response = api.post("/api/chat").bearer(&person.jwt).json(&body).open().await;
-    let mut text = String::new();
-    while !text.contains("text-delta") {
-        text.push_str(std::str::from_utf8(&response.chunk().await.unwrap().unwrap()).unwrap());
-    }
+    let mut text = read_to(&mut response, "text-delta").await;
     let start: Value = text.lines().find_map(|line| serde_json::from_str(line.strip_prefix("data: ")?).ok()).unwrap();
     assert_eq!(start["messageMetadata"]["conversationId"], id.as_str());
     let mut second = api.get(&format!("/api/chat/{id}/stream")).bearer(&person.jwt).open().await;
@@ -226,10 +226,7 @@ async fn an_answer_goes_on_without_its_reader() {
     let person = api.sign_up().await;
     let body = json!({"message": "AIMOCK:slow", "stream": true});
     let mut response = api.post("/api/chat").bearer(&person.jwt).json(&body).open().await;
-    let mut text = String::new();
-    while !text.contains("event: delta") {
-        text.push_str(std::str::from_utf8(&response.chunk().await.unwrap().unwrap()).unwrap());
-    }
+    let text = read_to(&mut response, "event: delta").await;
     drop(response);
     let start = events(&text)[0].2.clone();
     let rest = resume(&api, &person, start["streamId"].as_str().unwrap(), Some(1)).await.expect_status(200);
@@ -240,15 +237,6 @@ async fn an_answer_goes_on_without_its_reader() {
     let usage = api.get("/api/chat/usage").bearer(&person.jwt).send().await.expect_status(200);
     assert_eq!(usage.body["tokens"]["used"], read.body["messages"][1]["usage"]["totalTokens"]);
     assert_eq!(usage.body["tokens"]["reserved"], 0);
-}
-
-/// Reads a stream until an event of that name has come.
-async fn read_to(response: &mut reqwest::Response, name: &str) -> String {
-    let mut text = String::new();
-    while !text.contains(name) {
-        text.push_str(std::str::from_utf8(&response.chunk().await.unwrap().unwrap()).unwrap());
-    }
-    text
 }
 
 async fn contents(api: &Api, person: &Person, conversation: &str) -> Vec<(String, String)> {
