@@ -61,8 +61,10 @@ where
         service_fn(move |invocation| {
             let answered = answers.call(invocation);
             async move {
-                answered.await?;
+                let answered = answered.await;
+                // Also when the platform did not take the reply: what was done is stored and told all the same.
                 background::settle().await;
+                answered?;
                 if SPENT.load(Ordering::Relaxed) {
                     return Err(lambda_runtime::Error::from(
                         "something hangs in this sandbox: the next one begins anew",

@@ -264,9 +264,20 @@ def test_events_of_a_time_to_come_are_listed_as_new(stripe: Replica):
     assert stripe.get(f"/v1/events/{ids[0]}")["data"]["object"]["created"] == end
 
 
+def test_a_life_may_begin_days_ago(stripe: Replica):
+    customer = stripe.customer()
+    stripe.control("advance", customer=customer, seconds=-86_400)
+    subscription = stripe.subscribe(customer, stripe.price())
+    day_ago = int(time.time()) - 86_400
+    assert abs(subscription["created"] - day_ago) < 30
+    [invoice] = stripe.get("/v1/invoices", customer=customer)["data"]
+    assert abs(invoice["status_transitions"]["paid_at"] - day_ago) < 30
+
+
 def test_wrong_moves_are_refused(stripe: Replica):
     for body in (b"{}", b'{"customer": "cus_nobody", "to": 1}', b'{"subscription": "sub_1", "to": "renewal"}'):
         assert stripe.send("POST", "/_replica/advance", body)[0] == 400
-    customer = stripe.customer(None)
+    customer = stripe.customer()
+    stripe.subscribe(customer, stripe.price())
     for more in ('"to": 1', '"to": "renewal"', '"seconds": -5', '"seconds": 1, "when_unpaid": "cry"'):
         assert stripe.send("POST", "/_replica/advance", f'{{"customer": "{customer}", {more}}}'.encode())[0] == 400

@@ -37,6 +37,8 @@ pub struct Subscription {
     pub trial_end: Option<OffsetDateTime>,
     /// When it was made.
     pub created: OffsetDateTime,
+    /// When it ended.
+    pub ended: Option<OffsetDateTime>,
     /// What was paid for until the moment beside it: a cheaper plan begins then.
     pub paid: Option<(Plan, OffsetDateTime)>,
     /// The try of ours that made it.
@@ -79,6 +81,7 @@ impl Subscription {
             ends_by_date: !ends && end.is_some(),
             trial_end: moment(&value["trial_end"]),
             created: moment(&value["created"]).ok_or_else(|| lacks("created"))?,
+            ended: moment(&value["ended_at"]),
             paid,
             made_by: metadata["made_by"].as_str().map(str::to_owned),
             lacks_first_payment: invoice["billing_reason"] == "subscription_create" && invoice["status"] != "paid",
@@ -168,6 +171,8 @@ pub struct Payment {
     pub status: String,
     /// What the client wrote.
     pub description: Option<String>,
+    /// When it was last tried to collect it.
+    pub charged: Option<OffsetDateTime>,
     /// The charge that failed last and why.
     pub failure: Option<(String, Option<String>)>,
     /// Minor units given back.
@@ -199,6 +204,7 @@ impl Payment {
             currency: currency(value).ok_or_else(|| lacks("currency"))?,
             status: text(value, "status")?,
             description: value["description"].as_str().map(str::to_owned),
+            charged: moment(&charge["created"]),
             failure,
             refunded: charge["amount_refunded"].as_i64().unwrap_or(0),
             single: value["metadata"]["made_by"].is_string(),
@@ -246,6 +252,8 @@ pub struct Invoice {
     pub intents: Vec<String>,
     /// When it was made.
     pub created: OffsetDateTime,
+    /// When it was paid.
+    pub paid: Option<OffsetDateTime>,
 }
 
 impl Invoice {
@@ -279,6 +287,7 @@ impl Invoice {
             currency: currency(value).ok_or_else(|| lacks("currency"))?,
             period_start: bound("start").min().unwrap_or_else(|| own("period_start")),
             period_end: bound("end").max().unwrap_or_else(|| own("period_end")),
+            paid: moment(&value["status_transitions"]["paid_at"]),
             lines: lines.iter().map(line).collect(),
             hosted_url: value["hosted_invoice_url"].as_str().map(str::to_owned),
             pdf_url: value["invoice_pdf"].as_str().map(str::to_owned),
@@ -317,12 +326,24 @@ fn intents_where(invoice: &Value, is_wanted: fn(&Value) -> bool) -> Vec<String> 
     found.chain(id_of(&invoice["payment_intent"])).collect()
 }
 
-/// Why a charge failed, if it did: the bank's reason where there is one.
-#[must_use]
-pub fn decline_code(charge: &Value) -> Option<String> {
-    let code = charge["failure_code"].as_str();
-    let reason = charge["outcome"]["reason"].as_str().filter(|_| code == Some("card_declined"));
-    reason.or(code).map(str::to_owned)
+/// An attempt to collect an invoice that failed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Failed {
+    /// Why: the bank's reason where there is one.
+    pub decline_code: Option<String>,
+    /// When.
+    pub at: Option<OffsetDateTime>,
+}
+
+impl Failed {
+    /// The failure that a charge is, if it is one.
+    #[must_use]
+    pub fn of(charge: &Value) -> Option<Self> {
+        let code = charge["failure_code"].as_str();
+        let reason = charge["outcome"]["reason"].as_str().filter(|_| code == Some("card_declined"));
+        let decline_code = reason.or(code).map(str::to_owned);
+        (charge["status"] == "failed").then(|| Self { decline_code, at: moment(&charge["created"]) })
+    }
 }
 
 /// An id, of an object that may be expanded.
@@ -339,7 +360,8 @@ fn currency(value: &Value) -> Option<String> {
     value["currency"].as_str().map(str::to_uppercase)
 }
 
-fn moment(value: &Value) -> Option<OffsetDateTime> {
+/// A moment, which Stripe tells in seconds.
+pub(super) fn moment(value: &Value) -> Option<OffsetDateTime> {
     value.as_i64().and_then(at)
 }
 
@@ -442,11 +464,16 @@ mod tests {
 
     #[test]
     fn a_decline_has_the_banks_reason_or_else_the_code() {
-        let charge =
-            |code: &str, reason: &str| decline_code(&json!({"failure_code": code, "outcome": {"reason": reason}}));
-        assert_eq!(charge("card_declined", "insufficient_funds").as_deref(), Some("insufficient_funds"));
-        assert_eq!(charge("expired_card", "generic_decline").as_deref(), Some("expired_card"));
-        assert_eq!(decline_code(&json!({"failure_code": null, "outcome": {"reason": null}})), None);
+        let charge = |code: Option<&str>, reason: Option<&str>| {
+            let outcome = json!({"reason": reason});
+            let failed = json!({"status": "failed", "created": 1000, "failure_code": code, "outcome": outcome});
+            Failed::of(&failed).map(|failed| (failed.decline_code, failed.at))
+        };
+        let told = |code: &str| Some((Some(code.to_owned()), at(1000)));
+        assert_eq!(charge(Some("card_declined"), Some("insufficient_funds")), told("insufficient_funds"));
+        assert_eq!(charge(Some("expired_card"), Some("generic_decline")), told("expired_card"));
+        assert_eq!(charge(None, None), Some((None, at(1000))));
+        assert_eq!(Failed::of(&json!({"status": "succeeded", "created": 1000})), None);
     }
 
     #[test]

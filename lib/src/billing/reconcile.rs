@@ -3,9 +3,10 @@
 use serde::Serialize;
 use time::{Duration, OffsetDateTime};
 
+use crate::billing::object;
 use crate::billing::service::Billing;
 use crate::billing::sync;
-use crate::billing::webhook::Notice;
+use crate::billing::webhook::{Notice, kind_of};
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::telemetry::trace::TraceContext;
@@ -23,27 +24,50 @@ const OVERLAP: Duration = Duration::hours(1);
 pub struct Reconciled {
     /// Events that Stripe lists.
     pub listed: usize,
-    /// Of these, the ones that were not received or not handled, and are now.
+    /// Events that were not received or not handled, and are now.
     pub made_good: usize,
     /// Users whose grace has ended.
     pub graces_ended: usize,
 }
 
 impl Billing {
-    /// Takes the plans whose grace has ended, then handles every event since the last run that was not; with
-    /// `at_once` also the youngest, which may still be on their way.
+    /// Takes the plans whose grace has ended, then handles every event that was not, be it that it was never received;
+    /// with `at_once` also the youngest, which may still be on their way.
     ///
     /// # Errors
-    /// When the database or Stripe does not answer; the next run begins where this one did.
+    /// When the database or Stripe does not answer, or an event cannot be handled; the next run tries it again.
     pub async fn reconcile(&self, at_once: bool) -> Result<Reconciled> {
         let mut done = Reconciled { graces_ended: self.end_graces().await?, ..Reconciled::default() };
         let now = clock::now();
+        let until = if at_once { now } else { now - ON_THEIR_WAY };
+        done.listed = self.note_missed(now, until).await?;
+        self.advance(until).await?;
+        let mut failed = 0;
+        for notice in self.unhandled(until).await? {
+            // One that cannot be handled keeps neither the others nor the next run from their work.
+            match self.handle(&notice).await {
+                Ok(()) => done.made_good += 1,
+                Err(error) => {
+                    failed += 1;
+                    tracing::error!(error.cause = %error, stripe.event = notice.event_id, "an event could not be handled");
+                }
+            }
+        }
+        self.forget(until - KEPT - OVERLAP).await?;
+        tracing::info!(stripe.listed = done.listed, stripe.made_good = done.made_good, "Stripe's events were compared");
+        if failed > 0 {
+            return Err(Error::internal(format!("{failed} of Stripe's events could not be handled")));
+        }
+        Ok(done)
+    }
+
+    /// Notes the events that Stripe lists since the last run and that were not received, and counts what it lists.
+    async fn note_missed(&self, now: OffsetDateTime, until: OffsetDateTime) -> Result<usize> {
         let since = sqlx::query_scalar!("SELECT until FROM stripe_watermark")
             .fetch_optional(self.database.pool())
             .await?
             .unwrap_or(now - KEPT);
-        let until = if at_once { now } else { now - ON_THEIR_WAY };
-        let mut missed = Vec::new();
+        let mut listed = 0;
         let mut after: Option<String> = None;
         loop {
             let mut query = vec![
@@ -54,49 +78,38 @@ impl Billing {
             query.extend(after.take().map(|id| ("starting_after", id)));
             let page = self.stripe.get("/events", &query).await?;
             let events = page["data"].as_array().ok_or_else(|| Error::internal("Stripe's list of events is none"))?;
-            done.listed += events.len();
+            listed += events.len();
             for event in events {
                 let Some(notice) = Notice::of(event) else { continue };
-                let known = sqlx::query_scalar!(
-                    r#"SELECT processed_at IS NOT NULL AS "done!" FROM stripe_events WHERE id = $1"#,
+                sqlx::query!(
+                    "INSERT INTO stripe_events (id, kind, object_id, received_at) VALUES ($1, $2, $3, $4)
+                     ON CONFLICT DO NOTHING",
                     notice.event_id,
-                );
-                if known.fetch_optional(self.database.pool()).await? != Some(true) {
-                    missed.push((event["type"].as_str().unwrap_or_default().to_owned(), notice));
-                }
+                    event["type"].as_str(),
+                    notice.object_id,
+                    object::moment(&event["created"]).unwrap_or(until),
+                )
+                .execute(self.database.pool())
+                .await?;
             }
             after = events.last().and_then(|event| event["id"].as_str()).map(str::to_owned);
             if page["has_more"] != true || after.is_none() {
-                break;
+                return Ok(listed);
             }
         }
-        let mut failed = 0;
-        // Stripe lists the newest first.
-        for (kind, notice) in missed.iter().rev() {
-            sqlx::query!(
-                "INSERT INTO stripe_events (id, kind, object_id) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
-                notice.event_id,
-                kind,
-                notice.object_id,
-            )
-            .execute(self.database.pool())
-            .await?;
-            // One that cannot be handled keeps neither the others nor the next run from their work.
-            match self.handle(notice).await {
-                Ok(()) => done.made_good += 1,
-                Err(error) => {
-                    failed += 1;
-                    tracing::error!(error.cause = %error, stripe.event = notice.event_id, "an event could not be handled");
-                }
-            }
-        }
-        if failed > 0 {
-            return Err(Error::internal(format!("{failed} of Stripe's events could not be handled")));
-        }
-        self.advance(until).await?;
-        self.forget(until - KEPT - OVERLAP).await?;
-        tracing::info!(stripe.listed = done.listed, stripe.made_good = done.made_good, "Stripe's events were compared");
-        Ok(done)
+    }
+
+    /// What was noted and not handled, the oldest first.
+    async fn unhandled(&self, until: OffsetDateTime) -> Result<Vec<Notice>> {
+        let rows = sqlx::query!(
+            "SELECT id, kind, object_id FROM stripe_events
+             WHERE processed_at IS NULL AND received_at <= $1 ORDER BY received_at, id",
+            until,
+        );
+        let rows = rows.fetch_all(self.database.pool()).await?.into_iter();
+        let notices = rows
+            .filter_map(|row| Some(Notice { kind: kind_of(&row.kind)?, event_id: row.id, object_id: row.object_id }));
+        Ok(notices.collect())
     }
 
     async fn advance(&self, until: OffsetDateTime) -> Result<()> {

@@ -5,7 +5,7 @@ use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use crate::billing::duplicate::others_running;
-use crate::billing::object::{self, Invoice, Payment, Subscription};
+use crate::billing::object::{self, Failed, Invoice, Payment, Subscription};
 use crate::billing::plan::Plan;
 use crate::billing::service::{Billing, lock};
 use crate::billing::subscription;
@@ -117,18 +117,25 @@ impl Billing {
         open["data"].as_array().into_iter().flatten().map(Invoice::read).collect()
     }
 
-    /// Why the attempts to collect an invoice failed, first to last.
-    async fn failures(&self, invoice: &Invoice) -> Result<Vec<Option<String>>> {
+    /// The attempts to collect an invoice that failed, first to last.
+    async fn failures(&self, invoice: &Invoice) -> Result<Vec<Failed>> {
         let mut failed = Vec::new();
         for intent in invoice.intents.iter().filter(|_| invoice.attempts > 0) {
             let query = vec![("payment_intent", intent.clone()), ("limit", "100".to_owned())];
             let charges = self.stripe.get("/charges", &query).await?;
-            let charges = charges["data"].as_array().into_iter().flatten();
-            failed.extend(charges.filter(|charge| charge["status"] == "failed").map(object::decline_code));
+            failed.extend(charges["data"].as_array().into_iter().flatten().filter_map(Failed::of));
         }
-        // Stripe lists the newest first.
+        // Stripe lists an intent's newest first.
         failed.reverse();
+        failed.sort_by_key(|failed| failed.at);
         Ok(failed)
+    }
+
+    /// When a payment was last refunded.
+    async fn last_refund(&self, payment: &str) -> Result<Option<OffsetDateTime>> {
+        let query = vec![("payment_intent", payment.to_owned()), ("limit", "1".to_owned())];
+        let refunds = self.stripe.get("/refunds", &query).await?;
+        Ok(object::moment(&refunds["data"][0]["created"]))
     }
 
     /// Mirrors a subscription and gives it as the API shows it, with Stripe's object.
@@ -140,7 +147,7 @@ impl Billing {
     ) -> Result<Option<(subscription::Subscription, Subscription)>> {
         let Some(now) = self.read_subscription(id).await? else { return Ok(None) };
         let row = sqlx::query!(
-            "SELECT id, plan, pending_plan, status, cancel_at_period_end, running, mrr_minor, trial_mail_sent
+            "SELECT id, plan, pending_plan, status, cancel_at_period_end, running, mrr_minor, trial_mail_sent, updated_at
              FROM subscriptions WHERE stripe_id = $1",
             id,
         )
@@ -170,6 +177,13 @@ impl Billing {
         .await?;
         let (next, change) = transition::change(&told, &now, plan, returning);
         let own_id = row.as_ref().map_or_else(Uuid::now_v7, |row| row.id);
+        let happened = match (change, &row) {
+            (Some(Change::Began(..)), None) => Some(now.created),
+            // It was not so when the mirror was last brought up to date, and comes after what was told then.
+            (Some(Change::Ended(_)), Some(row)) => now.ended.map(|ended| ended.max(row.updated_at + Duration::SECOND)),
+            _ => None,
+        };
+        let event = change.map(|change| event(user_id, own_id, plan, &now, change).happened(happened));
         let notice_due = now.status == "trialing"
             && !now.cancel_at_period_end
             && now.trial_end.is_some_and(|end| end - clock::now() <= TRIAL_NOTICE)
@@ -182,8 +196,8 @@ impl Billing {
             subscription::Row,
             "INSERT INTO subscriptions (id, user_id, stripe_id, plan, pending_plan, status, current_period_start,
                  current_period_end, cancel_at_period_end, trial_end, grace_end, running, began, mrr_minor, currency,
-                 trial_mail_sent, created_at)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $12, $13, $14, $15, $16)
+                 trial_mail_sent, created_at, updated_at)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $12, $13, $14, $15, $16, $17)
              ON CONFLICT (stripe_id) DO UPDATE SET plan = excluded.plan, pending_plan = excluded.pending_plan,
                  status = excluded.status, current_period_start = excluded.current_period_start,
                  current_period_end = excluded.current_period_end,
@@ -191,7 +205,8 @@ impl Billing {
                  grace_end = excluded.grace_end, running = excluded.running,
                  began = subscriptions.began OR excluded.began, mrr_minor = excluded.mrr_minor,
                  currency = excluded.currency,
-                 trial_mail_sent = subscriptions.trial_mail_sent OR excluded.trial_mail_sent, updated_at = now()
+                 trial_mail_sent = subscriptions.trial_mail_sent OR excluded.trial_mail_sent,
+                 updated_at = excluded.updated_at
              RETURNING id, plan, pending_plan, status, current_period_start, current_period_end,
                  cancel_at_period_end, trial_end, created_at",
             own_id,
@@ -210,6 +225,7 @@ impl Billing {
             now.currency,
             notice_due,
             now.created,
+            clock::now(),
         )
         .fetch_one(transaction.connection())
         .await?;
@@ -221,8 +237,8 @@ impl Billing {
             .execute(transaction.connection())
             .await?;
         }
-        if let Some(change) = change {
-            transaction.publish(event(user_id, own_id, plan, &now, change));
+        if let Some(event) = event {
+            transaction.publish(event);
         }
         if matches!(change, Some(Change::Ended(_))) && others_running(transaction, user_id, id).await?.is_empty() {
             transaction.send_mail(&Mail::new(Message::SubscriptionEnded, Recipient::User(user_id)))?;
@@ -291,13 +307,15 @@ impl Billing {
                 .with("currency", now.currency.as_str())
         };
         if let Some((_, code)) = failed {
-            transaction.publish(tell("billing.payment_failed", now.amount).with("declineCode", code.as_deref()));
+            let event = tell("billing.payment_failed", now.amount).with("declineCode", code.as_deref());
+            transaction.publish(event.happened(now.charged));
         }
         if succeeded && now.single {
-            transaction.publish(tell("billing.payment_succeeded", now.amount));
+            transaction.publish(tell("billing.payment_succeeded", now.amount).happened(now.charged));
         }
         if refunded > 0 {
-            transaction.publish(tell("billing.payment_refunded", refunded));
+            let refunded_at = self.last_refund(id).await?;
+            transaction.publish(tell("billing.payment_refunded", refunded).happened(refunded_at));
         }
         Ok(Some(shown))
     }
@@ -358,8 +376,10 @@ impl Billing {
                 .with("currency", now.currency.as_str())
         };
         for attempt in told..failed {
-            let code = usize::try_from(attempt).ok().and_then(|attempt| failures.get(attempt)).cloned().flatten();
-            transaction.publish(tell("billing.payment_failed", now.amount_due).with("declineCode", code));
+            let failed = usize::try_from(attempt).ok().and_then(|attempt| failures.get(attempt)).cloned();
+            let Failed { decline_code, at } = failed.unwrap_or_default();
+            let event = tell("billing.payment_failed", now.amount_due).with("declineCode", decline_code);
+            transaction.publish(event.happened(at));
         }
         // Of one that has not begun, Stripe tries no payment again, and no plan is to be kept. Where the bank asks for the
         // card's holder, no attempt has failed, and yet the subscription is past due.
@@ -374,7 +394,7 @@ impl Billing {
                 .await?;
         }
         if paid {
-            transaction.publish(tell("billing.payment_succeeded", now.amount_paid));
+            transaction.publish(tell("billing.payment_succeeded", now.amount_paid).happened(now.paid));
         }
         Ok(())
     }

@@ -32,24 +32,30 @@ impl Notice {
     #[must_use]
     pub fn of(event: &Value) -> Option<Self> {
         let object = &event["data"]["object"];
-        let kind = event["type"].as_str()?;
-        let own = || object["id"].as_str().map(str::to_owned);
-        let (kind, object_id) = if kind.starts_with("customer.subscription.") {
-            (Kind::Subscription, own())
-        } else if kind.starts_with("invoice.") {
-            (Kind::Invoice, own())
-        } else if kind.starts_with("payment_intent.") {
-            (Kind::Payment, own())
-        } else if kind.starts_with("charge.refund") {
-            (Kind::Payment, object::id_of(&object["payment_intent"]))
-        } else if kind == "checkout.session.completed" {
-            (Kind::Subscription, object::id_of(&object["subscription"]))
-        } else {
-            return None;
+        let event_type = event["type"].as_str()?;
+        let object_id = match event_type {
+            "checkout.session.completed" => object::id_of(&object["subscription"]),
+            _ if event_type.starts_with("charge.") => object::id_of(&object["payment_intent"]),
+            _ => object["id"].as_str().map(str::to_owned),
         };
         // It becomes part of a path.
         let plain = |id: &String| !id.is_empty() && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-        Some(Self { event_id: event["id"].as_str()?.to_owned(), kind, object_id: object_id.filter(plain)? })
+        let event_id = event["id"].as_str()?.to_owned();
+        Some(Self { event_id, kind: kind_of(event_type)?, object_id: object_id.filter(plain)? })
+    }
+}
+
+/// The kind of object that events of a type are about.
+pub(super) fn kind_of(event_type: &str) -> Option<Kind> {
+    let is_about = |objects: &str| event_type.starts_with(objects);
+    if is_about("customer.subscription.") || event_type == "checkout.session.completed" {
+        Some(Kind::Subscription)
+    } else if is_about("invoice.") {
+        Some(Kind::Invoice)
+    } else if is_about("payment_intent.") || is_about("charge.refund") {
+        Some(Kind::Payment)
+    } else {
+        None
     }
 }
 

@@ -48,7 +48,9 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Tries to store an answer that was produced.
 const STORE_ATTEMPTS: u32 = 5;
 /// A try that takes longer hangs.
-const LONGEST_STORE_ATTEMPT: Duration = Duration::from_secs(10);
+const LONGEST_STORE_ATTEMPT: Duration = Duration::from_secs(6);
+/// All tries together, so that a failure is told before the function's time is out.
+const LONGEST_STORE: Duration = Duration::from_secs(13);
 
 /// What the chat functions need.
 pub struct Chat {
@@ -334,11 +336,13 @@ impl Chat {
     /// Stores an answer that was produced, with patience: it was paid for and may have been read.
     async fn store(&self, exchange: &Exchange, outcome: &Outcome, trace: &TraceContext) -> Result<Stored> {
         let mut attempt = 1;
+        let until = Instant::now() + LONGEST_STORE;
         loop {
-            let stored = timeout(LONGEST_STORE_ATTEMPT, exchange.store(&self.database, outcome, trace)).await;
+            let longest = LONGEST_STORE_ATTEMPT.min(until.saturating_duration_since(Instant::now()));
+            let stored = timeout(longest, exchange.store(&self.database, outcome, trace)).await;
             let stored = stored.unwrap_or_else(|_| Err(Error::unavailable("the statement did not end in time")));
             match stored {
-                Err(error) if attempt < STORE_ATTEMPTS => {
+                Err(error) if attempt < STORE_ATTEMPTS && Instant::now() < until => {
                     tracing::warn!(error.cause = %error, attempt, "an answer could not be stored yet");
                     tokio::time::sleep(Duration::from_millis(100) * 2_u32.pow(attempt)).await;
                     attempt += 1;

@@ -3,7 +3,7 @@
 pub mod outbox;
 
 use serde_json::{Map, Value, json};
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use crate::billing::plan::Plan;
@@ -12,6 +12,8 @@ use crate::store::queue::Outgoing;
 
 /// The `source` of every event made here.
 const SOURCE: &str = "/ai-chat-backend";
+/// What is told sooner is of the moment at which it is told: whole seconds of another's clock would lose the order.
+const AT_ONCE: Duration = Duration::minutes(1);
 
 /// Whom an event is about, and the circumstances that all events carry.
 #[derive(Debug, Clone)]
@@ -72,6 +74,15 @@ impl Event {
         self
     }
 
+    /// The event as one that happened at another's moment, if that is known and was not just now.
+    #[must_use]
+    pub fn happened(mut self, moment: Option<OffsetDateTime>) -> Self {
+        if let Some(moment) = moment.filter(|moment| *moment < self.time - AT_ONCE) {
+            self.time = moment;
+        }
+        self
+    }
+
     /// The event as its message.
     #[must_use]
     pub fn to_outgoing(&self) -> Outgoing {
@@ -105,5 +116,16 @@ mod tests {
         assert_eq!(message["type"], "user.signup");
         assert_eq!(message["subject"], subject.user_id.to_string());
         assert_eq!(message["data"], json!({"schemaVersion": 1, "plan": "free", "country": null, "method": "password"}));
+    }
+
+    #[test]
+    fn what_is_told_late_counts_when_it_happened() {
+        let told = Event::new("billing.payment_succeeded");
+        let at = |moment| told.clone().happened(moment).time;
+        let late = told.time - Duration::hours(9);
+        assert_eq!(at(Some(late)), late);
+        for moment in [None, Some(told.time - Duration::seconds(59)), Some(told.time + Duration::days(1))] {
+            assert_eq!(at(moment), told.time, "{moment:?}");
+        }
     }
 }

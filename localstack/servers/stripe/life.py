@@ -68,6 +68,16 @@ def advance(world: StripeWorld, customer: str, until: datetime, when_unpaid: str
     world.run(move)
 
 
+def is_new(ctx: Ctx, customer: str) -> bool:
+    """Whether it is a customer for whom nothing was billed or subscribed to."""
+    known = ctx.db.one("SELECT 1 FROM customers WHERE id = ?", customer)
+    begun = (
+        ctx.db.one(f"SELECT 1 FROM {table} WHERE customer = ?", customer)
+        for table in ("subscriptions", "payment_intents", "invoices")
+    )
+    return bool(known) and not any(begun)
+
+
 def renewal_of(ctx: Ctx, subscription: str) -> datetime:
     """When its current period, or its trial, ends."""
     return _instant(_period(ctx, subscription)[1])

@@ -249,18 +249,72 @@ async fn an_event_that_was_never_delivered_is_found() {
     let shown = async || payer.get("/api/billing/subscriptions").await["subscriptions"][0].clone();
     assert_eq!(shown().await["status"], "active");
     // What Stripe no longer lists is no longer kept, unless it was not handled.
+    let own = payer.person.id.replace('-', "");
     let noted = "WITH noted AS (INSERT INTO stripe_events (id, kind, object_id, received_at, processed_at)
-                     SELECT 'evt_' || how || $1, 'invoice.paid', 'in_1', now() - interval '31 days', at
+                     SELECT 'evt_' || how || $1, 'invoice.paid', 'in_' || how || $1, now() - interval '31 days', at
                      FROM (VALUES ('handled', now()), ('left', NULL)) AS events (how, at) RETURNING 1)
                  SELECT to_jsonb(count(*)) FROM noted";
-    assert_eq!(stores::row(noted, &payer.person.id).await, 2);
-    let done = invoke("workers-reconcile-stripe", json!({"atOnce": true}).to_string()).await;
-    assert!(done["madeGood"].as_u64().unwrap() > 0, "{done}");
+    assert_eq!(stores::row(noted, &own).await, 2);
+    let kept = "SELECT to_jsonb(string_agg(id, ',')) FROM stripe_events WHERE id LIKE 'evt\\_%' || $1";
+    replica::control("faults", &json!({"match": format!("/v1/invoices/in_left{own}"), "status": 500, "times": 100}))
+        .await;
+    let run = async || attempt("workers-reconcile-stripe", json!({"atOnce": true}).to_string()).await;
+    // One that cannot be handled keeps neither the others from it nor itself from being tried again.
+    let failed = run().await.unwrap_err();
+    assert!(failed["errorMessage"].as_str().unwrap().contains("could not be handled"), "{failed}");
     assert_eq!(shown().await["status"], "canceled");
     assert_eq!(payer.get("/api/auth/me").await["user"]["plan"], "free");
-    let kept = "SELECT to_jsonb(string_agg(id, ',')) FROM stripe_events
-                WHERE id LIKE 'evt\\_%' || $1 AND received_at < now() - interval '30 days'";
-    assert_eq!(stores::row(kept, &payer.person.id).await, format!("evt_left{}", payer.person.id));
+    assert_eq!(stores::row(kept, &own).await, format!("evt_left{own}"));
+    replica::delete("/_replica/faults").await;
+    let done = run().await.unwrap();
+    assert!(done["madeGood"].as_u64().unwrap() > 0, "{done}");
+    assert_eq!(stores::row(kept, &own).await, Value::Null);
+}
+
+#[tokio::test]
+async fn what_is_heard_of_late_counts_on_its_day() {
+    let payer = Payer::new(&Api::of_router()).await;
+    replica::control("advance", &json!({"customer": payer.customer, "seconds": -3 * 86_400})).await;
+    payer.subscribe("late").await.expect_status(201);
+    let paid = payer.pay("late").await.expect_status(201).body["payment"].clone();
+    let intents = replica::get(&format!("/v1/payment_intents?customer={}", payer.customer)).await;
+    let intent = intents["data"].as_array().unwrap().iter().find(|intent| intent["amount"] == paid["amount"]).unwrap();
+    replica::post("/v1/refunds", &format!("payment_intent={}&amount=500", intent["id"].as_str().unwrap())).await;
+    all_handled(&payer.customer).await;
+    // As if nothing had been heard of Stripe since then.
+    let unheard =
+        "WITH unheard AS (UPDATE subscriptions SET updated_at = now() - interval '4 days' WHERE user_id = $1::uuid
+                   RETURNING 1) SELECT to_jsonb(count(*)) FROM unheard";
+    assert_eq!(stores::row(unheard, &payer.person.id).await, 1);
+    let stripe_id = replica::subscription(&payer.person).await["id"].as_str().unwrap().to_owned();
+    replica::delete(&format!("/v1/subscriptions/{stripe_id}")).await;
+    all_handled(&payer.customer).await;
+    let told = format!(
+        "SELECT type, dateDiff('second', time, now()) BETWEEN 3 * 86400 - 5 AND 3 * 86400 + 120 FROM events FINAL
+         WHERE subject = '{}' AND (type LIKE 'billing.%' OR type LIKE 'user.plan_%') ORDER BY time, id FORMAT JSONCompactEachRow",
+        payer.person.id
+    );
+    let expected = [
+        ("billing.subscription_created", 1),
+        ("billing.payment_succeeded", 1),
+        ("billing.payment_succeeded", 1),
+        ("billing.payment_refunded", 1),
+        ("billing.subscription_canceled", 1),
+        // The plan itself changed when it was heard of.
+        ("user.plan_upgraded", 0),
+        ("user.plan_downgraded", 0),
+    ];
+    eventually("all events", || async {
+        let told = clickhouse(&told).await;
+        let mut told: Vec<Value> = told.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let mut expected: Vec<Value> = expected.iter().map(|told| json!(told)).collect();
+        let last = told.iter().rposition(|told| told[1] == 1);
+        assert!(last.is_none_or(|last| told[last][0] == "billing.subscription_canceled" || told.len() < 7), "{told:?}");
+        told.sort_by_key(Value::to_string);
+        expected.sort_by_key(Value::to_string);
+        (told == expected).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
