@@ -474,6 +474,56 @@ async fn a_stream_that_breaks_ends_with_an_error_and_bills_what_came() {
     assert_eq!((month(user).await, count(user, "answers").await), ((spent, 0), 1));
 }
 
+/// A provider that answers by a function of what it was asked.
+struct Answering<F>(F);
+
+impl<F: Fn(&Call) -> Pieces + Send + Sync> Provider for Answering<F> {
+    fn start<'a>(&'a self, call: &'a Call) -> BoxFuture<'a, Result<Pieces, Failure>> {
+        let pieces = self.0(call);
+        Box::pin(async { Ok(pieces) })
+    }
+}
+
+fn answering(answer: impl Fn(&Call) -> Pieces + Send + Sync + 'static) -> &'static Chat {
+    let providers = Providers::new(vec![(ProviderId::Openai, Box::new(Answering(answer)))], Patience::default());
+    Box::leak(Box::new(Chat::new(database(), providers, None)))
+}
+
+/// Who stops it at its first word has not thought for nothing.
+#[tokio::test]
+async fn thoughts_that_were_not_counted_are_billed_by_their_time() {
+    let user = new_user(0).await;
+    let chat = answering(|_| {
+        let thought = futures_util::stream::once(async {
+            tokio::time::sleep(Duration::from_millis(2_100)).await;
+            Ok(Piece::Text("Ah".to_owned()))
+        });
+        let broken = futures_util::stream::iter([Err(Failure::new(Cause::Broken, "played"))]);
+        Box::pin(futures_util::stream::iter([Ok(Piece::Thinking)]).chain(thought).chain(broken))
+    });
+    let failed = chat.ask(ask(user, "Hello"), &visit(), TIME).await.unwrap().complete().await.unwrap_err();
+    assert_eq!(failed.code(), Code::ProviderUnavailable);
+    // Two words in, one out, and two seconds.
+    let spent = count(user, "ledger tokens").await;
+    assert_eq!((month(user).await, spent), ((103, 0), 103));
+}
+
+#[tokio::test]
+async fn what_was_refused_is_not_sent_again() {
+    let user = new_user(0).await;
+    let chat = answering(|call| {
+        let asked: Vec<&str> = call.turns.iter().map(|turn| turn.content.as_str()).collect();
+        let reason = if asked.ends_with(&["No"]) { FinishReason::ContentFilter } else { FinishReason::Stop };
+        Box::pin(futures_util::stream::iter([Ok(Piece::Text(asked.join("|"))), Ok(Piece::Finish(reason))]))
+    });
+    let first = say(chat, ask(user, "Hi")).await;
+    let on = |message: &str| Ask { conversation: Named::Id(first.conversation_id), ..ask(user, message) };
+    let refused = say(chat, on("No")).await;
+    assert_eq!((refused.message.content.as_str(), refused.finish_reason), ("Hi|Hi|No", FinishReason::ContentFilter));
+    assert_eq!(say(chat, on("So?")).await.message.content, "Hi|Hi|So?");
+    assert_eq!(messages(first.conversation_id).await.1, 6);
+}
+
 #[tokio::test]
 async fn tokens_of_dead_functions_come_back() {
     let (user, pool) = (new_user(0).await, database().pool().clone());

@@ -151,6 +151,7 @@ pub struct Answer {
     exchange: Exchange,
     begun: Begun,
     prompt_tokens: i64,
+    max_tokens: i64,
     trace: TraceContext,
     stream_id: Uuid,
     recorder: Option<Recorder>,
@@ -190,7 +191,7 @@ impl Chat {
     pub async fn ask(&'static self, ask: Ask, visit: &Visit, time_left: Duration) -> Result<Answer> {
         let streams = self.streams.as_ref().filter(|_| ask.streamed);
         let (exchange, call) = self.prepare(ask, visit).await?;
-        let prompt_tokens = call.prompt_tokens();
+        let (prompt_tokens, max_tokens) = (call.prompt_tokens(), call.max_tokens);
         let stream_id = Uuid::now_v7();
         // A thinking model may take its time: whoever reloads meanwhile finds the stream.
         let recorder = streams.map(|streams| {
@@ -217,6 +218,7 @@ impl Chat {
             exchange,
             begun,
             prompt_tokens,
+            max_tokens,
             trace,
             stream_id,
             recorder,
@@ -407,7 +409,9 @@ fn entitle(chat: &'static Chat, exchange: &Exchange, stored: &Stored, answer: &s
 }
 
 /// What generation takes from the provider.
+#[derive(Default)]
 struct Produced {
+    thinks: bool,
     text: String,
     usage: Option<Usage>,
     finish: Option<FinishReason>,
@@ -421,6 +425,7 @@ impl Produced {
                 self.text.push_str(&text);
                 return Some(text);
             }
+            Piece::Thinking => self.thinks = true,
             Piece::Usage(usage) => self.usage = Some(usage),
             Piece::Finish(reason) => self.finish = Some(reason),
         }
@@ -487,7 +492,7 @@ impl Answer {
 
     /// Reads the provider to its end, its failure or our patience's, and passes the text on.
     async fn generate(&mut self, reader: &mut Reader) -> Produced {
-        let mut produced = Produced { text: String::new(), usage: None, finish: None, failure: None };
+        let mut produced = Produced::default();
         for piece in std::mem::take(&mut self.begun.first) {
             if let Some(text) = produced.take(piece) {
                 reader.send(StreamEvent::Delta(text));
@@ -505,7 +510,10 @@ impl Answer {
         let failure = produced.failure.as_ref().map(|failure| failure.class(true));
         let usage = match produced.usage {
             Some(usage) if failure.is_none() && produced.finish != Some(FinishReason::Stopped) => usage,
-            usage => prompt::estimated_usage(usage, self.prompt_tokens, &produced.text),
+            usage => {
+                let thought = if produced.thinks { prompt::thought_in(self.ttft_ms).min(self.max_tokens) } else { 0 };
+                prompt::estimated_usage(usage, self.prompt_tokens, &produced.text, thought)
+            }
         };
         let finish =
             if failure.is_some() { FinishReason::Error } else { produced.finish.unwrap_or(FinishReason::Stop) };

@@ -13,6 +13,8 @@ const DEFAULT_REASONED_ANSWER: i64 = 16_384;
 pub const SHORTEST_ANSWER: i64 = 64;
 /// OpenAI's Responses refuse fewer (`integer_below_min_value`).
 const FEWEST_OF_RESPONSES: i64 = 16;
+/// Tokens in which the slower of the models that think do so, each second.
+const THOUGHT_IN_A_SECOND: i64 = 50;
 /// Tokens that a prompt may have beyond the likely number.
 const MARGIN: i64 = 256;
 
@@ -63,13 +65,23 @@ pub fn turns(history: Vec<Turn>, message: &str) -> Vec<Turn> {
     turns
 }
 
-/// What was used, for an answer that was stopped or broke, or whose provider told nothing.
+/// What was used, for an answer that was stopped or broke, or whose provider told nothing. Thoughts that were not
+/// counted are estimated by the time that they took: they are paid for, too.
 #[must_use]
-pub fn estimated_usage(reported: Option<Usage>, prompt: i64, answer: &str) -> Usage {
+pub fn estimated_usage(reported: Option<Usage>, prompt: i64, answer: &str, thought: i64) -> Usage {
     let reported = reported.unwrap_or_default();
     let input_tokens = if reported.input_tokens > 0 { reported.input_tokens } else { prompt };
-    let output_tokens = reported.output_tokens.max(estimate(answer));
-    Usage { input_tokens, output_tokens, estimated: true, ..reported }
+    let uncounted = if reported.reasoning_tokens > 0 { 0 } else { thought };
+    let output_tokens = reported.output_tokens.max(estimate(answer) + uncounted);
+    let reasoning_tokens = reported.reasoning_tokens + uncounted;
+    Usage { input_tokens, output_tokens, reasoning_tokens, estimated: true, ..reported }
+}
+
+/// A likely number of tokens that a model thinks in some milliseconds. Whole seconds count, since every answer takes a
+/// moment to begin.
+#[must_use]
+pub const fn thought_in(ms: i64) -> i64 {
+    ms / 1_000 * THOUGHT_IN_A_SECOND
 }
 
 #[cfg(test)]
@@ -118,8 +130,20 @@ mod tests {
     #[test]
     fn a_report_is_kept_as_far_as_it_goes() {
         let reported = Usage { input_tokens: 60, cached_input_tokens: 30, output_tokens: 1, ..Usage::default() };
-        let usage = estimated_usage(Some(reported), 5, "twelve bytes");
+        let usage = estimated_usage(Some(reported), 5, "twelve bytes", 0);
         assert_eq!((usage.input_tokens, usage.cached_input_tokens, usage.output_tokens), (60, 30, 3));
         assert!(usage.estimated);
+    }
+
+    #[test]
+    fn thoughts_that_nobody_counted_are_estimated() {
+        let output = |reported, ms| {
+            let usage = estimated_usage(Some(reported), 5, "twelve bytes", thought_in(ms));
+            (usage.output_tokens, usage.reasoning_tokens)
+        };
+        assert_eq!(output(Usage::default(), 999), (3, 0));
+        assert_eq!(output(Usage::default(), 60_400), (3_003, 3_000));
+        let counted = Usage { output_tokens: 900, reasoning_tokens: 880, ..Usage::default() };
+        assert_eq!(output(counted, 60_400), (900, 880));
     }
 }

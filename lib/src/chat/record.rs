@@ -87,7 +87,8 @@ pub async fn setting(connection: &mut PgConnection, user_id: Uuid, named: &Named
     Ok(Setting { left, is_answering: row.is_answering, conversation })
 }
 
-/// The newest messages of a conversation that fit in so many bytes, oldest first.
+/// The newest messages of a conversation that fit in so many bytes, oldest first. What was refused is left out, question
+/// and answer: some models refuse all that follows it.
 ///
 /// # Errors
 /// When the database does not answer.
@@ -100,8 +101,11 @@ pub async fn history(
     let rows = sqlx::query!(
         r#"SELECT role, content FROM (
                SELECT position, role, content, sum(octet_length(content) + 16) OVER (ORDER BY position DESC) AS total
-               FROM (SELECT position, role, content FROM messages
-                     WHERE conversation_id = $1 AND position < $2 ORDER BY position DESC LIMIT $3) newest
+               FROM (SELECT position, role, content,
+                         coalesce(finish_reason, lag(finish_reason) OVER (ORDER BY position DESC)) AS finish
+                     FROM (SELECT position, role, content, finish_reason FROM messages
+                           WHERE conversation_id = $1 AND position < $2 ORDER BY position DESC LIMIT $3) newest) exchanges
+               WHERE finish IS DISTINCT FROM 'content_filter'
            ) fitting
            WHERE total <= $4 ORDER BY position"#,
         conversation,

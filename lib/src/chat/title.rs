@@ -83,7 +83,7 @@ async fn write(providers: &Providers, model: Choice, untitled: &Untitled) -> Res
         temperature: None,
     };
     let (text, usage) = providers.ask_once(&call, PATIENCE).await?;
-    let usage = usage.unwrap_or_else(|| prompt::estimated_usage(None, asked, &text));
+    let usage = usage.unwrap_or_else(|| prompt::estimated_usage(None, asked, &text, 0));
     Ok(Written { model, text, usage })
 }
 

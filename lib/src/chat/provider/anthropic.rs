@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::chat::provider::sse::SseEvent;
-use crate::chat::provider::transport::{Decoder, Refusal, Settings, count, json, open, push_text};
+use crate::chat::provider::transport::{Decoder, Refusal, Settings, count, json, open, push_text, words};
 use crate::chat::provider::{Call, Cause, Failure, FinishReason, Piece, Pieces, Provider, Usage};
 use crate::http::runner::BoxFuture;
 
@@ -47,22 +47,27 @@ fn body(call: &Call) -> Value {
 
 fn refused(refusal: &Refusal) -> Failure {
     let error = &refusal.body["error"];
-    let kind = error["type"].as_str().unwrap_or_default();
-    let message = error["message"].as_str().unwrap_or_default().to_ascii_lowercase();
-    // These two have no code name of their own.
-    let told = if message.contains("prompt is too long") || message.contains("exceed context limit") {
-        Some(Cause::ContextLength)
-    } else if message.contains("credit balance is too low") {
-        Some(Cause::Exhausted)
-    } else {
-        cause(kind)
-    };
-    refusal.failure(told.unwrap_or_else(|| refusal.cause_by_status()), kind)
+    refusal.failure(cause(error).unwrap_or_else(|| refusal.cause_by_status()), error)
 }
 
-/// The cause that an error's type tells, in a reply or in the middle of a stream.
-fn cause(kind: &str) -> Option<Cause> {
-    Some(match kind {
+/// The cause that an error tells, in a reply or in the middle of a stream.
+fn cause(error: &Value) -> Option<Cause> {
+    // These have no type of their own.
+    let message = error["message"].as_str().unwrap_or_default().to_ascii_lowercase();
+    let says = |words: &str| message.contains(words);
+    if says("prompt is too long") || says("exceed context limit") {
+        return Some(Cause::ContextLength);
+    }
+    if says("credit balance is too low") || says("api usage limits") {
+        return Some(Cause::Exhausted);
+    }
+    if says("organization has been disabled") {
+        return Some(Cause::BadKey);
+    }
+    if says("blocked by content filtering") {
+        return Some(Cause::ContentFiltered);
+    }
+    Some(match error["type"].as_str().unwrap_or_default() {
         "rate_limit_error" => Cause::RateLimited,
         "billing_error" => Cause::Exhausted,
         "overloaded_error" | "api_error" => Cause::Broken,
@@ -79,6 +84,7 @@ fn cause(kind: &str) -> Option<Cause> {
 struct Messages {
     usage: Usage,
     counted: bool,
+    spoken: bool,
     finished: bool,
     stopped: bool,
 }
@@ -97,6 +103,7 @@ impl Messages {
         if counters.get("output_tokens").is_some_and(Value::is_number) {
             self.usage.output_tokens = count(&usage["output_tokens"]);
         }
+        self.usage.reasoning_tokens = count(&usage["output_tokens_details"]["thinking_tokens"]);
     }
 }
 
@@ -110,8 +117,12 @@ impl Decoder for Messages {
                     pieces.push(Piece::Usage(self.usage));
                 }
             }
-            "content_block_start" => push_text(pieces, &data["content_block"]["text"]),
+            "content_block_start" => match data["content_block"]["type"].as_str() {
+                Some("thinking" | "redacted_thinking") => pieces.push(Piece::Thinking),
+                _ => push_text(pieces, &data["content_block"]["text"]),
+            },
             "content_block_delta" if data["delta"]["type"] == "text_delta" => {
+                self.spoken = true;
                 push_text(pieces, &data["delta"]["text"]);
             }
             "message_delta" => {
@@ -132,8 +143,12 @@ impl Decoder for Messages {
                 }
             }
             "error" => {
-                let kind = data["error"]["type"].as_str().unwrap_or_default();
-                return Err(Failure::new(cause(kind).unwrap_or(Cause::Broken), "an error in the stream"));
+                let cause = cause(&data["error"]).unwrap_or(Cause::Broken);
+                if cause != Cause::ContentFiltered || !self.spoken {
+                    return Err(Failure::new(cause, words(&data["error"], cause)));
+                }
+                self.finished = true;
+                pieces.push(Piece::Finish(FinishReason::ContentFilter));
             }
             // Pings, thoughts, and whatever is added to the interface.
             _ => {}
@@ -208,6 +223,26 @@ mod tests {
     }
 
     #[test]
+    fn what_the_filter_blocks_is_no_outage() {
+        let block = "event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"invalid_request_error\",\"message\":\"Output blocked by content filtering policy\"}}\n\n";
+        assert_eq!(decode(block, || Box::new(Messages::default())), [Err(Cause::ContentFiltered)]);
+        let said = decode(&format!("{STREAM}{block}"), || Box::new(Messages::default()));
+        assert_eq!(said, [counted(1), hello(), Ok(Piece::Finish(FinishReason::ContentFilter))]);
+    }
+
+    #[test]
+    fn thoughts_are_told_of_and_counted() {
+        let stream = concat!(
+            "data: {\"type\":\"content_block_start\",\"content_block\":{\"type\":\"thinking\",\"thinking\":\"\"}}\n\n",
+            "data: {\"type\":\"message_delta\",\"delta\":{\"stop_reason\":\"end_turn\"},\"usage\":{\"output_tokens\":50,",
+            "\"output_tokens_details\":{\"thinking_tokens\":40}}}\n\n",
+        );
+        let usage = Usage { output_tokens: 50, reasoning_tokens: 40, ..Usage::default() };
+        let expected = [Ok(Piece::Thinking), Ok(Piece::Usage(usage)), Ok(Piece::Finish(FinishReason::Stop))];
+        assert_eq!(decode(stream, || Box::new(Messages::default())), expected);
+    }
+
+    #[test]
     fn a_repeated_start_counts_once() {
         let start =
             "data: {\"type\":\"message_start\",\"message\":{\"usage\":{\"input_tokens\":5,\"output_tokens\":1}}}\n\n";
@@ -226,6 +261,11 @@ mod tests {
         };
         assert_eq!(cause(400, "invalid_request_error", "prompt is too long: 210000 tokens"), Cause::ContextLength);
         assert_eq!(cause(400, "invalid_request_error", "Your credit balance is too low"), Cause::Exhausted);
+        let limit = "You have reached your specified API usage limits. You will regain access on 2026-12-01";
+        assert_eq!(cause(400, "invalid_request_error", limit), Cause::Exhausted);
+        assert_eq!(cause(400, "invalid_request_error", "This organization has been disabled."), Cause::BadKey);
+        let blocked = "Output blocked by content filtering policy";
+        assert_eq!(cause(400, "invalid_request_error", blocked), Cause::ContentFiltered);
         assert_eq!(cause(400, "invalid_request_error", "temperature: range"), Cause::Rejected);
         assert_eq!(cause(529, "overloaded_error", ""), Cause::Broken);
         assert_eq!(cause(429, "rate_limit_error", ""), Cause::RateLimited);

@@ -16,6 +16,9 @@ use crate::telemetry::spans;
 /// Beginnings of several slow providers may take so long together, so that there is time for an answer.
 const LONGEST_BEGINNING: Duration = Duration::from_secs(150);
 
+/// Tokens of a prompt that the slowest models read in a second, or there would be time-outs of long conversations.
+const READ_IN_A_SECOND: u64 = 5_000;
+
 /// How patient to be.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
@@ -25,9 +28,9 @@ pub struct Patience {
     pub backoff: Duration,
     /// A provider that asks for a longer wait is passed over.
     pub longest_wait: Duration,
-    /// The wait for a first token.
+    /// The wait for a first token, and more for a prompt that takes its time to be read.
     pub first_token: Duration,
-    /// The same for a model that thinks first.
+    /// The same for a model that thinks first, unless it is known to be at work.
     pub first_token_reasoning: Duration,
 }
 
@@ -44,9 +47,19 @@ impl Default for Patience {
 }
 
 impl Patience {
-    fn for_first_token(&self, choice: &Choice) -> Duration {
-        if choice.model.reasoning { self.first_token_reasoning } else { self.first_token }
+    fn for_first_token(&self, call: &Call) -> Duration {
+        let reading = Duration::from_secs(call.prompt_tokens().unsigned_abs() / READ_IN_A_SECOND);
+        reading + if call.choice.model.reasoning { self.first_token_reasoning } else { self.first_token }
     }
+}
+
+/// Until when an answer must have begun.
+#[derive(Debug, Clone, Copy)]
+struct Deadlines {
+    /// By a model of which nothing is heard.
+    silent: Instant,
+    /// By one that thinks and is at work: the caller's own limit.
+    thinking: Instant,
 }
 
 /// The providers that are configured.
@@ -127,15 +140,17 @@ impl Providers {
     pub async fn begin(&self, mut call: Call, time_left: Duration) -> Result<Begun, Refused> {
         let wanted = call.choice.model.provider;
         let (prompt, max_tokens) = (call.prompt_tokens(), call.max_tokens);
-        let patience = self.patience.for_first_token(&call.choice);
-        let deadline = Instant::now() + (patience * 3).min(LONGEST_BEGINNING).min(time_left);
+        let patience = self.patience.for_first_token(&call);
+        let now = Instant::now();
+        let deadlines =
+            Deadlines { silent: now + (patience * 3).min(LONGEST_BEGINNING).min(time_left), thinking: now + time_left };
         let mut attempts = 0;
         let mut first_failure = None;
         for choice in self.line_up(&call.choice) {
             let Some(provider) = self.get(choice.model.provider) else { continue };
             call.max_tokens = max_tokens.min(prompt::answer_room(choice.model, prompt));
             call.choice = choice;
-            match self.insist(provider, &call, deadline, &mut attempts).await {
+            match self.insist(provider, &call, deadlines, &mut attempts).await {
                 Ok((first, rest)) => {
                     let answered = call.choice.model.provider;
                     let fallback_from = (answered != wanted).then_some(wanted);
@@ -154,7 +169,7 @@ impl Providers {
                     let final_word = !failure.is_the_providers() && !is_retired;
                     // Another provider's objection to the request would only puzzle who asked this one.
                     let failure = first_failure.get_or_insert(failure);
-                    if final_word || Instant::now() >= deadline {
+                    if final_word || Instant::now() >= deadlines.silent {
                         return Err(Refused { failure: failure.clone(), attempts });
                     }
                 }
@@ -172,12 +187,13 @@ impl Providers {
         let provider = self.get(call.choice.model.provider);
         let provider = provider.ok_or_else(|| Failure::new(Cause::UnknownModel, "no provider"))?;
         let deadline = Instant::now() + within;
-        let (first, mut rest) = self.attempt(provider, call, deadline).await?;
+        let deadlines = Deadlines { silent: deadline, thinking: deadline };
+        let (first, mut rest) = self.attempt(provider, call, deadlines).await?;
         let (mut text, mut usage) = (String::new(), None);
         let mut take = |piece| match piece {
             Piece::Text(more) => text.push_str(&more),
             Piece::Usage(found) => usage = Some(found),
-            Piece::Finish(_) => {}
+            Piece::Thinking | Piece::Finish(_) => {}
         };
         first.into_iter().for_each(&mut take);
         let read = async {
@@ -205,20 +221,20 @@ impl Providers {
         &self,
         provider: &dyn Provider,
         call: &Call,
-        deadline: Instant,
+        deadlines: Deadlines,
         attempts: &mut u32,
     ) -> Result<(Vec<Piece>, Pieces), Failure> {
         let mut tries = 0;
         loop {
             tries += 1;
             *attempts += 1;
-            let failure = match self.attempt(provider, call, deadline).await {
+            let failure = match self.attempt(provider, call, deadlines).await {
                 Ok(begun) => return Ok(begun),
                 Err(failure) => failure,
             };
             // A second silence is answer enough, and so is the first where a second would leave no time to others.
             let allowed = match failure.cause {
-                Cause::TimedOut if deadline - Instant::now() < self.patience.for_first_token(&call.choice) => 1,
+                Cause::TimedOut if deadlines.silent - Instant::now() < self.patience.for_first_token(call) => 1,
                 Cause::TimedOut => self.patience.attempts.min(2),
                 _ => self.patience.attempts,
             };
@@ -227,7 +243,7 @@ impl Providers {
             if !failure.is_passing()
                 || tries >= allowed
                 || wait > self.patience.longest_wait
-                || Instant::now() + wait >= deadline
+                || Instant::now() + wait >= deadlines.silent
             {
                 return Err(failure);
             }
@@ -240,9 +256,9 @@ impl Providers {
         &self,
         provider: &dyn Provider,
         call: &Call,
-        deadline: Instant,
+        deadlines: Deadlines,
     ) -> Result<(Vec<Piece>, Pieces), Failure> {
-        let until = deadline.min(Instant::now() + self.patience.for_first_token(&call.choice));
+        let silent = deadlines.silent.min(Instant::now() + self.patience.for_first_token(call));
         let span = debug_span!(
             "chat",
             otel.name = format!("chat {}", call.choice.model.id),
@@ -261,7 +277,7 @@ impl Providers {
         let begin = async {
             // The span lasts as long as somebody holds the stream.
             let held = span.clone();
-            let stream = provider.start(call).await?;
+            let stream = in_time(silent, provider.start(call)).await??;
             let mut rest: Pieces = Box::pin(stream.inspect(move |piece| match piece {
                 Ok(Piece::Usage(usage)) => {
                     held.record("gen_ai.usage.input_tokens", usage.input_tokens);
@@ -270,13 +286,16 @@ impl Providers {
                 Ok(Piece::Finish(reason)) => {
                     held.record("gen_ai.response.finish_reasons", reason.as_str());
                 }
-                Ok(Piece::Text(_)) => {}
+                Ok(Piece::Text(_) | Piece::Thinking) => {}
                 Err(failure) => spans::fail(&held, failure.class(true)),
             }));
-            let mut first = Vec::new();
-            while let Some(piece) = rest.next().await {
+            let (mut first, mut until) = (Vec::new(), silent);
+            while let Some(piece) = in_time(until, rest.next()).await? {
                 let piece = piece?;
                 let begun = matches!(piece, Piece::Text(_) | Piece::Finish(_));
+                if piece == Piece::Thinking {
+                    until = deadlines.thinking;
+                }
                 first.push(piece);
                 if begun {
                     return Ok((first, rest));
@@ -284,15 +303,18 @@ impl Providers {
             }
             Err(Failure::new(Cause::Broken, "the stream was empty"))
         };
-        let outcome = match tokio::time::timeout_at(until, begin).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(Failure::new(Cause::TimedOut, "no first token in time")),
-        };
+        let outcome = begin.await;
         if let Err(failure) = &outcome {
             spans::fail(&span, failure.class(false));
         }
         outcome
     }
+}
+
+/// Waits for something until a deadline.
+async fn in_time<T>(until: Instant, work: impl Future<Output = T>) -> Result<T, Failure> {
+    let outcome = tokio::time::timeout_at(until, work).await;
+    outcome.map_err(|_| Failure::new(Cause::TimedOut, "no first token in time"))
 }
 
 /// Whether a model is its provider's default.
@@ -445,6 +467,28 @@ mod tests {
     fn silence_is_a_time_out() {
         let refused = begin(vec![(ProviderId::Openai, Box::new(Silent))]).err().unwrap();
         assert_eq!((refused.failure.cause, refused.attempts), (Cause::TimedOut, 2));
+    }
+
+    /// A provider that thinks for a while.
+    struct Thinker;
+
+    impl Provider for Thinker {
+        fn start<'a>(&'a self, _call: &'a Call) -> BoxFuture<'a, Result<Pieces, Failure>> {
+            let answer = futures_util::stream::once(async {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                Ok(Piece::Text("Hi".to_owned()))
+            });
+            let pieces = futures_util::stream::iter([Ok(Piece::Thinking)]).chain(answer);
+            Box::pin(async { Ok(Box::pin(pieces) as Pieces) })
+        }
+    }
+
+    #[test]
+    fn who_thinks_is_given_time() {
+        let begin = |millis| begin_within(vec![(ProviderId::Openai, Box::new(Thinker) as _)], "gpt-5", millis);
+        let begun = begin(Duration::from_secs(60)).unwrap_or_else(|refused| panic!("{refused:?}"));
+        assert_eq!((begun.attempts, begun.first), (1, vec![Piece::Thinking, Piece::Text("Hi".to_owned())]));
+        assert_eq!(begin(Duration::from_millis(150)).err().unwrap().failure.cause, Cause::TimedOut);
     }
 
     #[test]

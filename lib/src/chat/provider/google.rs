@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::chat::provider::sse::SseEvent;
-use crate::chat::provider::transport::{Decoder, Refusal, Settings, count, json, open, push_text};
+use crate::chat::provider::transport::{Decoder, Refusal, Settings, count, json, open, push_text, words};
 use crate::chat::provider::{Call, Cause, Failure, FinishReason, Piece, Pieces, Provider, Role, Usage};
 use crate::http::runner::BoxFuture;
 
@@ -51,7 +51,6 @@ fn refused(refusal: &Refusal) -> Failure {
     // Some routes wrap the document in an array.
     let document = if refusal.body.is_array() { &refusal.body[0] } else { &refusal.body };
     let error = &document["error"];
-    let status = error["status"].as_str().unwrap_or_default();
     let details = || error["details"].as_array().into_iter().flatten();
     let message = error["message"].as_str().unwrap_or_default().to_ascii_lowercase();
     let told = if details().any(|detail| detail["reason"] == "API_KEY_INVALID") {
@@ -59,9 +58,9 @@ fn refused(refusal: &Refusal) -> Failure {
     } else if message.contains("exceeds the maximum number of tokens") {
         Some(Cause::ContextLength)
     } else {
-        cause(status)
+        cause(error)
     };
-    let mut failure = refusal.failure(told.unwrap_or_else(|| refusal.cause_by_status()), status);
+    let mut failure = refusal.failure(told.unwrap_or_else(|| refusal.cause_by_status()), error);
     if failure.retry_after.is_none() {
         failure.retry_after = details().find_map(|detail| duration(detail["retryDelay"].as_str()?));
     }
@@ -74,13 +73,14 @@ fn duration(text: &str) -> Option<Duration> {
     (0.0..=86_400.0).contains(&seconds).then(|| Duration::from_secs_f64(seconds))
 }
 
-/// The cause that an error's status tells, in a reply or in the middle of a stream.
-fn cause(status: &str) -> Option<Cause> {
-    Some(match status {
+/// The cause that an error tells by its status, in a reply or in the middle of a stream.
+fn cause(error: &Value) -> Option<Cause> {
+    Some(match error["status"].as_str().unwrap_or_default() {
         "RESOURCE_EXHAUSTED" => Cause::RateLimited,
         "UNAVAILABLE" | "INTERNAL" | "UNKNOWN" => Cause::Broken,
         "DEADLINE_EXCEEDED" => Cause::TimedOut,
-        "PERMISSION_DENIED" | "UNAUTHENTICATED" => Cause::BadKey,
+        // The last one is of an account that may not be used from here, or not without billing.
+        "PERMISSION_DENIED" | "UNAUTHENTICATED" | "FAILED_PRECONDITION" => Cause::BadKey,
         "NOT_FOUND" => Cause::UnknownModel,
         _ => return None,
     })
@@ -89,6 +89,7 @@ fn cause(status: &str) -> Option<Cause> {
 /// Reads `GenerateContentResponse` events; the stream just ends after the last.
 #[derive(Default)]
 struct Contents {
+    spoken: bool,
     finished: bool,
 }
 
@@ -96,8 +97,8 @@ impl Decoder for Contents {
     fn event(&mut self, event: &SseEvent, pieces: &mut Vec<Piece>) -> Result<(), Failure> {
         let data = json(event)?;
         if data["error"].is_object() {
-            let status = data["error"]["status"].as_str().unwrap_or_default();
-            return Err(Failure::new(cause(status).unwrap_or(Cause::Broken), "an error in the stream"));
+            let cause = cause(&data["error"]).unwrap_or(Cause::Broken);
+            return Err(Failure::new(cause, words(&data["error"], cause)));
         }
         if data["promptFeedback"]["blockReason"].is_string() {
             return Err(Failure::new(Cause::ContentFiltered, "the prompt was blocked"));
@@ -105,6 +106,7 @@ impl Decoder for Contents {
         let candidate = &data["candidates"][0];
         for part in candidate["content"]["parts"].as_array().into_iter().flatten() {
             if part["thought"] != true {
+                self.spoken |= part["text"].as_str().is_some_and(|text| !text.is_empty());
                 push_text(pieces, &part["text"]);
             }
         }
@@ -113,7 +115,8 @@ impl Decoder for Contents {
         }
         if let Some(reason) = candidate["finishReason"].as_str().filter(|_| !self.finished) {
             self.finished = true;
-            pieces.push(Piece::Finish(finish_reason(reason)));
+            let finish = finish_reason(reason).filter(|finish| self.spoken || *finish != FinishReason::Stop);
+            pieces.push(Piece::Finish(finish.ok_or_else(|| Failure::new(Cause::Broken, reason))?));
         }
         Ok(())
     }
@@ -135,15 +138,16 @@ fn usage(value: &Value) -> Usage {
     }
 }
 
-fn finish_reason(reason: &str) -> FinishReason {
-    match reason {
+/// Why the answer is complete; none where it went wrong, such as by a call of a tool that nobody has offered.
+fn finish_reason(reason: &str) -> Option<FinishReason> {
+    Some(match reason {
         "MAX_TOKENS" => FinishReason::Length,
         "SAFETY" | "RECITATION" | "LANGUAGE" | "BLOCKLIST" | "PROHIBITED_CONTENT" | "SPII" | "IMAGE_SAFETY" => {
             FinishReason::ContentFilter
         }
-        "MALFORMED_FUNCTION_CALL" | "UNEXPECTED_TOOL_CALL" => FinishReason::ToolCalls,
+        "MALFORMED_RESPONSE" | "MALFORMED_FUNCTION_CALL" | "UNEXPECTED_TOOL_CALL" | "OTHER" => return None,
         _ => FinishReason::Stop,
-    }
+    })
 }
 
 #[cfg(test)]
@@ -183,6 +187,10 @@ mod tests {
         assert_eq!(run("{\"promptFeedback\":{\"blockReason\":\"SAFETY\"}}"), [Err(Cause::ContentFiltered)]);
         let filtered = [Ok(Piece::Finish(FinishReason::ContentFilter))];
         assert_eq!(run("{\"candidates\":[{\"finishReason\":\"SAFETY\"}]}"), filtered);
+        let broken = [Err(Cause::Broken)];
+        for reason in ["UNEXPECTED_TOOL_CALL", "MALFORMED_RESPONSE", "OTHER", "STOP"] {
+            assert_eq!(run(&format!("{{\"candidates\":[{{\"finishReason\":\"{reason}\"}}]}}")), broken, "{reason}");
+        }
         assert_eq!(run("{\"error\":{\"code\":503,\"status\":\"UNAVAILABLE\"}}"), [Err(Cause::Broken)]);
     }
 
@@ -196,6 +204,8 @@ mod tests {
         assert_eq!((limited.cause, limited.retry_after), (Cause::RateLimited, Some(Duration::from_millis(34_400))));
         let key = json!({ "status": "INVALID_ARGUMENT", "details": [{ "reason": "API_KEY_INVALID" }] });
         assert_eq!(failure(400, key).cause, Cause::BadKey);
+        let elsewhere = json!({ "status": "FAILED_PRECONDITION", "message": "User location is not supported" });
+        assert_eq!(failure(400, elsewhere).cause, Cause::BadKey);
         let long = json!({ "status": "INVALID_ARGUMENT", "message": "The input exceeds the maximum number of tokens" });
         assert_eq!(failure(400, long).cause, Cause::ContextLength);
         assert_eq!(failure(400, json!({ "status": "INVALID_ARGUMENT" })).cause, Cause::Rejected);

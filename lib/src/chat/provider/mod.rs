@@ -155,6 +155,8 @@ impl FinishReason {
 pub enum Piece {
     /// More text.
     Text(String),
+    /// The model thinks, which nobody sees and which not every provider counts before the end.
+    Thinking,
     /// The count so far; the last one counts.
     Usage(Usage),
     /// The answer is complete.
@@ -193,14 +195,14 @@ pub enum Cause {
     Rejected,
 }
 
-/// A provider's failure. It carries none of the provider's text, only its code names.
+/// A provider's failure. What the provider said about it is for the log alone.
 #[derive(Debug, Clone)]
 pub struct Failure {
     /// Why.
     pub cause: Cause,
     /// How long the provider asks to be left alone.
     pub retry_after: Option<Duration>,
-    /// Status and code name, for the log.
+    /// Status and the provider's words, for the log.
     pub detail: String,
 }
 

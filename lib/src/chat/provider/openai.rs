@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::chat::catalogue::Api;
 use crate::chat::provider::sse::SseEvent;
-use crate::chat::provider::transport::{Decoder, Refusal, Settings, count, json, open, push_text};
+use crate::chat::provider::transport::{Decoder, Refusal, Settings, count, json, open, push_text, words};
 use crate::chat::provider::{Call, Cause, Failure, FinishReason, Piece, Pieces, Provider, Usage};
 use crate::http::runner::BoxFuture;
 
@@ -14,7 +14,10 @@ pub struct OpenAi(pub Settings);
 impl Provider for OpenAi {
     fn start<'a>(&'a self, call: &'a Call) -> BoxFuture<'a, Result<Pieces, Failure>> {
         let (path, body, decoder): (_, _, Box<dyn Decoder>) = match call.api() {
-            Api::ChatCompletions => ("/chat/completions", completions(call), Box::new(Completions::default())),
+            Api::ChatCompletions => {
+                let unseen = call.choice.model.reasoning;
+                ("/chat/completions", completions(call), Box::new(Completions { unseen, ..Completions::default() }))
+            }
             Api::Responses => ("/responses", responses(call), Box::new(Responses::default())),
         };
         let request =
@@ -60,34 +63,36 @@ fn responses(call: &Call) -> Value {
 
 fn refused(refusal: &Refusal) -> Failure {
     let error = &refusal.body["error"];
-    let code = error["code"].as_str().or(error["type"].as_str()).unwrap_or_default();
-    let kind = error["type"].as_str().unwrap_or_default();
-    refusal.failure(cause(code, kind).unwrap_or_else(|| refusal.cause_by_status()), code)
+    refusal.failure(cause(error).unwrap_or_else(|| refusal.cause_by_status()), error)
 }
 
-/// The cause that a code name tells, in a reply or in the middle of a stream.
-fn cause(code: &str, kind: &str) -> Option<Cause> {
-    Some(match (code, kind) {
+/// The cause that an error tells, in a reply or in the middle of a stream.
+fn cause(error: &Value) -> Option<Cause> {
+    let name = |name: &str| error[name].as_str().unwrap_or_default();
+    Some(match (name("code"), name("type")) {
         ("insufficient_quota" | "billing_hard_limit_reached", _) | (_, "insufficient_quota") => Cause::Exhausted,
         ("rate_limit_exceeded", _) => Cause::RateLimited,
         ("context_length_exceeded" | "string_above_max_length", _) => Cause::ContextLength,
         ("content_policy_violation" | "content_filter" | "invalid_prompt", _) => Cause::ContentFiltered,
         ("model_not_found", _) => Cause::UnknownModel,
         ("invalid_api_key", _) => Cause::BadKey,
+        // An organization that has not proved who it is may not stream some models.
+        ("unsupported_value", _) if name("param") == "stream" => Cause::BadKey,
         ("server_error" | "server_overloaded", _) | (_, "server_error") => Cause::Broken,
         _ => return None,
     })
 }
 
 fn stream_failure(error: &Value) -> Failure {
-    let code = error["code"].as_str().or(error["type"].as_str()).unwrap_or_default();
-    let cause = cause(code, error["type"].as_str().unwrap_or_default()).unwrap_or(Cause::Broken);
-    Failure::new(cause, "an error in the stream")
+    let cause = cause(error).unwrap_or(Cause::Broken);
+    Failure::new(cause, words(error, cause))
 }
 
 /// Reads `chat.completion.chunk` events up to `[DONE]`.
 #[derive(Default)]
 struct Completions {
+    /// Whether the model has thought and it was not told yet: of thoughts there are no events.
+    unseen: bool,
     finished: bool,
     refused: bool,
 }
@@ -100,6 +105,9 @@ impl Decoder for Completions {
         let chunk = json(event)?;
         if chunk["error"].is_object() {
             return Err(stream_failure(&chunk["error"]));
+        }
+        if std::mem::take(&mut self.unseen) {
+            pieces.push(Piece::Thinking);
         }
         // The last chunk carries the usage and no choice.
         let choice = &chunk["choices"][0];
@@ -151,6 +159,8 @@ impl Decoder for Responses {
             self.finished = true;
         };
         match data["type"].as_str().unwrap_or(&event.name) {
+            // What speaks only this interface thinks.
+            "response.created" => pieces.push(Piece::Thinking),
             "response.output_text.delta" => push_text(pieces, &data["delta"]),
             "response.refusal.delta" => {
                 self.refused = true;
@@ -180,6 +190,7 @@ fn usage(value: &Value, input: &str, output: &str) -> Usage {
     Usage {
         input_tokens: count(&value[format!("{input}_tokens")]),
         cached_input_tokens: count(&details(input)["cached_tokens"]),
+        cache_write_tokens: count(&details(input)["cache_write_tokens"]),
         output_tokens: count(&value[format!("{output}_tokens")]),
         reasoning_tokens: count(&details(output)["reasoning_tokens"]),
         ..Usage::default()
@@ -216,12 +227,13 @@ mod tests {
             "data: {\"choices\":[{\"delta\":{\"content\":\"dich 😀\"}}]}\n\n",
             "data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n",
             "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":11,\"completion_tokens\":12,\"total_tokens\":23,",
-            "\"prompt_tokens_details\":{\"cached_tokens\":4},\"completion_tokens_details\":{\"reasoning_tokens\":5}}}\n\n",
+            "\"prompt_tokens_details\":{\"cached_tokens\":4,\"cache_write_tokens\":2},\"completion_tokens_details\":{\"reasoning_tokens\":5}}}\n\n",
             "data: [DONE]\n\n",
         );
         let usage = Usage {
             input_tokens: 11,
             cached_input_tokens: 4,
+            cache_write_tokens: 2,
             output_tokens: 12,
             reasoning_tokens: 5,
             ..Usage::default()
@@ -252,6 +264,16 @@ mod tests {
     }
 
     #[test]
+    fn a_model_that_thinks_has_thought_before_it_speaks() {
+        let stream = concat!(
+            "data: {\"choices\":[{\"delta\":{\"content\":\"42\"}}]}\n\n",
+            "data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n",
+        );
+        let expected = [Ok(Piece::Thinking), text("42"), Ok(Piece::Finish(FinishReason::Stop))];
+        assert_eq!(decode(stream, || Box::new(Completions { unseen: true, ..Completions::default() })), expected);
+    }
+
+    #[test]
     fn reads_the_responses_interface() {
         let stream = concat!(
             "event: response.created\ndata: {\"type\":\"response.created\",\"response\":{}}\n\n",
@@ -267,7 +289,8 @@ mod tests {
             reasoning_tokens: 8,
             ..Usage::default()
         };
-        let expected = [text("Hello"), Ok(Piece::Usage(usage)), Ok(Piece::Finish(FinishReason::Length))];
+        let expected =
+            [Ok(Piece::Thinking), text("Hello"), Ok(Piece::Usage(usage)), Ok(Piece::Finish(FinishReason::Length))];
         assert_eq!(decode(stream, || Box::new(Responses::default())), expected);
     }
 
@@ -293,6 +316,8 @@ mod tests {
         assert_eq!(cause(400, error("context_length_exceeded")), Cause::ContextLength);
         assert_eq!(cause(400, error("content_filter")), Cause::ContentFiltered);
         assert_eq!(cause(400, error("unsupported_value")), Cause::Rejected);
+        let unproved = json!({ "error": { "code": "unsupported_value", "param": "stream", "message": "m" } });
+        assert_eq!(cause(400, unproved), Cause::BadKey);
         assert_eq!(cause(404, error("model_not_found")), Cause::UnknownModel);
         assert_eq!(cause(429, error("insufficient_quota")), Cause::Exhausted);
         assert_eq!(cause(429, error("rate_limit_exceeded")), Cause::RateLimited);

@@ -22,6 +22,11 @@ const CONNECT: Duration = Duration::from_secs(3);
 /// Of an error's body, so much is read.
 const ERROR_BODY: usize = 64 << 10;
 
+/// Where errors carry words: three kinds of code names, the parameter that is objected to, and a sentence.
+const WORDS: [&str; 5] = ["type", "code", "status", "param", "message"];
+/// Of the words, so many characters are logged.
+const LONGEST_WORDS: usize = 240;
+
 /// Where a provider is and what opens it.
 #[derive(Clone)]
 pub struct Settings {
@@ -133,13 +138,19 @@ impl Refusal {
         }
     }
 
-    /// The failure, with the provider's code name for the log.
-    pub(super) fn failure(&self, cause: Cause, code: &str) -> Failure {
-        let code: String = code.chars().filter(|c| c.is_ascii_alphanumeric() || "_-.".contains(*c)).take(60).collect();
-        let mut failure = Failure::new(cause, format!("{} {code}", self.status.as_u16()));
+    /// The failure, with the provider's words for the log.
+    pub(super) fn failure(&self, cause: Cause, error: &Value) -> Failure {
+        let mut failure = Failure::new(cause, format!("{} {}", self.status.as_u16(), words(error, cause)));
         failure.retry_after = self.retry_after();
         failure
     }
+}
+
+/// What a provider's error says, for the log: its code names, and a sentence unless that may quote our key.
+pub(super) fn words(error: &Value, cause: Cause) -> String {
+    let names = if cause == Cause::BadKey { &WORDS[..4] } else { &WORDS[..] };
+    let told: Vec<&str> = names.iter().filter_map(|name| error[*name].as_str()).collect();
+    told.join(" ").chars().filter(|c| !c.is_control()).take(LONGEST_WORDS).collect()
 }
 
 /// Sends a request and gives the pieces of its answer.
