@@ -22,7 +22,7 @@ use crate::chat::provider::attempt::{Begun, Providers};
 use crate::chat::provider::{Call, Cause, Failure, FinishReason, Piece, Pieces, Usage};
 use crate::chat::quota::{self, Quota};
 use crate::chat::record::{self, Earlier, Exchange, Named, Outcome, Question, Stored};
-use crate::chat::stream::{Broken, Done, PING, Protocol, Start, StreamEvent};
+use crate::chat::stream::{self, Broken, Done, Numbered, PING, Protocol, Start, StreamEvent};
 use crate::chat::title::{self, Untitled};
 use crate::clock;
 use crate::error::{Code, Error, Result};
@@ -124,24 +124,22 @@ impl Reply {
     ///
     /// # Errors
     /// None in practice: when the quota cannot be written as JSON.
-    pub fn events(&self) -> Result<[StreamEvent; 3]> {
-        Ok([
-            StreamEvent::Start(Start {
-                stream_id: Uuid::now_v7(),
-                conversation_id: self.conversation_id,
-                message_id: self.message.id,
-                provider: self.provider.clone(),
-                model: self.model.clone(),
-                fallback_from: self.fallback_from.map(|provider| provider.to_string()),
-            }),
-            StreamEvent::Delta(self.message.content.clone()),
-            StreamEvent::Done(Done {
-                message_id: self.message.id,
-                usage: self.usage.clone(),
-                finish_reason: self.finish_reason,
-                quota: serde_json::to_value(self.quota)?,
-            }),
-        ])
+    pub fn events(&self) -> Result<Vec<Numbered>> {
+        let start = StreamEvent::Start(Start {
+            stream_id: Uuid::now_v7(),
+            conversation_id: self.conversation_id,
+            message_id: self.message.id,
+            provider: self.provider.clone(),
+            model: self.model.clone(),
+            fallback_from: self.fallback_from.map(|provider| provider.to_string()),
+        });
+        let done = StreamEvent::Done(Done {
+            message_id: self.message.id,
+            usage: self.usage.clone(),
+            finish_reason: self.finish_reason,
+            quota: serde_json::to_value(self.quota)?,
+        });
+        Ok(stream::in_short(start, self.message.content.clone(), done, 3))
     }
 }
 
@@ -481,7 +479,9 @@ impl Answer {
             let last = self.last_event(&outcome, failure, stored);
             reader.send(last.clone());
             match ticket {
-                Some(ticket) if is_stored => ticket.keep_stream(&[start, StreamEvent::Delta(outcome.text), last]).await,
+                Some(ticket) if is_stored => {
+                    ticket.keep_stream(&stream::in_short(start, outcome.text, last, reader.last_id)).await;
+                }
                 // It may be stored all the same: the next try looks for it.
                 Some(ticket) => ticket.pass_on().await,
                 None => {}

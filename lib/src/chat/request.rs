@@ -8,7 +8,7 @@ use crate::chat::catalogue::ProviderId;
 use crate::chat::exchange::{Ask, Chat, Reply};
 use crate::chat::fields::{MaxTokens, MessageText, ModelId, SystemPrompt, Temperature};
 use crate::chat::record::{Earlier, Named};
-use crate::chat::stream::{Protocol, StreamEvent};
+use crate::chat::stream::{Numbered, Protocol};
 use crate::error::Result;
 use crate::http::idempotency::{Claim, Idempotency, Kept, Ticket};
 use crate::http::response::Chunks;
@@ -106,8 +106,7 @@ async fn repeat(
     }
     let events = reply.events()?;
     ticket.keep_stream(&events).await;
-    let encoded: Vec<_> = (1..).zip(events).map(|(id, event)| protocol.encode(id, &event)).collect();
-    Ok(respond(protocol, Box::pin(stream::iter(encoded))))
+    Ok(respond(protocol, all(events, protocol)))
 }
 
 /// A kept answer, in the form that it had.
@@ -115,9 +114,12 @@ fn replay(kept: Kept, request_id: &str, protocol: Protocol) -> Result<Response> 
     if !kept.streamed {
         return kept.response(request_id);
     }
-    let events: Vec<StreamEvent> = serde_json::from_str(&kept.body)?;
-    let encoded: Vec<_> = (1..).zip(events).map(|(id, event)| protocol.encode(id, &event)).collect();
-    Ok(respond(protocol, Box::pin(stream::iter(encoded))))
+    Ok(respond(protocol, all(serde_json::from_str(&kept.body)?, protocol)))
+}
+
+fn all(events: Vec<Numbered>, protocol: Protocol) -> Chunks {
+    let encoded: Vec<_> = events.into_iter().map(|kept| protocol.encode(kept.id, &kept.event)).collect();
+    Box::pin(stream::iter(encoded))
 }
 
 impl Field for Protocol {

@@ -89,6 +89,26 @@ impl StreamEvent {
     }
 }
 
+/// An event with its id, as it is kept for a repeated request.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Numbered {
+    /// Its place in the stream that was sent; earlier versions kept none.
+    #[serde(default)]
+    pub id: u64,
+    /// The event.
+    #[serde(flatten)]
+    pub event: StreamEvent,
+}
+
+/// A whole stream in three events. They keep the place that they had, so that whoever goes on from one of them misses
+/// nothing and gets nothing twice.
+#[must_use]
+pub fn in_short(start: StreamEvent, text: String, last: StreamEvent, last_id: u64) -> Vec<Numbered> {
+    let delta = (!text.is_empty()).then(|| Numbered { id: last_id - 1, event: StreamEvent::Delta(text) });
+    let (start, last) = (Numbered { id: 1, event: start }, Numbered { id: last_id, event: last });
+    std::iter::once(start).chain(delta).chain([last]).collect()
+}
+
 /// How events are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Protocol {
@@ -185,6 +205,19 @@ fn json<T: Serialize>(value: &T) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stream_in_short_keeps_places() {
+        let broken = StreamEvent::Error(Broken { code: "c".to_owned(), message: "m".to_owned() });
+        let ids = |text: &str, last_id| -> Vec<u64> {
+            let kept = in_short(broken.clone(), text.to_owned(), broken.clone(), last_id);
+            let kept: Vec<Numbered> = serde_json::from_str(&serde_json::to_string(&kept).unwrap()).unwrap();
+            kept.iter().map(|kept| kept.id).collect()
+        };
+        assert_eq!((ids("all", 34), ids("", 2)), (vec![1, 33, 34], vec![1, 2]));
+        let earlier: Vec<Numbered> = serde_json::from_str(r#"[{"delta":"all"}]"#).unwrap();
+        assert_eq!(earlier, [Numbered { id: 0, event: StreamEvent::Delta("all".to_owned()) }]);
+    }
 
     #[test]
     fn text_stays_data() {

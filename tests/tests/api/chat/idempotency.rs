@@ -44,6 +44,12 @@ through_both_doors! {
             if stream {
                 let last = |reply: &Reply| reply.text.lines().rfind(|line| line.starts_with("data:")).unwrap().to_owned();
                 assert_eq!(last(&again), last(&first));
+                // Its events keep their places: whoever goes on after one of them gets what is left, once.
+                let ids = |reply: &Reply| -> Vec<String> {
+                    reply.text.lines().filter_map(|line| line.strip_prefix("id: ")).map(str::to_owned).collect()
+                };
+                let (sent, kept) = (ids(&first), ids(&again));
+                assert_eq!(kept[..], [&sent[0], &sent[sent.len() - 2], &sent[sent.len() - 1]].map(Clone::clone));
                 assert!(again.text.starts_with("id: 1\nevent: start\n"), "{}", again.text);
             } else {
                 assert_eq!(again.body, first.body);
