@@ -235,6 +235,16 @@ impl Chat {
         record::answered(&mut connection, user_id, request_id).await
     }
 
+    /// Refuses what is about a conversation that was deleted since, whoever still keeps a copy.
+    ///
+    /// # Errors
+    /// 404 when it is not there any more.
+    pub async fn refuse_deleted(&self, user_id: Uuid, conversation: Option<Uuid>) -> Result<()> {
+        let Some(id) = conversation else { return Ok(()) };
+        let is_there = record::exists(self.database.pool(), user_id, id).await?;
+        if is_there { Ok(()) } else { Err(Error::not_found("answer")) }
+    }
+
     /// Everything before the provider is called: one statement for a new conversation.
     async fn prepare(&self, ask: Ask, visit: &Visit) -> Result<(Exchange, Call)> {
         let asked_at = clock::now();

@@ -1,6 +1,6 @@
 //! What an exchange reads before it begins and writes when it ends.
 
-use sqlx::PgConnection;
+use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -42,6 +42,19 @@ pub struct Ongoing {
     pub model: Option<String>,
     /// Its instructions.
     pub system_prompt: Option<String>,
+}
+
+/// Whether a user has a conversation.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn exists(database: &PgPool, user_id: Uuid, conversation: Uuid) -> Result<bool> {
+    let found = sqlx::query_scalar!(
+        r#"SELECT EXISTS (SELECT FROM conversations WHERE id = $1 AND user_id = $2) AS "exists!""#,
+        conversation,
+        user_id,
+    );
+    Ok(found.fetch_one(database).await?)
 }
 
 /// What is known before an exchange.

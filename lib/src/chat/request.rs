@@ -1,6 +1,7 @@
 //! Requests for an answer: from HTTP to a question, and from an answer back to HTTP.
 
 use futures_util::stream;
+use serde_json::Value;
 use uuid::Uuid;
 
 use crate::chat::ai_sdk::{ChatId, LastQuestion, Replaced, Trigger};
@@ -36,7 +37,10 @@ impl Answers {
     /// Those of the idempotency key and of [`Chat::ask`].
     pub async fn answer(&'static self, request: &Request, mut ask: Ask, protocol: Protocol) -> Result<Response> {
         let ticket = match self.idempotency.claim(request).await? {
-            Claim::Kept(kept) => return replay(kept, &request.id, protocol),
+            Claim::Kept(kept) => {
+                self.chat.refuse_deleted(ask.user_id, conversation_of(&kept)?).await?;
+                return replay(kept, &request.id, protocol);
+            }
             Claim::Fresh(ticket) => ticket,
         };
         let streamed = ask.streamed;
@@ -107,6 +111,13 @@ async fn repeat(
     let events = reply.events()?;
     ticket.keep_stream(&events).await;
     Ok(respond(protocol, all(events, protocol)))
+}
+
+/// The conversation that a kept answer is in; an error is in none.
+fn conversation_of(kept: &Kept) -> Result<Option<Uuid>> {
+    let body: Value = serde_json::from_str(&kept.body)?;
+    let answer = if kept.streamed { &body[0]["start"] } else { &body };
+    Ok(answer["conversationId"].as_str().and_then(|id| Uuid::try_parse(id).ok()))
 }
 
 /// A kept answer, in the form that it had.

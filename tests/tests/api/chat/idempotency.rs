@@ -141,6 +141,24 @@ through_both_doors! {
         assert_eq!((&usage.body["tokens"]["used"], &usage.body["tokens"]["reserved"]), (&json!(spent), &json!(0)));
     }
 
+    async fn an_answer_that_is_deleted_is_not_kept_for_anybody(api: Api) {
+        let person = api.sign_up().await;
+        for stream in [false, true] {
+            let key = format!("deleted {stream}");
+            let body = json!({"message": "Hello", "stream": stream});
+            let send = || api.post("/api/chat").bearer(&person.jwt).header("idempotency-key", &key).json(&body).send();
+            send().await.expect_status(200);
+            // The reply is kept a moment after it was sent.
+            eventually("the kept reply", || async { (send().await.status == 200).then_some(()) }).await;
+            let list = api.get("/api/chat/conversations").bearer(&person.jwt).send().await.expect_status(200);
+            let path = format!("/api/chat/conversations/{}", list.body["conversations"][0]["id"].as_str().unwrap());
+            api.delete(&path).bearer(&person.jwt).send().await.expect_status(204);
+            send().await.expect_problem(404, "not_found");
+        }
+        let list = api.get("/api/chat/conversations").bearer(&person.jwt).send().await.expect_status(200);
+        assert_eq!(list.body["conversations"], json!([]));
+    }
+
     async fn a_failed_request_gives_its_key_back(api: Api) {
         let person = api.sign_up().await;
         let body = json!({"message": "AIMOCK:429"});
