@@ -312,10 +312,11 @@ impl From<sqlx::Error> for Error {
             | sqlx::Error::PoolTimedOut
             | sqlx::Error::PoolClosed
             | sqlx::Error::Protocol(_) => true,
-            // 08 connection, 53 resources, 57 operator intervention (shutdown, cancel), 40 serialization
-            sqlx::Error::Database(e) => {
-                e.code().is_some_and(|code| ["08", "53", "57", "40"].iter().any(|class| code.starts_with(class)))
-            }
+            // 08 connection, 53 resources, 57 operator intervention (shutdown, cancel), 40 serialization; 55P03 a lock that
+            // others kept for too long, which is nobody's fault and worth another try
+            sqlx::Error::Database(e) => e
+                .code()
+                .is_some_and(|code| ["08", "53", "57", "40", "55P03"].iter().any(|class| code.starts_with(class))),
             _ => false,
         };
         if unreachable { Self::unavailable(error) } else { Self::internal(error) }

@@ -3,7 +3,7 @@
 use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
 use tokio::sync::Mutex;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::store::postgres::Database;
 
 /// The advisory lock's number; arbitrary, but the same in every release.
@@ -52,9 +52,7 @@ impl Turns {
             LOCK,
         )
         .fetch_one(&mut connection)
-        .await
-        // That others are still writing is no fault of anybody: it is worth another try.
-        .map_err(Error::unavailable)?;
+        .await?;
         Ok(Turn { connection })
     }
 

@@ -4,7 +4,7 @@ use serde::Serialize;
 use time::{Duration, OffsetDateTime};
 
 use crate::billing::object;
-use crate::billing::service::Billing;
+use crate::billing::service::{Billing, Patience, lock};
 use crate::billing::sync;
 use crate::billing::webhook::{Notice, kind_of};
 use crate::clock;
@@ -140,7 +140,8 @@ impl Billing {
         .fetch_all(self.database.pool())
         .await?;
         for user_id in &users {
-            let mut transaction = self.begin_for(*user_id, &TraceContext::continue_or_begin(None)).await?;
+            let mut transaction = self.database.begin(&TraceContext::continue_or_begin(None)).await?;
+            lock(transaction.connection(), *user_id, Patience::OfWorker).await?;
             sync::entitle(&mut transaction, *user_id, clock::now()).await?;
             transaction.commit().await?;
         }

@@ -43,10 +43,13 @@ impl Billing {
         })
     }
 
-    /// Begins a transaction that nothing else about the user's billing runs beside.
+    /// Begins a request's transaction that nothing else about the user's billing runs beside.
+    ///
+    /// # Errors
+    /// 503 `unavailable` where that goes on for too long.
     pub(crate) async fn begin_for(&self, user_id: Uuid, trace: &TraceContext) -> Result<Transaction> {
         let mut transaction = self.database.begin(trace).await?;
-        lock(transaction.connection(), user_id).await?;
+        lock(transaction.connection(), user_id, Patience::OfRequest).await?;
         Ok(transaction)
     }
 
@@ -136,10 +139,33 @@ fn lookup_key(plan: Plan) -> String {
     format!("ai_chat_{}_{}_{}_{}", terms.id, terms.amount, terms.currency.to_lowercase(), terms.interval)
 }
 
+/// How long another's lock is waited for, with a connection that others lack meanwhile.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Patience {
+    /// However many requests a user sends at once, the last has given up after this.
+    OfRequest,
+    /// Longer, so that all requests that were there before have given up.
+    OfWorker,
+}
+
+impl Patience {
+    const fn as_setting(self) -> &'static str {
+        match self {
+            Self::OfRequest => "5s",
+            Self::OfWorker => "10s",
+        }
+    }
+}
+
 /// Waits until nothing else about the user's billing is under way, and keeps it so until the transaction ends.
-pub(crate) async fn lock(connection: &mut PgConnection, user_id: Uuid) -> Result<()> {
+///
+/// # Errors
+/// 503 `unavailable` where that goes on for too long.
+pub(crate) async fn lock(connection: &mut PgConnection, user_id: Uuid, patience: Patience) -> Result<()> {
     sqlx::query!(
-        r#"SELECT 1 AS "one!" FROM pg_advisory_xact_lock(hashtextextended($1, 0))"#,
+        "WITH settings AS MATERIALIZED (SELECT set_config('lock_timeout', $1, true) AS patience)
+         SELECT pg_advisory_xact_lock(hashtextextended($2, 0))::text AS locked FROM settings",
+        patience.as_setting(),
         format!("billing:{user_id}"),
     )
     .fetch_one(connection)

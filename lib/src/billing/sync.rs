@@ -7,7 +7,7 @@ use uuid::Uuid;
 use crate::billing::duplicate::others_running;
 use crate::billing::object::{self, Failed, Invoice, Payment, Subscription};
 use crate::billing::plan::Plan;
-use crate::billing::service::{Billing, lock};
+use crate::billing::service::{Billing, Patience, lock};
 use crate::billing::subscription;
 use crate::billing::transition::{self, Change, Movement, Told};
 use crate::clock;
@@ -40,7 +40,7 @@ impl Billing {
     pub async fn sync(&self, kind: Kind, id: &str, trace: &TraceContext) -> Result<()> {
         let mut transaction = self.database.begin(trace).await?;
         let Some(user_id) = self.owner(&mut transaction, kind, id).await? else { return Ok(()) };
-        lock(transaction.connection(), user_id).await?;
+        lock(transaction.connection(), user_id, Patience::OfWorker).await?;
         match kind {
             Kind::Subscription => {
                 let mirrored = self.mirror_subscription(&mut transaction, user_id, id).await?;

@@ -1,6 +1,9 @@
 //! What happens when Stripe fails, is slow, or does what it was asked and nobody learns of it.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
+use sqlx::postgres::PgConnection;
 
 use super::{replica, stores};
 use crate::support::*;
@@ -78,7 +81,29 @@ pub async fn all_handled(customer: &str) {
     .await;
 }
 
+/// Keeps a user's billing busy for as long as the connection lives.
+async fn busy(person: &Person) -> PgConnection {
+    let mut connection = stores::postgres().await;
+    let lock = "SELECT pg_advisory_lock(hashtextextended('billing:' || $1, 0))";
+    sqlx::query(lock).bind(&person.id).execute(&mut connection).await.unwrap();
+    connection
+}
+
 through_both_doors! {
+    async fn a_request_does_not_wait_without_end_for_another_of_its_user(api: Api) {
+        let (payer, plan) = (Payer::new(&api).await, json!({"plan": "pro"}));
+        let checkout = || payer.post("/api/billing/checkout", "waits", &plan);
+        let (other, started) = (busy(&payer.person).await, Instant::now());
+        for refused in <[Reply; 2]>::from(tokio::join!(checkout(), payer.subscribe("waits"))) {
+            refused.expect_problem(503, "unavailable");
+        }
+        assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+        drop(other);
+        checkout().await.expect_status(201);
+        payer.subscribe("waits").await.expect_status(201);
+        assert_eq!(payer.charged().await, [2999]);
+    }
+
     async fn a_payment_that_stripe_refuses_to_work_on_is_made_later(api: Api) {
         let payer = Payer::new(&api).await;
         // Before there is anything to pay, and when it is to be paid.
