@@ -500,7 +500,8 @@ impl Accounts {
         transaction.commit().await
     }
 
-    /// Sets a new password for a signed-in user: ends the other sessions and voids reset links.
+    /// Sets a new password for a signed-in user: ends the other sessions, voids reset links, and tells the owner of
+    /// the first changes of an hour.
     ///
     /// # Errors
     /// 401 `invalid_credentials` for a wrong current password, under the limits of sign-in, and for one that is
@@ -532,9 +533,14 @@ impl Accounts {
             return Err(wrong_credentials());
         }
         self.issuer.sessions.end_all(user_id, Some(session_id)).await?;
-        self.tokens.void(user_id, Purpose::ResetPassword, clock::now()).await?;
+        let now = clock::now();
+        self.tokens.void(user_id, Purpose::ResetPassword, now).await?;
+        let Some(notice) = self.limits.mail("password-notice", NOTICES_PER_HOUR, email.as_str(), now).await? else {
+            return transaction.commit().await;
+        };
         transaction.send_mail(&Mail::new(Message::PasswordChanged, Recipient::User(user_id)))?;
-        transaction.commit().await
+        let outcome = transaction.commit().await;
+        self.limits.settle(notice, outcome).await
     }
 
     async fn start_session(&self, user: User, visit: &Visit) -> Result<SignedIn> {

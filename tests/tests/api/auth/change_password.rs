@@ -17,6 +17,24 @@ through_both_doors! {
         mail_to(&person.email, CHANGED, 1).await;
     }
 
+    async fn beyond_three_an_hour_it_is_changed_and_no_mail_goes_out(api: Api) {
+        let (person, began) = (api.sign_up().await, hour());
+        let mut passwords = [PASSWORD, NEW];
+        for _ in 0..7 {
+            let body = json!({"currentPassword": passwords[0], "newPassword": passwords[1]});
+            api.post("/api/auth/change-password").bearer(&person.jwt).json(&body).send().await.expect_status(200);
+            passwords.reverse();
+        }
+        api.sign_in(&person.email, NEW).await.expect_status(200);
+        let hours = hour() - began + 1;
+        mail_to(&person.email, CHANGED, 3).await;
+        // What is sent later arrives later.
+        api.post("/api/auth/forgot-password").json(&json!({"email": person.email})).send().await.expect_status(200);
+        mail_to(&person.email, RESET, 1).await;
+        let sent = mails_to(&person.email).await.into_iter().filter(|mail| mail.subject == CHANGED).count();
+        assert!((3..=3 * hours).contains(&sent), "{sent} mails");
+    }
+
     async fn voids_links_that_would_set_a_password(api: Api) {
         let person = api.sign_up().await;
         api.post("/api/auth/forgot-password").json(&json!({"email": person.email})).send().await.expect_status(200);
