@@ -326,8 +326,9 @@ impl Shell {
                 allowance.check()?;
             }
         }
-        // Credential routes need Postgres before a caller is known; elsewhere an authenticated one has it connected.
-        if self.policy.own_origins_only {
+        // Credential routes need Postgres before a caller is known; elsewhere, and where nobody is counted, an
+        // authenticated one has it connected.
+        if self.policy.own_origins_only && allowance.is_some() {
             store::connect().await;
         }
         (self.handler)(request).await

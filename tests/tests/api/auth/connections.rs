@@ -27,19 +27,24 @@ fn connections(sandbox: &Sandbox) -> usize {
         .count()
 }
 
-#[tokio::test]
-async fn a_stranger_has_a_new_sandbox_open_none() {
-    let name = "auth-me";
+/// Invokes a new sandbox of a function for strangers, then for a person, who is answered with this status.
+async fn strangers_and(name: &str, person: &Person, status: u16) {
     let mut sandbox = Sandbox::start(&deployed().binary(name), &deployed().environment(name)).unwrap();
-    let person = Api::of_router().sign_up().await;
     let forged = format!("{}x", person.jwt);
     let unknown = format!("st_{}", "A".repeat(person.session_token.len() - 3));
     for token in [None, Some(forged.as_str()), Some(unknown.as_str())] {
         let event = Deployed::event(name, &random_address(), None, token).unwrap();
         let reply = sandbox.invoke(&event).unwrap().payload;
-        assert_eq!((&reply["statusCode"], connections(&sandbox)), (&401.into(), 0), "{token:?}: {reply}");
+        assert_eq!((&reply["statusCode"], connections(&sandbox)), (&401.into(), 0), "{name}, {token:?}: {reply}");
     }
     let event = Deployed::event(name, &random_address(), None, Some(&person.jwt)).unwrap();
     let reply = sandbox.invoke(&event).unwrap().payload;
-    assert_eq!((&reply["statusCode"], connections(&sandbox)), (&200.into(), 1), "{reply}");
+    assert_eq!((&reply["statusCode"], connections(&sandbox)), (&status.into(), 1), "{name}: {reply}");
+}
+
+#[tokio::test]
+async fn a_stranger_has_a_new_sandbox_open_none() {
+    let person = Api::of_router().sign_up().await;
+    strangers_and("auth-me", &person, 200).await;
+    strangers_and("auth-signout", &person, 204).await;
 }
