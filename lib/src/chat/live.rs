@@ -38,6 +38,9 @@ const POLL: Duration = Duration::from_millis(150);
 const PRESENCE: Duration = Duration::from_secs(5);
 /// An answer that shall end is waited for so long.
 const LONGEST_ENDING: Duration = Duration::from_secs(5);
+/// Readers that a stream has at once, besides its first: each holds a sandbox until the answer ends, also one that left
+/// where nobody is told of that.
+const MOST_READERS: i64 = 5;
 /// A silent reader's connection is kept open.
 const PING_AFTER: Duration = Duration::from_secs(15);
 /// A running stream whose function has not written for so long is dead.
@@ -79,6 +82,8 @@ struct State {
     done: bool,
     delivered: bool,
     is_unread: bool,
+    /// How many have come to read it so far.
+    readers: i64,
     expires: i64,
 }
 
@@ -93,6 +98,8 @@ impl State {
             done: flag("is_done"),
             delivered: flag("is_delivered"),
             is_unread: flag("is_unread"),
+            // Not there before the first.
+            readers: get_number(item, "readers").unwrap_or(0),
             expires: get_number(item, "expires")?,
         })
     }
@@ -315,7 +322,14 @@ impl Streams {
         Ok(reply.item)
     }
 
-    async fn update(&self, stream_id: Uuid, change: &str, value: AttributeValue) -> Result<()> {
+    /// Changes the state of a stream, and gives what was changed: nothing of one that expired in between.
+    async fn update<const N: usize>(
+        &self,
+        stream_id: Uuid,
+        change: &str,
+        values: [(&str, AttributeValue); N],
+    ) -> Result<Item> {
+        let values = values.map(|(name, value)| (name.to_owned(), value));
         let result = self
             .table
             .client()
@@ -325,16 +339,15 @@ impl Streams {
             .key("seq", number(0))
             .update_expression(change)
             .condition_expression("attribute_exists(stream_id)")
-            .expression_attribute_values(":value", value)
+            .set_expression_attribute_values(Some(values.into()))
+            .return_values(ReturnValue::UpdatedNew)
             .send()
             .await;
         match result {
-            // It expired in between: then nothing is to be done.
-            Err(error) if error.as_service_error().is_some_and(|e| e.is_conditional_check_failed_exception()) => Ok(()),
-            other => {
-                other?;
-                Ok(())
+            Err(error) if error.as_service_error().is_some_and(|e| e.is_conditional_check_failed_exception()) => {
+                Ok(Item::new())
             }
+            other => Ok(other?.attributes.unwrap_or_default()),
         }
     }
 
@@ -369,7 +382,7 @@ impl Streams {
     }
 
     async fn wish_end(&self, stream_id: Uuid) -> Result<()> {
-        self.update(stream_id, "SET stop_wished = :value", AttributeValue::Bool(true)).await
+        self.update(stream_id, "SET stop_wished = :yes", [(":yes", AttributeValue::Bool(true))]).await.map(drop)
     }
 
     /// The latest stream of a conversation, by any of its names.
@@ -579,13 +592,16 @@ struct Follower {
 
 impl Follower {
     async fn run(mut self) -> Result<()> {
-        let mut present: Option<Instant> = None;
+        let now = || (":now", number(clock::millis(clock::now())));
+        let come = "SET read_at = :now ADD readers :one";
+        let come = self.streams.update(self.stream_id, come, [now(), (":one", number(1))]).await?;
+        let place = get_number(&come, "readers").unwrap_or(0);
+        let mut present = Instant::now();
         let mut heard = Instant::now();
         while !self.sink.is_closed() {
-            if present.is_none_or(|at| at.elapsed() >= PRESENCE) {
-                present = Some(Instant::now());
-                let now = number(clock::millis(clock::now()));
-                self.streams.update(self.stream_id, "SET read_at = :value", now).await?;
+            if present.elapsed() >= PRESENCE {
+                present = Instant::now();
+                self.streams.update(self.stream_id, "SET read_at = :now", [now()]).await?;
             }
             let events = self.news().await?;
             if !events.is_empty() {
@@ -604,10 +620,14 @@ impl Follower {
                 heard = Instant::now();
                 let _ = self.sink.send(PING);
             }
-            if self.is_dead().await? {
+            let Some(state) = self.living_state().await? else {
                 let message = "The answer was interrupted.".to_owned();
                 let event = StreamEvent::Error(Broken { code: Code::Internal.as_str().to_owned(), message });
                 let _ = self.sink.send(self.protocol.encode(self.next, &event));
+                return Ok(());
+            };
+            // The newest stay: an older one that is still there can ask for the rest.
+            if state.readers >= place + MOST_READERS {
                 return Ok(());
             }
             sleep(POLL).await;
@@ -623,16 +643,18 @@ impl Follower {
         Ok(events.filter(|(id, _)| *id >= self.next).collect())
     }
 
-    async fn is_dead(&self) -> Result<bool> {
+    /// The state, unless the stream is dead.
+    async fn living_state(&self) -> Result<Option<State>> {
         let item = self.streams.item(&self.stream_id.to_string()).await?;
-        Ok(item.as_ref().map(State::of).transpose()?.is_none_or(|state| is_dead(&state)))
+        Ok(item.as_ref().map(State::of).transpose()?.filter(|state| !is_dead(state)))
     }
 
     async fn delivered(&self) -> Result<()> {
         if self.sink.is_closed() || !arrivals_are_known() {
             return Ok(());
         }
-        self.streams.update(self.stream_id, "SET is_delivered = :value", AttributeValue::Bool(true)).await
+        let yes = [(":yes", AttributeValue::Bool(true))];
+        self.streams.update(self.stream_id, "SET is_delivered = :yes", yes).await.map(drop)
     }
 }
 

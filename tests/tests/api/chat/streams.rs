@@ -34,6 +34,52 @@ async fn read_to(response: &mut reqwest::Response, name: &str) -> String {
     text
 }
 
+/// What is left of a stream.
+async fn read_rest(response: &mut reqwest::Response) -> String {
+    let mut text = String::new();
+    while let Some(chunk) = response.chunk().await.unwrap() {
+        text.push_str(std::str::from_utf8(&chunk).unwrap());
+    }
+    text
+}
+
+/// A stream under way, whose events a test writes down.
+struct Written {
+    table: String,
+    id: Uuid,
+    began: OffsetDateTime,
+}
+
+impl Written {
+    async fn begin(person: &Person) -> Self {
+        let table = function_variable("chat-resume-stream", "STREAMS_TABLE");
+        let (id, began) = (Uuid::now_v7(), OffsetDateTime::now_utc());
+        let written = Self { table, id, began };
+        let state = json!({
+            "user_id": {"S": person.id}, "beat_at": {"N": (began.unix_timestamp() * 1_000).to_string()},
+            "read_at": {"N": "0"}, "last_id": {"N": "1"}, "is_done": {"BOOL": false}, "is_delivered": {"BOOL": false},
+        });
+        written.put(0, state).await;
+        written
+    }
+
+    /// Events, from the one of that id on.
+    async fn batch(&self, first: u64, events: Value) {
+        self.put(first, json!({"events": {"S": events.to_string()}})).await;
+    }
+
+    async fn put(&self, seq: u64, mut item: Value) {
+        item["stream_id"] = json!({"S": self.id});
+        item["seq"] = json!({"N": seq.to_string()});
+        item["expires"] = json!({"N": (self.began.unix_timestamp() + 600).to_string()});
+        aws("dynamodb", "DynamoDB_20120810.PutItem", &json!({"TableName": self.table, "Item": item})).await;
+    }
+
+    async fn open(&self, api: &Api, person: &Person) -> reqwest::Response {
+        api.get(&format!("/api/chat/streams/{}", self.id)).bearer(&person.jwt).open().await
+    }
+}
+
 through_both_doors! {
     async fn a_finished_stream_is_resumed_at_every_event(api: Api) {
         let person = api.sign_up().await;
@@ -127,9 +173,7 @@ async fn a_stream_is_stopped_keeps_what_came_and_is_read_by_two() {
     let stop_and_read = async {
         let stop = api.post(&format!("/api/chat/streams/{stream}/stop")).bearer(&person.jwt);
         stop.send().await.expect_status(202);
-        while let Some(chunk) = response.chunk().await.unwrap() {
-            text.push_str(std::str::from_utf8(&chunk).unwrap());
-        }
+        text.push_str(&read_rest(&mut response).await);
     };
     let (second, ()) = tokio::join!(resume(&api, &person, &stream, None), stop_and_read);
     let all = events(&text);
@@ -150,32 +194,35 @@ async fn a_stream_is_stopped_keeps_what_came_and_is_read_by_two() {
 async fn a_batch_that_is_written_again_with_more_in_it_is_read_again() {
     let api = Api::of_router();
     let person = api.sign_up().await;
-    let (table, stream) = (function_variable("chat-resume-stream", "STREAMS_TABLE"), Uuid::now_v7());
-    let put = async |seq: u64, rest: Value| {
-        let mut item = json!({"stream_id": {"S": stream}, "seq": {"N": seq.to_string()}});
-        item.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
-        aws("dynamodb", "DynamoDB_20120810.PutItem", &json!({"TableName": table, "Item": item})).await;
-    };
-    let now = OffsetDateTime::now_utc();
-    let expires = json!({"N": (now.unix_timestamp() + 600).to_string()});
-    let batch = async |first: u64, events: Value| {
-        put(first, json!({"events": {"S": events.to_string()}, "expires": expires})).await;
-    };
-    let state = json!({
-        "user_id": {"S": person.id}, "beat_at": {"N": (now.unix_timestamp() * 1_000).to_string()}, "read_at": {"N": "0"},
-        "last_id": {"N": "1"}, "is_done": {"BOOL": false}, "is_delivered": {"BOOL": false}, "expires": expires,
-    });
-    put(0, state).await;
-    batch(1, json!([{"delta": "One"}])).await;
-    let mut reader = api.get(&format!("/api/chat/streams/{stream}")).bearer(&person.jwt).open().await;
+    let stream = Written::begin(&person).await;
+    stream.batch(1, json!([{"delta": "One"}])).await;
+    let mut reader = stream.open(&api, &person).await;
     let mut text = read_to(&mut reader, "One").await;
-    batch(1, json!([{"delta": "One"}, {"delta": "Two"}])).await;
-    batch(3, json!([{"delta": "Three"}, {"error": {"code": "internal", "message": "The end."}}])).await;
-    while let Some(chunk) = reader.chunk().await.unwrap() {
-        text.push_str(std::str::from_utf8(&chunk).unwrap());
-    }
+    stream.batch(1, json!([{"delta": "One"}, {"delta": "Two"}])).await;
+    stream.batch(3, json!([{"delta": "Three"}, {"error": {"code": "internal", "message": "The end."}}])).await;
+    text.push_str(&read_rest(&mut reader).await);
     let read: Vec<_> = events(&text).into_iter().map(|(id, _, data)| (id, data["text"].clone())).collect();
     assert_eq!(read, [(1, json!("One")), (2, json!("Two")), (3, json!("Three")), (4, Value::Null)]);
+}
+
+/// Each holds a function for as long as the answer takes, and a page that is loaded anew is one more.
+#[tokio::test]
+async fn the_sixth_reader_of_a_stream_ends_the_reply_of_the_first() {
+    let api = Api::of_router();
+    let person = api.sign_up().await;
+    let stream = Written::begin(&person).await;
+    stream.batch(1, json!([{"delta": "One"}])).await;
+    let mut readers = Vec::new();
+    for _ in 0..6 {
+        let mut reader = stream.open(&api, &person).await;
+        read_to(&mut reader, "One").await;
+        readers.push(reader);
+    }
+    assert_eq!(read_rest(&mut readers.remove(0)).await, "");
+    stream.batch(2, json!([{"error": {"code": "internal", "message": "The end."}}])).await;
+    for mut reader in readers {
+        assert!(read_rest(&mut reader).await.ends_with("\"The end.\"}\n\n"));
+    }
 }
 
 /// A sandbox that freezes is not told whether its reader is still there.
@@ -209,14 +256,8 @@ async fn a_stream_is_found_and_stopped_by_the_conversations_own_id() {
     assert_eq!(second.status(), 200);
     let stop = format!("/api/chat/streams/{}/stop", start["messageMetadata"]["streamId"].as_str().unwrap());
     api.post(&stop).bearer(&person.jwt).send().await.expect_status(202);
-    while let Some(chunk) = response.chunk().await.unwrap() {
-        text.push_str(std::str::from_utf8(&chunk).unwrap());
-    }
-    let mut again = String::new();
-    while let Some(chunk) = second.chunk().await.unwrap() {
-        again.push_str(std::str::from_utf8(&chunk).unwrap());
-    }
-    assert_eq!(again, text, "the second reader gets the same");
+    text.push_str(&read_rest(&mut response).await);
+    assert_eq!(read_rest(&mut second).await, text, "the second reader gets the same");
 }
 
 /// Whoever leaves in the middle finds the answer stored.
