@@ -174,7 +174,7 @@ def _aws(profile: Profile) -> Program:
             # The functions inherit these two.
             "AWS_ENDPOINT_URL": profile.url("aws"),
             "OTEL_EXPORTER_OTLP_ENDPOINT": profile.url("traces"),
-            **_code("servers/aws/*.py", "requirements.txt"),
+            **_code("servers/aws/*.py", "servers/browsers.py", "requirements.txt"),
         },
         HERE,
         priority=20,
@@ -216,7 +216,7 @@ def _stripe(profile: Profile) -> Program:
             "PYTHONPATH": str(TOOLS / "stripe-world"),
             "STRIPE_WEBHOOK_URL": f"{profile.url('router')}/api/billing/webhook",
             "STRIPE_WEBHOOK_SECRET": profile.stripe_webhook_secret,
-            **_code("servers/stripe/*.py", "requirements.txt"),
+            **_code("servers/stripe/*.py", "servers/browsers.py", "requirements.txt"),
         },
         HERE,
         priority=20,

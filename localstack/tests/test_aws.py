@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 import zipfile
 from pathlib import Path
@@ -225,3 +226,27 @@ def test_the_outbox_survives(emulator):
     emulator.start()
     with urllib.request.urlopen(f"http://127.0.0.1:{emulator.port}/_ministack/ses/messages", timeout=10) as reply:
         assert b"Hello" in reply.read()
+
+
+def test_web_pages_reach_the_deployed_api_and_nothing_else(emulator):
+    def status(path, **headers):
+        request = urllib.request.Request(f"http://127.0.0.1:{emulator.port}{path}", b"{}", headers)
+        try:
+            with urllib.request.urlopen(request, timeout=10) as reply:
+                return reply.status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    page = {"Origin": "https://evil.example", "Content-Type": "text/plain"}
+    for path in (
+        "/2015-03-31/functions",
+        "/2015-03-31/functions/f/invocations",
+        "/_ministack/reset",
+        "/_local/checkpoint",
+    ):
+        assert status(path, **page) == 403
+        assert status(path, Host="evil.example") == 403
+    assert emulator.client("lambda").list_functions()["Functions"] == []
+    # There is no such API, which it says itself.
+    assert status("/_aws/execute-api/a1b2c3d4/v1/api/chat", **page) == 404
+    assert status("/_aws/execute-api/a1b2c3d4/v1/api/chat", Host="evil.example") == 403

@@ -16,11 +16,11 @@ class Stay(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def browse(url: str, **form: str) -> tuple[int, str, str]:
-    """Status, text and where to go next."""
+def browse(url: str, by: dict[str, str] | None = None, /, **form: str) -> tuple[int, str, str]:
+    """Status, text and where to go next; `by` is what a browser says of the page that asks."""
     body = urlencode(form).encode() if form else None
     try:
-        with urllib.request.build_opener(Stay()).open(urllib.request.Request(url, body)) as reply:
+        with urllib.request.build_opener(Stay()).open(urllib.request.Request(url, body, by or {})) as reply:
             return reply.status, reply.read().decode("latin-1"), ""
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode("latin-1"), error.headers.get("Location", "")
@@ -182,6 +182,20 @@ def test_an_invoice_can_be_read_and_paid(stripe: Replica):
     assert invoice["number"] in browse(invoice["hosted_invoice_url"])[1]
     status, pdf, _ = browse(invoice["invoice_pdf"])
     assert (status, pdf[:5], invoice["number"] in pdf) == (200, "%PDF-", True)
+
+
+def test_pages_of_others_lead_to_stripes_pages_and_do_nothing_there(stripe: Replica):
+    customer = stripe.customer()
+    session = checkout(stripe, customer=customer, **{"line_items[0][price]": stripe.price(),
+                                                     "line_items[0][quantity]": 1})  # fmt: skip
+    link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+    other = {**link, "Origin": "https://evil.example", "Content-Type": "text/plain"}
+    assert browse(session["url"], link)[0] == 200
+    assert browse(session["url"], other, card="pm_card_visa")[0] == 403
+    assert browse(f"{stripe.url}/_replica/webhooks", link)[0] == 403
+    assert browse(f"{stripe.url}/_replica/webhooks", other, mode="drop")[0] == 403
+    own = {"Sec-Fetch-Site": "same-origin", "Origin": stripe.url}
+    assert browse(session["url"], own, card="pm_card_visa")[0] == 303
 
 
 @pytest.mark.parametrize("amount", [500, None])

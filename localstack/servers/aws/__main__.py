@@ -3,6 +3,7 @@
 import sys
 
 from servers.aws import durability, latency, orphans, queues, resources, rest_api
+from servers.browsers import OwnPagesOnly
 
 # Seconds after which a thread that computes lets another one go on. With the default of 5 ms, a call on the data plane
 # waits that long whenever a queue's poller is at work.
@@ -16,9 +17,11 @@ def main() -> int:
     for addition in (latency, rest_api, resources, queues, durability):
         addition.apply()
 
-    from ministack.app import main as serve
+    from ministack import app as gateway
 
-    return serve() or 0
+    # The deployed API has rules of its own for pages; by its path alone, as a page cannot name its host.
+    gateway.app = OwnPagesOnly(gateway.app, lambda _, path: gateway._parse_execute_api_url("", path) is not None)
+    return gateway.main() or 0
 
 
 if __name__ == "__main__":

@@ -21,12 +21,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from servers.browsers import OwnPagesOnly
 from servers.stripe import checkout, control, invoices, life, pages, portal
 from servers.stripe.faults import Faults
 from servers.stripe.webhooks import Webhooks
 from servers.stripe.world import StripeWorld
 
 METHODS = ["GET", "POST", "DELETE"]
+PAGES = tuple(route.path.partition("{")[0] for route in pages.ROUTES)
 TICK_SECONDS = 30
 
 
@@ -82,6 +84,11 @@ def _ended(task: asyncio.Task) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+def is_page(method: str, path: str) -> bool:
+    """The app leads a person to Stripe's pages, of which the forms are sent by themselves alone."""
+    return method in ("GET", "HEAD") and path.startswith(PAGES)
+
+
 def main() -> None:
     """Serve on the loopback interface until stopped."""
     routes = [
@@ -91,7 +98,7 @@ def main() -> None:
         Route("/{path:path}", replica, methods=METHODS),
     ]
     app = Starlette(routes=routes, lifespan=lifespan)
-    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning")
+    uvicorn.run(OwnPagesOnly(app, is_page), host="127.0.0.1", port=int(sys.argv[1]), log_level="warning")
 
 
 if __name__ == "__main__":
