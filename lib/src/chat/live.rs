@@ -47,6 +47,8 @@ const PING_AFTER: Duration = Duration::from_secs(15);
 const DEAD_AFTER: time::Duration = time::Duration::seconds(30);
 /// A finished stream can be replayed for so long.
 const KEPT: time::Duration = time::Duration::minutes(10);
+/// It is known for so long that there was a stream, and whose.
+const REMEMBERED: time::Duration = time::Duration::DAY;
 /// No stream runs longer.
 const LONGEST: time::Duration = time::Duration::minutes(20);
 /// The state of a stream this young may not have been written yet.
@@ -102,6 +104,12 @@ impl State {
             readers: get_number(item, "readers").unwrap_or(0),
             expires: get_number(item, "expires")?,
         })
+    }
+
+    /// Whether nothing of it is left to be replayed.
+    fn is_gone(&self) -> bool {
+        let kept = if self.done { KEPT } else { LONGEST };
+        clock::now() - clock::from_millis(self.beat) > kept
     }
 }
 
@@ -180,7 +188,6 @@ impl Streams {
     /// Writes the state, the names that lead to it, and the first events: all there is of a short stream.
     async fn open(&self, subject: &Subject, batch: &[Recorded]) -> Result<Wish> {
         let now = clock::now();
-        let expires = epoch_seconds(now + LONGEST);
         let progress = Progress::of(batch);
         let state = PutRequest::builder()
             .item("stream_id", text(subject.stream_id))
@@ -192,13 +199,13 @@ impl Streams {
             .item("is_done", AttributeValue::Bool(progress.done))
             .item("is_delivered", AttributeValue::Bool(progress.delivered))
             .item("is_unread", AttributeValue::Bool(progress.unread))
-            .item("expires", progress.expires());
+            .item("expires", epoch_seconds(now + REMEMBERED));
         let names = subject.names.iter().map(|name| {
             PutRequest::builder()
                 .item("stream_id", text(name_key(subject.user_id, name)))
                 .item("seq", number(0))
                 .item("leads_to", text(subject.stream_id))
-                .item("expires", expires.clone())
+                .item("expires", epoch_seconds(now + LONGEST))
         });
         let mut puts: Vec<_> = std::iter::once(state).chain(names).collect();
         if let Some(first) = batch.first() {
@@ -261,7 +268,7 @@ impl Streams {
             .key("seq", number(0))
             .condition_expression("attribute_exists(stream_id)")
             .expression_attribute_values(":beat", number(clock::millis(now)))
-            .expression_attribute_values(":expires", progress.expires())
+            .expression_attribute_values(":expires", epoch_seconds(now + REMEMBERED))
             .return_values(ReturnValue::AllNew);
         let mut change = "SET beat_at = :beat, expires = :expires".to_owned();
         if progress.last > 0 {
@@ -407,7 +414,8 @@ impl Streams {
         time_left: Duration,
     ) -> Result<Option<Chunks>> {
         let state = self.state(user_id, stream_id).await?;
-        if (state.done || is_dead(&state)) && after.is_some_and(|after| after >= state.last) {
+        let has_ended = state.done || is_dead(&state);
+        if state.is_gone() || has_ended && after.is_some_and(|after| after >= state.last) {
             return Ok(None);
         }
         Ok(Some(self.follow(stream_id, after.unwrap_or(0), protocol, time_left)))
@@ -434,7 +442,7 @@ impl Streams {
             sleep(wait).await;
             let Some(stream_id) = self.latest(user_id, name).await? else { continue };
             let Some(state) = self.state_if_any(user_id, stream_id).await? else { continue };
-            if !state.delivered && !is_dead(&state) {
+            if !state.delivered && !is_dead(&state) && !state.is_gone() {
                 return Ok(Some(self.follow(stream_id, 0, protocol, time_left)));
             }
         }
@@ -517,10 +525,6 @@ impl Progress {
         let unread = last.is_some_and(|recorded| recorded.unread);
         let delivered = done && !unread && arrivals_are_known();
         Self { last: last.map_or(0, |recorded| recorded.id), done, delivered, unread }
-    }
-
-    fn expires(&self) -> AttributeValue {
-        epoch_seconds(clock::now() + if self.done { KEPT } else { LONGEST })
     }
 }
 

@@ -81,6 +81,25 @@ impl Written {
 }
 
 through_both_doors! {
+    async fn a_stream_that_is_not_kept_any_more_is_still_known_to_its_owner(api: Api) {
+        let (person, other) = (api.sign_up().await, api.sign_up().await);
+        let written = Written::begin(&person).await;
+        let eleven_minutes_ago = (written.began.unix_timestamp() - 660) * 1_000;
+        let state = json!({
+            "user_id": {"S": person.id}, "beat_at": {"N": eleven_minutes_ago.to_string()}, "read_at": {"N": "0"},
+            "last_id": {"N": "3"}, "is_done": {"BOOL": true}, "is_delivered": {"BOOL": false},
+        });
+        written.put(0, state).await;
+        let stream = written.id.to_string();
+        for after in [None, Some(1), Some(3)] {
+            resume(&api, &person, &stream, after).await.expect_status(204);
+            resume(&api, &other, &stream, after).await.expect_problem(404, "not_found");
+        }
+        let stop = |who: &Person| api.post(&format!("/api/chat/streams/{stream}/stop")).bearer(&who.jwt).send();
+        stop(&person).await.expect_status(202);
+        stop(&other).await.expect_problem(404, "not_found");
+    }
+
     async fn a_finished_stream_is_resumed_at_every_event(api: Api) {
         let person = api.sign_up().await;
         let body = json!({"message": "Hello", "stream": true});
