@@ -1,5 +1,7 @@
 use sandbox::deployed::{Deployed, random_address};
 use serde_json::{Value, json};
+use sqlx::Connection;
+use sqlx::postgres::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -352,6 +354,39 @@ async fn an_answer_that_is_made_anew_before_its_end_is_stored_once() {
         reply.text.lines().find_map(|line| serde_json::from_str(line.strip_prefix("data: ")?).ok()).unwrap();
     let stored = contents(&api, &person, start["messageMetadata"]["conversationId"].as_str().unwrap()).await;
     assert_eq!(stored.iter().map(|(_, end)| end.as_str()).collect::<Vec<_>>(), ["", "stop"]);
+}
+
+/// The route of its own does in a stream and under a key what a message does: its function has a role of its own.
+#[tokio::test]
+async fn an_answer_is_made_anew_in_a_stream() {
+    let api = Api::of_router();
+    let person = api.sign_up().await;
+    let first = api.post("/api/chat").bearer(&person.jwt).json(&json!({"message": "AIMOCK:slow"})).send().await;
+    let conversation = first.expect_status(200).text_at("/conversationId");
+    let again = |key: &str| {
+        let call = api.post(&format!("/api/chat/conversations/{conversation}/regenerate")).bearer(&person.jwt);
+        call.header("idempotency-key", key).json(&json!({"stream": true}))
+    };
+    let mut superseded = again("first").open().await;
+    read_to(&mut superseded, "event: delta").await;
+    let second = again("second").send().await.expect_status(200);
+    let replay = again("second").send().await.expect_status(200);
+    assert_eq!(events(&replay.text)[0], events(&second.text)[0]);
+    let ends: Vec<_> = contents(&api, &person, &conversation).await.into_iter().map(|(_, end)| end).collect();
+    assert_eq!(ends, ["", "stop"]);
+
+    // What no provider answers leaves neither a stream nor a key that is taken.
+    let mut database = PgConnection::connect(&variable("DATABASE_URL")).await.unwrap();
+    let change = "UPDATE messages SET content = 'AIMOCK:down' WHERE conversation_id = $1::uuid AND role = 'user'";
+    sqlx::query(change).bind(&conversation).execute(&mut database).await.unwrap();
+    for _ in 0..2 {
+        again("third").send().await.expect_problem(502, "provider_unavailable");
+    }
+    eventually("no stream", || async {
+        let path = format!("/api/chat/{conversation}/stream");
+        (api.get(&path).bearer(&person.jwt).send().await.status == 204).then_some(())
+    })
+    .await;
 }
 
 /// A model may think for long: whoever reloads meanwhile finds the answer that is to come.
