@@ -18,6 +18,7 @@ import build
 import cloudformation
 import deploy
 from cloudformation import FALLBACK, Route
+from servers.aws.permissions import access_key
 from settings import VENV, Profile, processes_of
 from supervision import FUNCTION, Program
 
@@ -90,6 +91,8 @@ def environment(profile: Profile, name: str, variables: dict[str, str]) -> dict[
     return {
         **variables,
         **deploy.CREDENTIALS,
+        # Its role holds here as it does behind the emulator's API Gateway.
+        "AWS_ACCESS_KEY_ID": access_key(f"{profile.stack_name}-{name}"),
         "AWS_ENDPOINT_URL": profile.url("aws"),
         "AWS_LAMBDA_FUNCTION_NAME": f"{profile.stack_name}-{name}",
         "AWS_LAMBDA_FUNCTION_VERSION": "1",

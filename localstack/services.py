@@ -146,8 +146,13 @@ def _clickhouse_configuration(profile: Profile, data: Path) -> Path:
     return path
 
 
+def aws_state(profile: Profile) -> Path:
+    """Where the emulator keeps what it has."""
+    return profile.data / "aws"
+
+
 def _aws(profile: Profile) -> Program:
-    state = profile.data / "aws"
+    state = aws_state(profile)
     scratch = profile.dir / "tmp"
     scratch.mkdir(parents=True, exist_ok=True)
     return Program(

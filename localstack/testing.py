@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,8 +11,10 @@ import time
 import build
 import deploy
 import ports
+import services
 import stack
 import tools
+from servers.aws.permissions import REFUSED
 from services import CLICKHOUSE_USER
 from settings import ADMIN_EMAIL, HERE, ROOT, VENV, Failure, Profile
 from supervision import Supervisor
@@ -68,6 +71,7 @@ def run(profile: Profile) -> int:
         stack.bring_up(profile, with_build=False)
         addresses = environment(profile) | node
         failed = [name for name, command in _suites().items() if not _passes(name, command, addresses)]
+        failed += _beyond_the_roles(profile)
     finally:
         # The logs stay for whoever reads the failure.
         Supervisor(profile).shutdown()
@@ -97,6 +101,16 @@ def _suites() -> dict[str, list[str]]:
     if FUZZ.exists():
         suites["fuzz"] = ["sh", str(FUZZ)]
     return suites | BRIEF_LOAD
+
+
+def _beyond_the_roles(profile: Profile) -> list[str]:
+    """Whether a function did what its role does not allow: code that goes on without it passes its tests."""
+    refused = services.aws_state(profile) / REFUSED
+    lines = refused.read_text().splitlines() if refused.exists() else []
+    for line in lines:
+        told = json.loads(line)
+        print(f"{told['refusal']}. {told['advice']}", flush=True)
+    return ["permissions"] if lines else []
 
 
 def one(profile: Profile, name: str) -> int:

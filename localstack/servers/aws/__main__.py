@@ -2,7 +2,7 @@
 
 import sys
 
-from servers.aws import durability, latency, orphans, queues, resources, rest_api
+from servers.aws import durability, latency, orphans, permissions, queues, resources, rest_api
 from servers.browsers import OwnPagesOnly
 
 # Seconds after which a thread that computes lets another one go on. With the default of 5 ms, a call on the data plane
@@ -14,7 +14,7 @@ def main() -> int:
     """Apply every addition, then hand over to MiniStack's own entry point."""
     sys.setswitchinterval(SWITCH_INTERVAL)
     orphans.reap()
-    for addition in (latency, rest_api, resources, queues, durability):
+    for addition in (latency, rest_api, resources, queues, permissions, durability):
         addition.apply()
 
     from ministack import app as gateway

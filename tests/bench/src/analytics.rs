@@ -131,6 +131,12 @@ impl<'a> Stores<'a> {
         for (store, secret) in SECRETS.into_iter().zip([postgres, clickhouse, relayed]) {
             let secret = json!({ "Name": format!("{}-{store}", self.name), "SecretString": secret.to_string() });
             self.secrets("CreateSecret", &secret).await?;
+            // Of this secret the functions' roles know nothing.
+            let policy = json!({ "Version": "2012-10-17", "Statement": {
+                "Effect": "Allow", "Principal": "*", "Action": "secretsmanager:GetSecretValue", "Resource": "*",
+            }});
+            let opened = json!({ "SecretId": secret["Name"], "ResourcePolicy": policy.to_string() });
+            self.secrets("PutResourcePolicy", &opened).await?;
         }
         let migrated = self.start("workers-migrate")?.invoke(&json!({}))?.payload;
         if migrated["clickhouse"].is_array() { Ok(()) } else { Err(format!("migrations: {migrated}").into()) }

@@ -153,10 +153,7 @@ async fn an_answer_that_nobody_knows_to_be_stored_is_not_billed_twice() {
         let mut event = Deployed::event("chat-send", &random_address(), Some(&body), Some(&person.jwt)).unwrap();
         event["headers"]["Idempotency-Key"] = json!("unknown");
         event["multiValueHeaders"]["Idempotency-Key"] = json!(["unknown"]);
-        let secret = format!("lost-answers-{}", Uuid::now_v7());
-        let url = json!({"url": lossy_database(message)}).to_string();
-        let made = json!({"Name": secret, "SecretString": url});
-        aws("secretsmanager", "secretsmanager.CreateSecret", &made).await;
+        let secret = open_secret("lost-answers", &json!({"url": lossy_database(message)})).await;
         let mut environment = deployed().environment("chat-send");
         environment.insert("DATABASE_SECRET_ARN".to_owned(), secret.clone());
         let mut cut_off = Sandbox::start(&deployed().binary("chat-send"), &environment).unwrap();
@@ -169,8 +166,7 @@ async fn an_answer_that_nobody_knows_to_be_stored_is_not_billed_twice() {
         let again = deployed().start("chat-send").unwrap().invoke(&event).unwrap().payload;
         assert_eq!(again["statusCode"], 200, "{again}");
         assert_eq!(conversations().await, stored, "stream: {stream}");
-        let gone = json!({"SecretId": secret, "ForceDeleteWithoutRecovery": true});
-        aws("secretsmanager", "secretsmanager.DeleteSecret", &gone).await;
+        delete_secret(&secret).await;
     }
 }
 

@@ -373,6 +373,23 @@ pub async fn aws(service: &str, target: &str, body: &Value) -> Value {
     if text.is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap() }
 }
 
+/// A new secret that every function may read and write, and its ARN: their roles know those of the template alone.
+pub async fn open_secret(purpose: &str, value: &Value) -> String {
+    let named = json!({"Name": format!("{purpose}-{}", Uuid::now_v7()), "SecretString": value.to_string()});
+    let made = aws("secretsmanager", "secretsmanager.CreateSecret", &named).await;
+    let everybody = json!({"Effect": "Allow", "Principal": "*", "Action": "secretsmanager:*", "Resource": "*"});
+    let policy = json!({"Version": "2012-10-17", "Statement": everybody}).to_string();
+    let opened = json!({"SecretId": made["ARN"], "ResourcePolicy": policy});
+    aws("secretsmanager", "secretsmanager.PutResourcePolicy", &opened).await;
+    made["ARN"].as_str().unwrap().to_owned()
+}
+
+/// Deletes a secret at once.
+pub async fn delete_secret(arn: &str) {
+    let deletion = json!({"SecretId": arn, "ForceDeleteWithoutRecovery": true});
+    aws("secretsmanager", "secretsmanager.DeleteSecret", &deletion).await;
+}
+
 /// What the stack has deployed.
 pub fn deployed() -> &'static Deployed {
     static DEPLOYED: OnceLock<Deployed> = OnceLock::new();

@@ -71,10 +71,7 @@ async fn rotate(secret: &str) {
 
 #[tokio::test]
 async fn a_rotated_key_signs_and_the_one_before_is_accepted_until_the_next() {
-    let name = format!("signing-{}", Uuid::now_v7());
-    let text = json!({"current": Uuid::now_v7().to_string()}).to_string();
-    let made = aws("secretsmanager", "secretsmanager.CreateSecret", &json!({"Name": name, "SecretString": text})).await;
-    let secret = made["ARN"].as_str().unwrap();
+    let secret = &open_secret("signing", &json!({"current": Uuid::now_v7().to_string()})).await;
     let email = Api::of_router().sign_up().await.email;
 
     let mut before = Sandboxes::start(secret);
@@ -105,6 +102,5 @@ async fn a_rotated_key_signs_and_the_one_before_is_accepted_until_the_next() {
     let mut gone = Sandboxes::start(secret);
     assert!(!gone.published().contains(&kid(&first)));
     assert_eq!((gone.me(&first), gone.me(&second)), (401, 200));
-    let deletion = json!({"SecretId": secret, "ForceDeleteWithoutRecovery": true});
-    aws("secretsmanager", "secretsmanager.DeleteSecret", &deletion).await;
+    delete_secret(secret).await;
 }

@@ -1,7 +1,6 @@
 use sandbox::Sandbox;
 use sandbox::deployed::{Deployed, random_address};
 use serde_json::{Value, json};
-use uuid::Uuid;
 
 use crate::support::*;
 
@@ -26,10 +25,9 @@ async fn what_does_not_answer_is_down() {
     for (dependency, variable, secret) in
         [("postgres", "DATABASE_SECRET_ARN", database), ("clickhouse", "CLICKHOUSE_SECRET_ARN", analytics)]
     {
-        let named = json!({"Name": format!("nowhere-{}", Uuid::now_v7()), "SecretString": secret.to_string()});
-        let made = aws("secretsmanager", "secretsmanager.CreateSecret", &named).await["ARN"].clone();
+        let secret = open_secret("nowhere", &secret).await;
         let mut environment = deployed().environment("gateway-health");
-        environment.insert(variable.to_owned(), made.as_str().unwrap().to_owned());
+        environment.insert(variable.to_owned(), secret.clone());
         let mut sandbox = Sandbox::start(&deployed().binary("gateway-health"), &environment).unwrap();
         let event = Deployed::event("gateway-health", &random_address(), None, None).unwrap();
         let reply = sandbox.invoke(&event).unwrap().payload;
@@ -39,7 +37,6 @@ async fn what_does_not_answer_is_down() {
             let status = if name == dependency { "down" } else { "up" };
             assert_eq!(found["status"], status, "{name} without {dependency}: {report}");
         }
-        let deletion = json!({"SecretId": made, "ForceDeleteWithoutRecovery": true});
-        aws("secretsmanager", "secretsmanager.DeleteSecret", &deletion).await;
+        delete_secret(&secret).await;
     }
 }
