@@ -11,7 +11,7 @@ use crate::clock;
 use crate::crypto;
 use crate::error::Result;
 use crate::http::page::Limit;
-use crate::http::validate::{Field, Fields, FromFields, Invalid, Raw};
+use crate::http::validate::{Field, Fields, FromFields, Invalid, Raw, both};
 use crate::http::{Request, Response};
 use crate::store::clickhouse::{ClickHouse, in_time, span};
 
@@ -67,16 +67,6 @@ impl Field for Interval {
 
     fn missing() -> Result<Self, Invalid> {
         Ok(Self::default())
-    }
-}
-
-/// Two request types that are read together, so that their bad fields are named together.
-struct Both<A, B>(A, B);
-
-impl<A: FromFields, B: FromFields> FromFields for Both<A, B> {
-    fn from_fields(fields: &mut Fields<'_>) -> Option<Self> {
-        let (a, b) = (A::from_fields(fields), B::from_fields(fields));
-        Some(Self(a?, b?))
     }
 }
 
@@ -137,8 +127,7 @@ impl Query {
     /// A 400 that names every bad parameter.
     #[track_caller]
     pub fn with<T: FromFields>(request: &Request) -> Result<(Self, T)> {
-        let Both(query, own) = request.query()?;
-        Ok((query, own))
+        both(request.query(), request.query())
     }
 
     /// The same with a path parameter.

@@ -10,7 +10,7 @@ use crate::billing::service::Billing;
 use crate::billing::stripe::Failure;
 use crate::error::{Code, Error, Result};
 use crate::http::page::{self, Cursor, Limit};
-use crate::http::validate::{self, Field, Invalid, Raw};
+use crate::http::validate::{self, Field, Fields, FromFields, Invalid, Raw};
 use crate::store::postgres::Database;
 use crate::telemetry::trace::TraceContext;
 
@@ -142,22 +142,17 @@ pub async fn list(
     Ok(page::split(rows, limit, |last| Cursor { at: last.created_at, id: last.id }))
 }
 
-impl NewPayment {
-    /// Checks the amount against what the currency allows.
-    ///
-    /// # Errors
-    /// 400 for less than Stripe charges.
-    pub fn new(
-        amount: Amount,
-        currency: Currency,
-        method: PaymentMethod,
-        description: Option<Description>,
-    ) -> Result<Self> {
-        if amount.0 < currency.1 {
-            let message = format!("Must be at least {} minor units of {}.", currency.1, currency.0);
-            return Err(Error::invalid_field("amount", "out_of_range", message));
+impl FromFields for NewPayment {
+    fn from_fields(fields: &mut Fields<'_>) -> Option<Self> {
+        let (amount, currency) = (fields.read::<Amount>("amount"), fields.read::<Currency>("currency"));
+        if let (Some(Amount(amount)), Some(Currency(name, least))) = (amount, currency)
+            && amount < least
+        {
+            let message = format!("Must be at least {least} minor units of {name}.");
+            fields.refuse("amount", Invalid::new("out_of_range", message));
         }
-        Ok(Self { amount, currency, method, description })
+        let (method, description) = (fields.read("payment_method_id"), fields.read("description"));
+        Some(Self { amount: amount?, currency: currency?, method: method?, description: description? })
     }
 }
 
@@ -281,6 +276,21 @@ mod tests {
         for bad in ["", "us", "usdt", "xxx", "BTC", "USD "] {
             assert!(Currency::parse(Raw::Text(bad)).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn every_bad_field_is_named_that_is_too_little_for_the_currency_too() {
+        let bad = |body: Value| -> Vec<String> {
+            let mut fields = Fields::body(body.as_object().unwrap());
+            let parsed = NewPayment::from_fields(&mut fields);
+            let error = fields.finish(parsed).unwrap_err();
+            error.fields().iter().map(|field| field.field.clone()).collect()
+        };
+        let body =
+            |amount: i64, method: &str| json!({ "amount": amount, "currency": "USD", "paymentMethodId": method });
+        assert_eq!(bad(body(49, "pm_card_visa")), ["amount"]);
+        assert_eq!(bad(body(49, "x")), ["amount", "paymentMethodId"]);
+        assert_eq!(bad(json!({})), ["amount", "currency", "paymentMethodId"]);
     }
 
     #[test]

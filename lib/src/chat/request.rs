@@ -11,7 +11,7 @@ use crate::chat::fields::{MaxTokens, MessageText, ModelId, SystemPrompt, Tempera
 use crate::chat::record::{Earlier, Named};
 use crate::chat::stream::{Numbered, Protocol};
 use crate::error::Result;
-use crate::http::idempotency::{Claim, Idempotency, Kept, Ticket};
+use crate::http::idempotency::{Claim, Idempotency, Kept, Key, Ticket};
 use crate::http::response::Chunks;
 use crate::http::validate::{Field, Fields, FromFields, Invalid, Raw};
 use crate::http::{Request, Response};
@@ -35,8 +35,14 @@ impl Answers {
     ///
     /// # Errors
     /// Those of the idempotency key and of [`Chat::ask`].
-    pub async fn answer(&'static self, request: &Request, mut ask: Ask, protocol: Protocol) -> Result<Response> {
-        let ticket = match self.idempotency.claim(request).await? {
+    pub async fn answer(
+        &'static self,
+        request: &Request,
+        key: Option<Key>,
+        mut ask: Ask,
+        protocol: Protocol,
+    ) -> Result<Response> {
+        let ticket = match self.idempotency.claim(request, key).await? {
             Claim::Kept(kept) => {
                 self.chat.refuse_deleted(ask.user_id, conversation_of(&kept)?).await?;
                 return replay(kept, &request.id, protocol);
@@ -188,27 +194,20 @@ crate::request! {
 
 impl FromFields for SendRequest {
     fn from_fields(fields: &mut Fields<'_>) -> Option<Self> {
-        let required = || Invalid::new("required", "Is required.");
         let message: Option<Option<MessageText>> = fields.read("message");
         let messages: Option<Option<LastQuestion>> = fields.read("messages");
         let conversation_id: Option<Option<Uuid>> = fields.read("conversation_id");
         let stream = fields.read("stream");
         let options = Options::from_fields(fields);
-        // A message of our own kind counts before whatever else the body holds.
-        match (message?, messages?) {
-            (Some(message), _) => Some(Self {
-                message,
-                conversation: conversation_id?.map_or(Named::New, Named::Id),
-                again: false,
-                answers: Vec::new(),
-                replaced: None,
-                sdk: false,
-                stream: stream?,
-                options: options?,
-            }),
-            (None, Some(LastQuestion { message, answers })) => {
+        match (message, messages) {
+            (Some(None), Some(None)) => {
+                fields.refuse("message", Invalid::new("required", "Is required."));
+                None
+            }
+            (Some(None), messages) => {
                 let (id, trigger): (Option<ChatId>, _) = (fields.read("id"), fields.read::<Trigger>("trigger"));
                 let replaced: Option<Option<Replaced>> = fields.read("messageId");
+                let LastQuestion { message, answers } = messages??;
                 Some(Self {
                     message,
                     conversation: Named::Client(id?.0),
@@ -220,9 +219,19 @@ impl FromFields for SendRequest {
                     options: options?,
                 })
             }
-            (None, None) => {
-                fields.refuse("message", required());
-                None
+            // A message of our own kind counts before whatever else the body holds.
+            (message, messages) => {
+                messages?;
+                Some(Self {
+                    message: message??,
+                    conversation: conversation_id?.map_or(Named::New, Named::Id),
+                    again: false,
+                    answers: Vec::new(),
+                    replaced: None,
+                    sdk: false,
+                    stream: stream?,
+                    options: options?,
+                })
             }
         }
     }
@@ -324,6 +333,9 @@ mod tests {
     fn every_bad_field_is_named() {
         assert_eq!(bad(&json!({})), ["message"]);
         assert_eq!(bad(&json!({ "messages": [{ "role": "user", "content": "Hi" }] })), ["id"]);
+        assert_eq!(bad(&json!({ "messages": [] })), ["messages", "id"]);
+        let body = json!({ "id": 5, "messages": [], "trigger": 5, "messageId": 5, "temperature": 9 });
+        assert_eq!(bad(&body), ["messages", "temperature", "id", "trigger", "messageId"]);
         let body = json!({ "message": "", "conversationId": "x", "stream": "y", "temperature": 3 });
         assert_eq!(bad(&body), ["message", "conversationId", "stream", "temperature"]);
     }

@@ -36,6 +36,28 @@ pub struct Idempotency {
     route: String,
 }
 
+/// A client's name for a request that it may repeat.
+pub struct Key(String);
+
+impl Key {
+    /// The request's key, with or without the quotation marks of a structured field.
+    ///
+    /// # Errors
+    /// 400 for a malformed key.
+    #[track_caller]
+    pub fn of(request: &Request) -> Result<Option<Self>> {
+        let Some(value) = request.headers.get("idempotency-key") else { return Ok(None) };
+        let value = value.to_str().unwrap_or_default().trim();
+        let quoted = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
+        let key = quoted.filter(|key| !key.is_empty()).unwrap_or(value);
+        if (1..=255).contains(&key.len()) {
+            Ok(Some(Self(key.to_owned())))
+        } else {
+            Err(Error::invalid_field("Idempotency-Key", "malformed", "Must have 1 to 255 ASCII characters."))
+        }
+    }
+}
+
 /// What a request finds under its key.
 pub enum Claim {
     /// Nothing: the work is to be done, and its reply kept under the ticket, if there is a key at all.
@@ -67,9 +89,9 @@ impl Idempotency {
     /// Claims the request's key, if it has one. The body must have been found valid before.
     ///
     /// # Errors
-    /// 400 for a malformed key, 409 `request_in_progress`, 422 `idempotency_key_reused`, 401 without a user.
-    pub async fn claim(&self, request: &Request) -> Result<Claim> {
-        let Some(key) = key_of(request)? else { return Ok(Claim::Fresh(None)) };
+    /// 409 `request_in_progress`, 422 `idempotency_key_reused`, 401 without a user.
+    pub async fn claim(&self, request: &Request, key: Option<Key>) -> Result<Claim> {
+        let Some(Key(key)) = key else { return Ok(Claim::Fresh(None)) };
         let now = clock::now();
         let ends = now + Duration::try_from(request.time_left).map_err(Error::internal)?;
         let ticket = Ticket {
@@ -135,11 +157,11 @@ impl Idempotency {
     ///
     /// # Errors
     /// Those of [`Self::claim`] and of the work.
-    pub async fn once<F>(&self, request: &Request, work: impl FnOnce(Uuid) -> F) -> Result<Response>
+    pub async fn once<F>(&self, request: &Request, key: Option<Key>, work: impl FnOnce(Uuid) -> F) -> Result<Response>
     where
         F: Future<Output = Result<Response>>,
     {
-        let ticket = match self.claim(request).await? {
+        let ticket = match self.claim(request, key).await? {
             Claim::Kept(kept) => return kept.response(&request.id),
             Claim::Fresh(ticket) => ticket,
         };
@@ -304,16 +326,6 @@ impl Ticket {
 
 fn part_key(pk: &str, id: Uuid, part: i64) -> String {
     format!("{pk}#{id}#{part}")
-}
-
-/// The key, with or without the quotation marks of a structured field.
-fn key_of(request: &Request) -> Result<Option<String>> {
-    let Some(value) = request.headers.get("idempotency-key") else { return Ok(None) };
-    let malformed = || Error::invalid_field("Idempotency-Key", "malformed", "Must have 1 to 255 ASCII characters.");
-    let value = value.to_str().map_err(|_| malformed())?.trim();
-    let quoted = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
-    let key = quoted.filter(|key| !key.is_empty()).unwrap_or(value);
-    if (1..=255).contains(&key.len()) { Ok(Some(key.to_owned())) } else { Err(malformed()) }
 }
 
 /// Bodies are the same if they are the same as JSON: members in any order, white space anywhere.

@@ -14,7 +14,7 @@ use crate::auth::account::Visit;
 use crate::auth::session::Role;
 use crate::error::{Code, Error, Result};
 use crate::http::credentials::Caller;
-use crate::http::validate::{Field, Fields, FromFields, Raw};
+use crate::http::validate::{Field, Fields, FromFields, Invalid, Raw, both};
 use crate::runtime;
 use crate::telemetry::trace::TraceContext;
 
@@ -187,11 +187,9 @@ impl Request {
     /// A 400 that names every bad parameter; when the route has no such path parameter.
     #[track_caller]
     pub fn query_within<P: Field, T: FromFields>(&self, parameter: &str) -> Result<(P, T)> {
-        let text = self.parameter(parameter)?;
-        let mut fields = Fields::query(&self.query);
-        let place = P::parse(Raw::Text(text)).map_err(|invalid| fields.refuse(parameter, invalid)).ok();
-        let parsed = T::from_fields(&mut fields);
-        fields.finish(place.zip(parsed))
+        let place = P::parse(Raw::Text(self.parameter(parameter)?));
+        let place = place.map_err(|Invalid { code, message }| Error::invalid_field(parameter, code, message));
+        both(place, self.query())
     }
 
     /// A path parameter's text, decoded.

@@ -187,6 +187,24 @@ impl<'a> Fields<'a> {
     }
 }
 
+/// Two parts of a request, such as its query and its body, or the bad fields of both. What cannot be read at all, such
+/// as a body that is no JSON, is told alone: its fields are not known.
+///
+/// # Errors
+/// A 400 that names every bad field of both, or the error that is not about fields.
+#[track_caller]
+pub fn both<A, B>(a: Result<A>, b: Result<B>) -> Result<(A, B)> {
+    match (a, b) {
+        (Ok(a), Ok(b)) => Ok((a, b)),
+        (Err(a), Err(b)) => Err(match (a.fields(), b.fields()) {
+            ([], _) => a,
+            (_, []) => b,
+            (bad, others) => Error::validation([bad, others].concat()),
+        }),
+        (Err(error), Ok(_)) | (Ok(_), Err(error)) => Err(error),
+    }
+}
+
 fn camel_case(name: &str) -> String {
     let mut out = String::with_capacity(name.len());
     let mut upper = false;
@@ -234,6 +252,7 @@ fn whole(number: f64) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Code;
     use serde_json::json;
 
     crate::request! {
@@ -252,6 +271,19 @@ mod tests {
         let error = parse(json!({"conversationId": "x", "stream": 1})).unwrap_err();
         let named: Vec<_> = error.fields().iter().map(|f| (f.field.as_str(), f.code)).collect();
         assert_eq!(named, [("conversationId", "malformed"), ("stream", "wrong_type"), ("title", "required")]);
+    }
+
+    #[test]
+    fn parts_of_a_request_are_named_together() {
+        let bad = |field: &str| Err::<(), _>(Error::invalid_field(field, "malformed", "Is bad."));
+        let named = |error: Error| error.fields().iter().map(|f| f.field.clone()).collect::<Vec<_>>();
+        assert_eq!(both(Ok(1), Ok(2)).unwrap(), (1, 2));
+        assert_eq!(named(both(bad("a"), Ok(())).unwrap_err()), ["a"]);
+        assert_eq!(named(both(Ok(()), bad("b")).unwrap_err()), ["b"]);
+        assert_eq!(named(both(both(bad("a"), bad("b")), bad("c")).unwrap_err()), ["a", "b", "c"]);
+        let unread = || Err::<(), _>(Error::new(Code::InvalidJson, "Is no JSON."));
+        assert_eq!(both(bad("a"), unread()).unwrap_err().code(), Code::InvalidJson);
+        assert_eq!(both(unread(), bad("b")).unwrap_err().code(), Code::InvalidJson);
     }
 
     #[test]

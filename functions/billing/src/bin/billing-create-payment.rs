@@ -3,22 +3,14 @@
 use std::process::ExitCode;
 
 use lib::auth::limits::Limits;
-use lib::billing::payment::{Amount, Currency, Description, NewPayment, Payment, PaymentMethod};
+use lib::billing::payment::{NewPayment, Payment};
 use lib::billing::service::Billing;
 use lib::clock;
 use lib::error::Result;
-use lib::http::idempotency::Idempotency;
+use lib::http::idempotency::{Idempotency, Key};
+use lib::http::validate::both;
 use lib::http::{Policy, Request, Response, serve};
 use serde::Serialize;
-
-lib::request! {
-    struct CreatePaymentRequest {
-        amount: Amount,
-        currency: Currency,
-        payment_method_id: PaymentMethod,
-        description: Option<Description>,
-    }
-}
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -44,11 +36,11 @@ async fn init() -> Result<Context> {
 
 async fn handle(context: &Context, request: Request) -> Result<Response> {
     let user_id = request.user()?.user_id();
-    let CreatePaymentRequest { amount, currency, payment_method_id: method, description } = request.json()?;
-    let (new, trace) = (&NewPayment::new(amount, currency, method, description)?, &request.trace);
+    let (new, key): (NewPayment, _) = both(request.json(), Key::of(&request))?;
+    let (new, trace) = (&new, &request.trace);
     context
         .idempotency
-        .once(&request, async |work| {
+        .once(&request, key, async |work| {
             let charge = context.billing.pay(user_id, new, work, trace);
             let (payment, client_secret) = context.limits.card(user_id, clock::now(), charge).await?;
             Response::created(&CreatePaymentResponse { payment, client_secret })

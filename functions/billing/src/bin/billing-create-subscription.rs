@@ -8,7 +8,8 @@ use lib::billing::service::Billing;
 use lib::billing::subscription::{PaidPlan, Subscription};
 use lib::clock;
 use lib::error::Result;
-use lib::http::idempotency::Idempotency;
+use lib::http::idempotency::{Idempotency, Key};
+use lib::http::validate::both;
 use lib::http::{Policy, Request, Response, serve};
 use serde::Serialize;
 
@@ -40,11 +41,12 @@ async fn init() -> Result<Context> {
 
 async fn handle(context: &Context, request: Request) -> Result<Response> {
     let user_id = request.user()?.user_id();
-    let CreateSubscriptionRequest { plan, payment_method_id } = request.json()?;
+    let (asked, key) = both(request.json(), Key::of(&request))?;
+    let CreateSubscriptionRequest { plan, payment_method_id } = asked;
     let (method, trace) = (payment_method_id.as_ref(), &request.trace);
     context
         .idempotency
-        .once(&request, async |work| {
+        .once(&request, key, async |work| {
             let subscribing = context.billing.subscribe(user_id, plan.0, method, work, trace);
             let (subscription, client_secret) = match method {
                 Some(_) => context.limits.card(user_id, clock::now(), subscribing).await?,

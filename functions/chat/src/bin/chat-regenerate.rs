@@ -4,6 +4,8 @@ use std::process::ExitCode;
 
 use lib::chat::request::{AnswerQuery, Answers, RegenerateRequest};
 use lib::error::Result;
+use lib::http::idempotency::Key;
+use lib::http::validate::both;
 use lib::http::{Policy, Request, Response, serve_streaming};
 
 fn main() -> ExitCode {
@@ -15,8 +17,8 @@ fn main() -> ExitCode {
 async fn handle(answers: &'static Answers, request: Request) -> Result<Response> {
     let user_id = request.user()?.user_id();
     let conversation = request.id_parameter("id", "conversation")?;
-    let query: AnswerQuery = request.query()?;
-    let asked: RegenerateRequest = request.json()?;
+    let read = both(both(request.query(), Key::of(&request)), request.json());
+    let ((query, key), asked): ((AnswerQuery, _), RegenerateRequest) = read?;
     let (ask, protocol) = asked.into_ask(user_id, conversation, &query, request.header("accept"));
-    answers.answer(&request, ask, protocol).await
+    answers.answer(&request, key, ask, protocol).await
 }

@@ -6,6 +6,7 @@ use lib::chat::live::Streams;
 use lib::chat::request::{AnswerQuery, respond};
 use lib::chat::stream;
 use lib::error::Result;
+use lib::http::validate::both;
 use lib::http::{Policy, Request, Response, serve_streaming};
 
 fn main() -> ExitCode {
@@ -20,8 +21,9 @@ fn main() -> ExitCode {
 async fn handle(streams: &Streams, request: Request) -> Result<Response> {
     let user_id = request.user()?.user_id();
     let stream_id = request.id_parameter("id", "stream")?;
-    let protocol = request.query::<AnswerQuery>()?.protocol();
-    let after = stream::last_event_id(request.headers.get("last-event-id"))?;
+    let after = stream::last_event_id(request.headers.get("last-event-id"));
+    let (query, after): (AnswerQuery, _) = both(request.query(), after)?;
+    let protocol = query.protocol();
     let rest = streams.resume(user_id, stream_id, after, protocol, request.time_left).await?;
     Ok(rest.map_or_else(Response::no_content, |chunks| respond(protocol, chunks)))
 }

@@ -4,6 +4,8 @@ use std::process::ExitCode;
 
 use lib::chat::request::{AnswerQuery, Answers, SendRequest};
 use lib::error::Result;
+use lib::http::idempotency::Key;
+use lib::http::validate::both;
 use lib::http::{Policy, Request, Response, serve_streaming};
 
 fn main() -> ExitCode {
@@ -14,8 +16,8 @@ fn main() -> ExitCode {
 
 async fn handle(answers: &'static Answers, request: Request) -> Result<Response> {
     let user_id = request.user()?.user_id();
-    let query: AnswerQuery = request.query()?;
-    let asked: SendRequest = request.json()?;
+    let read = both(both(request.query(), Key::of(&request)), request.json());
+    let ((query, key), asked): ((AnswerQuery, _), SendRequest) = read?;
     let (ask, protocol) = asked.into_ask(user_id, &query, request.header("accept"));
-    answers.answer(&request, ask, protocol).await
+    answers.answer(&request, key, ask, protocol).await
 }

@@ -103,6 +103,13 @@ through_both_doors! {
             body["paymentMethodId"] = method.into();
             send(body.clone()).await.expect_invalid(&["amount", "currency", "paymentMethodId"]);
         }
+        // Less than the currency's least amount is named beside what is wrong with the others.
+        body = payment(json!(40));
+        body["description"] = 5.into();
+        send(body.clone()).await.expect_invalid(&["amount", "description"]);
+        body["paymentMethodId"] = "x".into();
+        let call = api.post("/api/billing/payments").bearer(&person.jwt).header("idempotency-key", "").json(&body);
+        call.send().await.expect_invalid(&["Idempotency-Key", "amount", "description", "paymentMethodId"]);
         body = payment(json!(1999));
         body["paymentMethodId"] = "pm_unknown".into();
         send(body).await.expect_invalid(&["paymentMethodId"]);

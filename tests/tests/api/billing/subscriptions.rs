@@ -204,8 +204,8 @@ through_both_doors! {
         assert_eq!(list.body["subscriptions"], json!([]));
         assert_eq!(plan_of(&api, &person).await, "free");
         let bad = json!({"plan": "free"});
-        let reply = api.post("/api/billing/subscriptions").bearer(&person.jwt).json(&bad).send().await;
-        reply.expect_invalid(&["plan"]);
+        let call = api.post("/api/billing/subscriptions").bearer(&person.jwt).header("idempotency-key", "").json(&bad);
+        call.send().await.expect_invalid(&["Idempotency-Key", "plan"]);
     }
 
     async fn a_card_whose_holder_has_to_authenticate_subscribes_when_he_has(api: Api) {

@@ -137,6 +137,29 @@ through_both_doors! {
         let broken = api.post("/api/chat").bearer(&person.jwt).body("application/json", "{");
         broken.send().await.expect_problem(400, "invalid_json");
     }
+
+    async fn bad_fields_of_query_header_and_body_are_named_together(api: Api) {
+        let person = api.sign_up().await;
+        let made = api.post("/api/chat/conversations").bearer(&person.jwt).send().await.expect_status(201);
+        let regenerate = format!("/api/chat/conversations/{}/regenerate", made.text_at("/conversation/id"));
+        let post = |path: &str, body: Value| {
+            let call = api.post(&format!("{path}?protocol=morse")).bearer(&person.jwt);
+            call.header("idempotency-key", &"k".repeat(256)).json(&body).send()
+        };
+        let reply = post("/api/chat", json!({"message": "", "temperature": 9})).await;
+        reply.expect_invalid(&["Idempotency-Key", "message", "protocol", "temperature"]);
+        let reply = post(&regenerate, json!({"model": 5, "stream": 3})).await;
+        reply.expect_invalid(&["Idempotency-Key", "model", "protocol", "stream"]);
+
+        let send = |body: Value| api.post("/api/chat").bearer(&person.jwt).json(&body).send();
+        let reply = send(json!({"id": 5, "messages": [], "trigger": 5, "messageId": 5, "temperature": 9})).await;
+        reply.expect_invalid(&["id", "messageId", "messages", "temperature", "trigger"]);
+        send(json!({"messages": []})).await.expect_invalid(&["id", "messages"]);
+
+        // What is no JSON has no fields to be named.
+        let broken = api.post("/api/chat?protocol=morse").bearer(&person.jwt).body("application/json", "{");
+        broken.send().await.expect_problem(400, "invalid_json");
+    }
 }
 
 /// Providers refuse a request whose prompt and longest answer are together longer than the model's window.

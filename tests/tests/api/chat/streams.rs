@@ -128,8 +128,8 @@ through_both_doors! {
         let stop = api.post(&format!("/api/chat/streams/{stream}/stop"));
         stop.bearer(&other.jwt).send().await.expect_problem(404, "not_found");
         api.post(&format!("/api/chat/streams/{stream}/stop")).bearer(&person.jwt).send().await.expect_status(202);
-        let malformed = api.get(&format!("/api/chat/streams/{stream}")).bearer(&person.jwt);
-        malformed.header("last-event-id", "x").send().await.expect_invalid(&["Last-Event-ID"]);
+        let malformed = api.get(&format!("/api/chat/streams/{stream}?protocol=morse")).bearer(&person.jwt);
+        malformed.header("last-event-id", "x").send().await.expect_invalid(&["Last-Event-ID", "protocol"]);
     }
 
     async fn an_own_message_is_answered_and_resumed_in_the_protocol_that_is_asked_for(api: Api) {
