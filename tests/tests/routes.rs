@@ -211,6 +211,32 @@ fn errors_of_the_gateway_itself_are_problem_documents() {
     }
 }
 
+/// Follows the reference that a part of the description may be.
+fn resolved<'a>(description: &'a Value, part: &'a Value) -> &'a Value {
+    part["$ref"].as_str().map_or(part, |reference| description.pointer(&reference[1..]).unwrap())
+}
+
+/// What API Gateway answers before or instead of a function, it answers on any route.
+#[test]
+fn every_operation_describes_the_errors_of_the_gateway_itself() {
+    let (template, description) = (yaml("template.yaml"), yaml("openapi.yaml"));
+    let responses = &template["Resources"]["Api"]["Properties"]["GatewayResponses"];
+    for kind in ["WAF_FILTERED", "THROTTLED", "DEFAULT_5XX", "INTEGRATION_FAILURE"] {
+        let body = text(&responses[kind]["ResponseTemplates"]["application/json"]);
+        let problem: Value = serde_json::from_str(&body).unwrap();
+        let (status, code) = (problem["status"].to_string(), &problem["code"]);
+        let is_described = |operation: &Value| {
+            let response = resolved(&description, &operation["responses"][&status]);
+            let schema = resolved(&description, &response["content"]["application/problem+json"]["schema"]);
+            schema["allOf"][1]["properties"]["code"]["enum"].as_array().is_some_and(|codes| codes.contains(code))
+        };
+        let operations = members(&description["paths"]).flat_map(|(_, item)| members(item));
+        let missing = operations.filter(|(_, operation)| !is_described(operation));
+        let missing: Vec<_> = missing.map(|(_, operation)| text(&operation["operationId"])).collect();
+        assert!(missing.is_empty(), "{status} {code} is not described: {missing:?}");
+    }
+}
+
 /// It goes out as it is: the firewall writes no request's id, and knows no type of problem documents.
 #[test]
 fn the_answer_of_the_firewall_is_the_described_one() {
