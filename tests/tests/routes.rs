@@ -138,6 +138,17 @@ fn the_description_streams_where_the_template_does() {
 }
 
 #[test]
+fn every_stream_may_say_that_it_is_the_ai_sdks() {
+    let description = yaml("openapi.yaml");
+    let operations = members(&description["paths"]).flat_map(|(_, item)| members(item));
+    let responses = operations.flat_map(|(_, operation)| members(&operation["responses"]));
+    let streams = responses.filter(|(_, response)| response["content"].get("text/event-stream").is_some());
+    all("x-vercel-ai-ui-message-stream is not described", streams, |(_, response)| {
+        response["headers"].get("x-vercel-ai-ui-message-stream").is_some()
+    });
+}
+
+#[test]
 fn every_function_has_a_binary_and_a_binary_its_function() {
     same("template.yaml", &functions().into_keys().collect(), "functions/*/src/bin", &binaries());
 }
