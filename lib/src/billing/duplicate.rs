@@ -3,7 +3,7 @@
 
 use uuid::Uuid;
 
-use crate::billing::object::{self, Subscription};
+use crate::billing::object::{self, Invoice, Subscription};
 use crate::billing::service::Billing;
 use crate::billing::stripe::Failure;
 use crate::error::{Error, Result};
@@ -54,11 +54,11 @@ impl Billing {
         Ok(())
     }
 
-    /// Ends a subscription, voids what is open of it and pays back what was paid last. The money goes first: whatever
+    /// Ends a subscription, voids what is unpaid of it and pays back what was paid last. The money goes first: whatever
     /// fails then, the subscription still runs and is found again.
     pub(crate) async fn give_back(&self, subscription: &Subscription) -> Result<()> {
         // What is void before the payments are read is not paid after.
-        self.void_open_invoices(&subscription.id).await?;
+        self.void_unpaid_invoices(&subscription.id).await?;
         let path = format!("/subscriptions/{}", subscription.id);
         let expand = vec![("expand[]", "latest_invoice.payments".to_owned())];
         let Some(mut found) = self.stripe.find(&path, &expand).await? else { return Ok(()) };
@@ -79,15 +79,23 @@ impl Billing {
         Ok(())
     }
 
-    /// Voids the open invoices of a subscription that is over or about to be: their payment would buy nothing. One that
-    /// was paid meanwhile stays paid.
-    pub(crate) async fn void_open_invoices(&self, subscription: &str) -> Result<()> {
-        for invoice in self.open_invoices(subscription).await? {
+    /// Voids what is unpaid of a subscription that is over or about to be: its payment would buy nothing. What was paid
+    /// meanwhile stays paid.
+    pub(crate) async fn void_unpaid_invoices(&self, subscription: &str) -> Result<()> {
+        for invoice in self.unpaid_invoices(subscription).await? {
             let path = format!("/invoices/{}", invoice.id);
+            if invoice.status == "draft" {
+                // Stripe neither voids a draft nor deletes a subscription's; left alone, it is collected within the hour.
+                let (form, key) = (vec![("auto_advance", "false".to_owned())], format!("finalize-{}", invoice.id));
+                match self.stripe.post_repeatable(&format!("{path}/finalize"), &form, &key).await {
+                    Err(Failure::Refused { .. }) => {}
+                    outcome => drop(outcome?),
+                }
+            }
             let key = format!("void-{}", invoice.id);
             match self.stripe.post_repeatable(&format!("{path}/void"), &Vec::new(), &key).await {
                 Err(failure @ Failure::Refused { .. }) => {
-                    if self.stripe.get(&path, &Vec::new()).await?["status"] == "open" {
+                    if Invoice::read(&self.stripe.get(&path, &Vec::new()).await?)?.is_unpaid() {
                         return Err(failure.into());
                     }
                 }

@@ -294,6 +294,12 @@ impl Invoice {
             created,
         })
     }
+
+    /// Whether it can still be paid, be it that Stripe is still to finalise it or has given it up.
+    #[must_use]
+    pub fn is_unpaid(&self) -> bool {
+        matches!(self.status.as_str(), "draft" | "open" | "uncollectible")
+    }
 }
 
 fn line(value: &Value) -> Value {

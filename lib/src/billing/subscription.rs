@@ -362,7 +362,7 @@ impl Billing {
             };
             let shown = self.finish(transaction, user_id, &now.id, outcome, object::Subscription::is_over).await?;
             // Only now: Stripe takes one whose unpaid invoice is void for paid.
-            self.void_open_invoices(&now.id).await?;
+            self.void_unpaid_invoices(&now.id).await?;
             Ok(shown)
         } else {
             let form = vec![("cancel_at_period_end", "true".to_owned())];

@@ -103,18 +103,20 @@ impl Billing {
         value.as_ref().map(Subscription::read).transpose()
     }
 
-    /// When the oldest of a subscription's unpaid invoices was made: later ones do not prolong the grace.
+    /// When the oldest of a subscription's open invoices was made: later ones do not prolong the grace.
     async fn unpaid_since(&self, subscription: &Subscription) -> Result<OffsetDateTime> {
-        let open = self.open_invoices(&subscription.id).await?;
-        Ok(open.iter().map(|invoice| invoice.created).min().unwrap_or(subscription.period_start))
+        let unpaid = self.unpaid_invoices(&subscription.id).await?;
+        let open = unpaid.iter().filter(|invoice| invoice.status == "open");
+        Ok(open.map(|invoice| invoice.created).min().unwrap_or(subscription.period_start))
     }
 
-    /// A subscription's invoices that wait to be paid.
-    pub(crate) async fn open_invoices(&self, subscription: &str) -> Result<Vec<Invoice>> {
-        let query =
-            vec![("subscription", subscription.to_owned()), ("status", "open".to_owned()), ("limit", "100".to_owned())];
-        let open = self.stripe.get("/invoices", &query).await?;
-        open["data"].as_array().into_iter().flatten().map(Invoice::read).collect()
+    /// Those of a subscription's newest hundred invoices that can still be paid, newest first.
+    pub(crate) async fn unpaid_invoices(&self, subscription: &str) -> Result<Vec<Invoice>> {
+        let query = vec![("subscription", subscription.to_owned()), ("limit", "100".to_owned())];
+        let all = self.stripe.get("/invoices", &query).await?;
+        let mut all = all["data"].as_array().into_iter().flatten().map(Invoice::read).collect::<Result<Vec<_>>>()?;
+        all.retain(Invoice::is_unpaid);
+        Ok(all)
     }
 
     /// The attempts to collect an invoice that failed, first to last.

@@ -108,7 +108,6 @@ impl Recording {
                     .into_iter()
                     .filter(|invoice| {
                         invoice["parent"]["subscription_details"]["subscription"] == query["subscription"]
-                            && invoice["status"] == query["status"]
                     })
                     .collect(),
             ),

@@ -374,6 +374,51 @@ through_both_doors! {
         assert_eq!(intents["data"][0]["status"], "canceled", "{intents}");
     }
 
+    async fn a_renewal_that_is_still_a_draft_is_not_paid_when_the_subscription_ends_at_once(api: Api) {
+        let life = Life::begin(api.clone(), api.sign_up().await).await;
+        life.pay_with("pm_card_visa").await;
+        life.time_goes(json!({"to": "period_end"})).await;
+        let customer = replica::customer(&life.person).await;
+        all_handled(&customer).await;
+        assert_eq!(life.newest_invoice().await["status"], "draft");
+        let path = format!("/api/billing/subscriptions/{}?immediately=true", life.id);
+        let end = api.delete(&path).bearer(&life.person.jwt).send().await.expect_status(200);
+        assert_eq!(end.body["subscription"]["status"], "canceled");
+        assert_eq!(life.newest_invoice().await["status"], "void");
+        life.time_goes(json!({"seconds": 7_200})).await;
+        assert_eq!(replica::charged(&customer).await, [(2999, 0)]);
+    }
+
+    async fn a_second_subscription_that_is_ended_renews_no_more(api: Api) {
+        let person = api.sign_up().await;
+        let open = async || {
+            let call = api.post("/api/billing/checkout").bearer(&person.jwt).json(&json!({"plan": "pro"}));
+            call.send().await.expect_status(201).text_at("/url")
+        };
+        let (first, second) = (open().await, open().await);
+        let customer = replica::customer(&person).await;
+        replica::control("webhooks", &json!({"customer": customer, "mode": "hold"})).await;
+        replica::submit(&first, "card=pm_card_visa").await;
+        replica::submit(&second, "card=pm_card_visa").await;
+        let listed = async || {
+            let found = replica::get(&format!("/v1/subscriptions?status=all&customer={customer}")).await;
+            found["data"].as_array().unwrap().clone()
+        };
+        // Both have a renewal that is still a draft when anybody is told.
+        let ends = listed().await.into_iter().map(|found| found["items"]["data"][0]["current_period_end"].as_i64());
+        replica::control("advance", &json!({"customer": customer, "to": ends.max().unwrap()})).await;
+        replica::control("webhooks", &json!({"customer": customer, "mode": "ordered"})).await;
+        replica::control("webhooks/release", &json!({"customer": customer})).await;
+        eventually("the end of one of them", || async {
+            listed().await.iter().any(|found| found["status"] == "canceled").then_some(())
+        })
+        .await;
+        all_handled(&customer).await;
+        replica::control("advance", &json!({"customer": customer, "seconds": 7_200})).await;
+        // Two first payments, and one renewal.
+        assert_eq!(replica::charged(&customer).await.len(), 3);
+    }
+
     async fn somebody_elses_card_pays_nothing(api: Api) {
         let (owner, stranger) = (api.sign_up().await, api.sign_up().await);
         subscribe(&api, &owner, "pro").await;
