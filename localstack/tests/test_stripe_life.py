@@ -281,3 +281,14 @@ def test_wrong_moves_are_refused(stripe: Replica):
     stripe.subscribe(customer, stripe.price())
     for more in ('"to": 1', '"to": "renewal"', '"seconds": -5', '"seconds": 1, "when_unpaid": "cry"'):
         assert stripe.send("POST", "/_replica/advance", f'{{"customer": "{customer}", {more}}}'.encode())[0] == 400
+
+
+def test_an_invoice_that_was_given_up_may_be_voided(stripe: Replica):
+    customer = stripe.customer()
+    subscription = stripe.subscribe(customer, stripe.price())
+    fail_from_now_on(stripe, customer)
+    moved(stripe, subscription, to="renewal")
+    path = f"/v1/invoices/{invoices(stripe, subscription)[0]['id']}"
+    assert stripe.post(f"{path}/mark_uncollectible")["status"] == "uncollectible"
+    assert stripe.post(f"{path}/void")["status"] == "void"
+    assert stripe.refused(f"{path}/void")[0] == 400

@@ -33,27 +33,42 @@ pub enum Kind {
 }
 
 impl Billing {
-    /// Mirrors the object of a kind and an id. What belongs to nobody here changes nothing.
+    /// Mirrors the object of a kind and an id. What belongs to nobody here changes nothing. What is unpaid of a
+    /// subscription that is over, however it ended, is voided: whoever paid it would get nothing for it.
     ///
     /// # Errors
-    /// When the database or Stripe does not answer; then nothing is changed.
+    /// When the database or Stripe does not answer; then nothing is changed, unless it was the voiding that failed.
     pub async fn sync(&self, kind: Kind, id: &str, trace: &TraceContext) -> Result<()> {
         let mut transaction = self.database.begin(trace).await?;
         let Some(user_id) = self.owner(&mut transaction, kind, id).await? else { return Ok(()) };
         lock(transaction.connection(), user_id, Patience::OfWorker).await?;
-        match kind {
+        let subscription = match kind {
             Kind::Subscription => {
                 let mirrored = self.mirror_subscription(&mut transaction, user_id, id).await?;
-                let unpaid = mirrored.map(|(_, now)| now).filter(|now| now.status == "past_due");
+                let subscription = mirrored.map(|(_, now)| now);
+                let unpaid = subscription.as_ref().filter(|now| now.status == "past_due");
                 // Its invoice may have been told of before this was so, and is not told of again.
-                if let Some(invoice) = unpaid.and_then(|now| now.latest_invoice) {
-                    self.mirror_invoice(&mut transaction, user_id, &invoice).await?;
+                if let Some(invoice) = unpaid.and_then(|now| now.latest_invoice.as_ref()) {
+                    self.mirror_invoice(&mut transaction, user_id, invoice).await?;
                 }
+                subscription
             }
-            Kind::Payment => drop(self.mirror_payment(&mut transaction, user_id, id).await?),
-            Kind::Invoice => self.mirror_invoice(&mut transaction, user_id, id).await?,
-        }
-        transaction.commit().await
+            Kind::Payment => {
+                self.mirror_payment(&mut transaction, user_id, id).await?;
+                None
+            }
+            // Those that are voided are told of, too: there is nothing more to look for.
+            Kind::Invoice => match self.mirror_invoice(&mut transaction, user_id, id).await? {
+                Some((invoice, subscription)) if invoice.is_unpaid() => subscription,
+                _ => None,
+            },
+        };
+        let voided = match subscription {
+            Some(over) if over.is_over() => self.void_unpaid_invoices(&over.id).await,
+            _ => Ok(()),
+        };
+        transaction.commit().await?;
+        voided
     }
 
     /// Whose the object is: by the mirror, or else by its customer.
@@ -322,10 +337,15 @@ impl Billing {
         Ok(Some(shown))
     }
 
-    /// Mirrors an invoice, and the subscription that it is for.
-    pub(crate) async fn mirror_invoice(&self, transaction: &mut Transaction, user_id: Uuid, id: &str) -> Result<()> {
+    /// Mirrors an invoice and the subscription that it is for, and gives both as Stripe has them.
+    pub(crate) async fn mirror_invoice(
+        &self,
+        transaction: &mut Transaction,
+        user_id: Uuid,
+        id: &str,
+    ) -> Result<Option<(Invoice, Option<Subscription>)>> {
         let expand = vec![("expand[]", "payments".to_owned())];
-        let Some(value) = self.stripe.find(&path(Kind::Invoice, id), &expand).await? else { return Ok(()) };
+        let Some(value) = self.stripe.find(&path(Kind::Invoice, id), &expand).await? else { return Ok(None) };
         let now = Invoice::read(&value)?;
         let failures = self.failures(&now).await?;
         // A person's own tries are charges that Stripe does not count; a try without a card is none.
@@ -388,7 +408,7 @@ impl Billing {
         let has_failed = failed > told && subscription.as_ref().is_some_and(Subscription::runs);
         let is_due = now.attempted
             && !row.is_some_and(|row| row.failure_mailed)
-            && subscription.is_some_and(|subscription| subscription.status == "past_due");
+            && subscription.as_ref().is_some_and(|subscription| subscription.status == "past_due");
         if now.status == "open" && (has_failed || is_due) {
             transaction.send_mail(&Mail::new(Message::PaymentFailed, Recipient::User(user_id)))?;
             sqlx::query!("UPDATE invoices SET failure_mailed = true WHERE stripe_id = $1", id)
@@ -398,7 +418,7 @@ impl Billing {
         if paid {
             transaction.publish(tell("billing.payment_succeeded", now.amount_paid).happened(now.paid));
         }
-        Ok(())
+        Ok(Some((now, subscription)))
     }
 }
 

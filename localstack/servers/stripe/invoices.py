@@ -1,14 +1,15 @@
-"""Payment of an invoice by a payment method of the caller's choice, which the replica does not know."""
+"""What the replica lacks of invoices: payment by a method of the caller's choice, and voiding what was given up."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from seahaven.ctx import Ctx
 from seahaven_stripe_world.billing import invoicing
-from seahaven_stripe_world.dispatch.response import ApiResponse
+from seahaven_stripe_world.dispatch.response import ApiResponse, Request
 from seahaven_stripe_world.resources import _lookup
+from seahaven_stripe_world.resources import invoices as resource
 from seahaven_stripe_world.stripe_errors import invalid_request
 
 from servers.stripe import own
@@ -16,6 +17,8 @@ from servers.stripe.own import Object, Parameters
 
 if TYPE_CHECKING:
     from servers.stripe.world import StripeWorld
+
+_require_voidable = resource._require_voidable
 
 
 def pay(world: StripeWorld, ctx: Ctx, parameters: Parameters, name: str) -> Object | ApiResponse:
@@ -48,5 +51,14 @@ def _attempt(ctx: Ctx, name: str, parameters: Parameters) -> Object:
     subscription = ctx.db.one("SELECT * FROM subscriptions WHERE id = ?", row["parent_subscription"])
     return invoicing.pay_invoice(ctx, name, sub_row=subscription, pm_row=chosen or None)
 
+
+def _voidable(ctx: Ctx, request: Request, **rest: Any) -> Object:
+    """What is uncollectible may be voided like what is open."""
+    sql = "UPDATE invoices SET status = 'open' WHERE id = ? AND status = 'uncollectible'"
+    ctx.db.execute(sql, request.path_params["invoice"])
+    return _require_voidable(ctx, request, **rest)
+
+
+resource._require_voidable = _voidable
 
 ROUTES = [own.OwnRoute("POST", re.compile("/v1/invoices/([^/]+)/pay"), pay)]

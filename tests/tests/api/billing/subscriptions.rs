@@ -374,6 +374,41 @@ through_both_doors! {
         assert_eq!(intents["data"][0]["status"], "canceled", "{intents}");
     }
 
+    async fn what_is_unpaid_of_a_subscription_that_stripe_ends_is_not_to_be_paid(api: Api) {
+        let life = Life::begin(api.clone(), api.sign_up().await).await;
+        life.pay_with("pm_card_visa").await;
+        life.use_card("pm_card_chargeCustomerFail").await;
+        life.time_goes(json!({"to": "renewal"})).await;
+        life.time_goes(json!({"to": "last_retry", "when_unpaid": "cancel"})).await;
+        until(&api, &life.person, "its end", |found| found["status"] == "canceled").await;
+        eventually("the void invoice", || async {
+            let list = api.get("/api/billing/invoices").bearer(&life.person.jwt).send().await.unless_limited()?;
+            (list.expect_status(200).body["invoices"][0]["status"] == "void").then_some(())
+        })
+        .await;
+        assert_eq!(life.newest_invoice().await["status"], "void");
+        assert_eq!(replica::charged(&replica::customer(&life.person).await).await, [(2999, 0)]);
+    }
+
+    async fn what_was_given_up_of_a_subscription_that_is_over_is_not_to_be_paid_either(api: Api) {
+        let life = Life::begin(api.clone(), api.sign_up().await).await;
+        life.pay_with("pm_card_visa").await;
+        life.use_card("pm_card_chargeCustomerFail").await;
+        life.time_goes(json!({"to": "renewal"})).await;
+        let due = life.newest_invoice().await["id"].as_str().unwrap().to_owned();
+        replica::post(&format!("/v1/invoices/{due}/mark_uncollectible"), "").await;
+        let stripe_id = replica::subscription(&life.person).await["id"].as_str().unwrap().to_owned();
+        // Stripe refuses the voiding a while: the end is noticed all the same, and the voiding made good.
+        let voiding = format!("POST /v1/invoices/{due}/void");
+        replica::control("faults", &json!({"match": voiding, "status": 429, "times": 2})).await;
+        replica::delete(&format!("/v1/subscriptions/{stripe_id}")).await;
+        until(&api, &life.person, "its end", |found| found["status"] == "canceled").await;
+        eventually("the void invoice", || async {
+            (life.newest_invoice().await["status"] == "void").then_some(())
+        })
+        .await;
+    }
+
     async fn a_renewal_that_is_still_a_draft_is_not_paid_when_the_subscription_ends_at_once(api: Api) {
         let life = Life::begin(api.clone(), api.sign_up().await).await;
         life.pay_with("pm_card_visa").await;
