@@ -72,11 +72,7 @@ impl Billing {
                 }
             }
         }
-        match self.stripe.delete(&path).await {
-            Err(failure) if failure.is_missing() => {}
-            outcome => drop(outcome?),
-        }
-        Ok(())
+        Ok(self.end(&subscription.id).await?)
     }
 
     /// Voids what is unpaid of a subscription that is over or about to be: its payment would buy nothing. What was paid

@@ -156,7 +156,8 @@ impl Billing {
     }
 
     /// Refuses a user who has a subscription at Stripe, whatever the mirror knew, and then commits what it has learned;
-    /// gives up what never began. The user's lock is held by the transaction, which goes on otherwise.
+    /// gives up what never began, and what Stripe no longer collects. The user's lock is held by the transaction, which
+    /// goes on otherwise.
     pub(crate) async fn refuse_second(
         &self,
         mut transaction: Transaction,
@@ -178,7 +179,12 @@ impl Billing {
                 // It may have been paid meanwhile.
                 self.give_back(&found).await?;
             }
-            let mirrored = self.mirror_subscription(&mut transaction, user_id, &found.id).await?;
+            let mut mirrored = self.mirror_subscription(&mut transaction, user_id, &found.id).await?;
+            if mirrored.as_ref().is_some_and(|(_, now)| now.has_lapsed()) {
+                self.end(&found.id).await?;
+                mirrored = self.mirror_subscription(&mut transaction, user_id, &found.id).await?;
+                self.void_unpaid_invoices(&found.id).await?;
+            }
             taken |= mirrored.is_some_and(|(_, now)| !now.is_over());
         }
         if taken {
@@ -186,6 +192,15 @@ impl Billing {
             return Err(Error::new(Code::AlreadySubscribed, "Change or cancel the subscription that there is."));
         }
         Ok(Unsubscribed { transaction, made: None, has_subscribed })
+    }
+
+    /// Ends a subscription at once; one that has ended stays so.
+    pub(crate) async fn end(&self, id: &str) -> Result<(), Failure> {
+        match self.stripe.delete(&format!("/subscriptions/{id}")).await {
+            // The first of two tries did it.
+            Err(failure) if failure.is_missing() => Ok(()),
+            outcome => outcome.map(drop),
+        }
     }
 
     /// Subscribes a user, once for all tries of the same request. With a payment method the first payment is made
@@ -349,16 +364,10 @@ impl Billing {
     ) -> Result<Subscription> {
         let mut transaction = self.begin_for(user_id, trace).await?;
         let now = self.ongoing(&mut transaction, user_id, id).await?;
-        let path = format!("/subscriptions/{}", now.id);
         if immediately || !now.runs() {
             let outcome = match now.is_over() {
-                true => Ok(Value::Null),
-                false => self.stripe.delete(&path).await,
-            };
-            let outcome = match outcome {
-                // The first of two tries did it.
-                Err(failure) if failure.is_missing() => Ok(Value::Null),
-                outcome => outcome,
+                true => Ok(()),
+                false => self.end(&now.id).await,
             };
             let shown = self.finish(transaction, user_id, &now.id, outcome, object::Subscription::is_over).await?;
             // Only now: Stripe takes one whose unpaid invoice is void for paid.
@@ -366,18 +375,19 @@ impl Billing {
             Ok(shown)
         } else {
             let form = vec![("cancel_at_period_end", "true".to_owned())];
+            let path = format!("/subscriptions/{}", now.id);
             let outcome = self.stripe.post(&path, &form, &format!("cancel-{}", Uuid::now_v7())).await;
             self.finish(transaction, user_id, &now.id, outcome, |now| now.cancel_at_period_end || now.is_over()).await
         }
     }
 
     /// Mirrors what has become of a change. Where Stripe's answer got lost, its object tells whether it was done.
-    async fn finish(
+    async fn finish<T>(
         &self,
         mut transaction: Transaction,
         user_id: Uuid,
         id: &str,
-        outcome: Result<Value, Failure>,
+        outcome: Result<T, Failure>,
         is_done: impl Fn(&object::Subscription) -> bool,
     ) -> Result<Subscription> {
         let lost = match outcome {

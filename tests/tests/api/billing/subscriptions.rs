@@ -409,6 +409,31 @@ through_both_doors! {
         .await;
     }
 
+    async fn whoever_has_let_a_subscription_lapse_may_subscribe_anew(api: Api) {
+        let life = Life::begin(api.clone(), api.sign_up().await).await;
+        life.pay_with("pm_card_visa").await;
+        life.use_card("pm_card_chargeCustomerFail").await;
+        life.time_goes(json!({"to": "renewal"})).await;
+        life.time_goes(json!({"to": "last_retry", "when_unpaid": "mark_unpaid"})).await;
+        // Of what is unpaid Stripe goes on making invoices, and leaves them alone.
+        life.time_goes(json!({"to": "renewal"})).await;
+        until(&api, &life.person, "the unpaid subscription", |found| found["status"] == "unpaid").await;
+        assert_eq!(plan_of(&api, &life.person).await, "free");
+        let customer = replica::customer(&life.person).await;
+        let page = api.post("/api/billing/checkout").bearer(&life.person.jwt).json(&json!({"plan": "pro"})).send().await;
+        assert!(page.expect_status(201).text_at("/url").contains("/checkout/"));
+        let ended = replica::subscription(&life.person).await;
+        assert_eq!(ended["status"], "canceled");
+        let invoices = replica::get(&format!("/v1/invoices?customer={customer}")).await;
+        let statuses = invoices["data"].as_array().unwrap().iter().map(|invoice| &invoice["status"]);
+        assert_eq!(statuses.collect::<Vec<_>>(), ["void", "void", "paid"]);
+        let made = subscribe(&api, &life.person, "enterprise").await;
+        assert_eq!((&made["plan"], &made["status"]), (&json!("enterprise"), &json!("active")));
+        assert_eq!(plan_of(&api, &life.person).await, "enterprise");
+        all_handled(&customer).await;
+        assert_eq!(replica::charged(&customer).await, [(2999, 0), (9999, 0)]);
+    }
+
     async fn a_renewal_that_is_still_a_draft_is_not_paid_when_the_subscription_ends_at_once(api: Api) {
         let life = Life::begin(api.clone(), api.sign_up().await).await;
         life.pay_with("pm_card_visa").await;
