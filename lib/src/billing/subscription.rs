@@ -5,11 +5,13 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use crate::auth::limits::Limits;
 use crate::billing::object;
 use crate::billing::payment::PaymentMethod;
 use crate::billing::plan::Plan;
 use crate::billing::service::Billing;
 use crate::billing::stripe::Failure;
+use crate::clock;
 use crate::error::{Code, Error, Result};
 use crate::http::page::{self, Cursor, Limit};
 use crate::http::validate::{Field, Invalid, Raw};
@@ -301,13 +303,20 @@ impl Billing {
     }
 
     /// Moves a subscription to a plan: a dearer one at once, with a period that begins now and is billed at once, less
-    /// what is left of the old one; a cheaper one when what is paid for ends; the same one undoes a cancellation or a
-    /// move to a cheaper one.
+    /// what is left of the old one, which is paid before if it was not; a cheaper one when what is paid for ends; the
+    /// same one undoes a cancellation or a move to a cheaper one.
     ///
     /// # Errors
-    /// 404 for an unknown, foreign or ended subscription; 402 `card_declined`, which leaves all as it was; 503
-    /// `stripe_unavailable`.
-    pub async fn change_plan(&self, user_id: Uuid, id: Uuid, to: Plan, trace: &TraceContext) -> Result<Subscription> {
+    /// 404 for an unknown, foreign or ended subscription; 402 `card_declined`, which leaves the plan as it was; 429
+    /// `too_many_attempts` after too many of those; 503 `stripe_unavailable`.
+    pub async fn change_plan(
+        &self,
+        user_id: Uuid,
+        id: Uuid,
+        to: Plan,
+        limits: &Limits,
+        trace: &TraceContext,
+    ) -> Result<Subscription> {
         let mut transaction = self.begin_for(user_id, trace).await?;
         let now = self.ongoing(&mut transaction, user_id, id).await?;
         let (plan, pending) = now.plans().ok_or_else(|| Error::not_found("subscription"))?;
@@ -319,12 +328,13 @@ impl Billing {
             true => vec![("cancel_at", String::new())],
             false => vec![("cancel_at_period_end", "false".to_owned())],
         };
-        if pending.unwrap_or(plan) != to {
+        let other = pending.unwrap_or(plan) != to;
+        let charged = other && to.terms().amount > plan.terms().amount && now.status != "trialing";
+        if other {
             form.push(("items[0][id]", now.item.clone()));
             form.push(("items[0][price]", self.price(to).await?));
-            let dearer = to.terms().amount > plan.terms().amount;
             let later = to.terms().amount < plan.terms().amount && now.status != "trialing";
-            if dearer && now.status != "trialing" {
+            if charged {
                 form.push(("proration_behavior", "always_invoice".to_owned()));
                 // The quota is a month's, however little is left of the period.
                 form.push(("billing_cycle_anchor", "now".to_owned()));
@@ -341,14 +351,44 @@ impl Billing {
             form.push(("metadata[paid_plan]", paid));
             form.push(("metadata[paid_until]", until));
         }
-        let path = format!("/subscriptions/{}", now.id);
-        let outcome = self.stripe.post(&path, &form, &format!("change-{}", Uuid::now_v7())).await;
-        let outcome = outcome.map_err(Failure::of_own_card);
-        let is_done = |now: &object::Subscription| {
-            let next = now.plans().map(|(plan, pending)| pending.unwrap_or(plan));
-            next == Some(to) && !now.cancel_at_period_end && !now.ends_by_date
+        let change = async {
+            if charged {
+                self.pay_due(&now.id).await?;
+            }
+            let path = format!("/subscriptions/{}", now.id);
+            let outcome = self.stripe.post(&path, &form, &format!("change-{}", Uuid::now_v7())).await;
+            let outcome = outcome.map_err(Failure::of_own_card);
+            let is_done = |now: &object::Subscription| {
+                let next = now.plans().map(|(plan, pending)| pending.unwrap_or(plan));
+                next == Some(to) && !now.cancel_at_period_end && !now.ends_by_date
+            };
+            self.finish(transaction, user_id, &now.id, outcome, is_done).await
         };
-        self.finish(transaction, user_id, &now.id, outcome, is_done).await
+        if charged { limits.card(user_id, clock::now(), change).await } else { change.await }
+    }
+
+    /// Pays what is due of a subscription by its own card, the oldest first: what is left of a period that nobody paid
+    /// is no credit. What Stripe has given up, or what was paid or voided meanwhile, is not due.
+    async fn pay_due(&self, subscription: &str) -> Result<()> {
+        let unpaid = self.unpaid_invoices(subscription).await?;
+        for invoice in unpaid.iter().rev().filter(|invoice| invoice.status != "uncollectible") {
+            let path = format!("/invoices/{}", invoice.id);
+            let is_settled = |value: &Value| !matches!(value["status"].as_str(), Some("draft" | "open"));
+            let settled = || async { Ok(Some(self.stripe.get(&path, &Vec::new()).await?).filter(is_settled)) };
+            // Another try may be by another card: it is another payment.
+            let key = format!("pay-{}-{}", invoice.id, Uuid::now_v7());
+            let failure = match self.stripe.post_once(&format!("{path}/pay"), &Vec::new(), &key, settled).await {
+                Ok(paid) if is_settled(&paid) => continue,
+                Ok(_) => Failure::Declined(None),
+                Err(failure @ Failure::Declined(_)) => failure,
+                Err(_) if settled().await?.is_some() => continue,
+                // Stripe names neither a code nor a parameter where there is no card.
+                Err(Failure::Refused { status: 400, .. }) => Failure::Declined(Some("no_payment_method".to_owned())),
+                Err(failure) => failure,
+            };
+            return Err(failure.into());
+        }
+        Ok(())
     }
 
     /// Ends a subscription, with its period or at once. What is unpaid of one that ends at once is not to be paid.

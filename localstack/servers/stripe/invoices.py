@@ -33,6 +33,10 @@ def pay(world: StripeWorld, ctx: Ctx, parameters: Parameters, name: str) -> Obje
         outcome = _attempt(ctx, name, parameters)
         if outcome["outcome"] == "failed":
             return ApiResponse(402, outcome["error"])
+        if outcome["outcome"] == "requires_action":
+            message = "This payment requires additional user action before it can be completed successfully."
+            error = {"type": "card_error", "code": "invoice_payment_intent_requires_action", "message": message}
+            return ApiResponse(402, {"error": error})
         if outcome["outcome"] == "no_payment_method":
             raise invalid_request("There is no default_payment_method set on this Customer or Invoice.")
     elif invoice["status"] != "paid":

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use lib::auth::limits::Limits;
 use lib::billing::service::Billing;
 use lib::billing::subscription::{PaidPlan, Subscription};
 use lib::error::Result;
@@ -17,14 +18,24 @@ struct UpdateSubscriptionResponse {
     subscription: Subscription,
 }
 
-fn main() -> ExitCode {
-    serve(env!("CARGO_BIN_NAME"), Policy::API, Billing::init, |billing, request| Box::pin(handle(billing, request)))
+struct Context {
+    billing: Billing,
+    limits: Limits,
 }
 
-async fn handle(billing: &Billing, request: Request) -> Result<Response> {
+fn main() -> ExitCode {
+    serve(env!("CARGO_BIN_NAME"), Policy::API, init, |context, request| Box::pin(handle(context, request)))
+}
+
+async fn init() -> Result<Context> {
+    Ok(Context { billing: Billing::init().await?, limits: Limits::from_env()? })
+}
+
+async fn handle(context: &Context, request: Request) -> Result<Response> {
     let user_id = request.user()?.user_id();
     let id = request.id_parameter("id", "subscription")?;
     let UpdateSubscriptionRequest { plan } = request.json()?;
-    let subscription = billing.change_plan(user_id, id, plan.0, &request.trace).await?;
+    let Context { billing, limits } = context;
+    let subscription = billing.change_plan(user_id, id, plan.0, limits, &request.trace).await?;
     Response::ok(&UpdateSubscriptionResponse { subscription })
 }

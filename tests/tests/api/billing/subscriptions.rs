@@ -157,6 +157,81 @@ through_both_doors! {
         assert_eq!((&list.body["subscriptions"][0]["plan"], &list.body["subscriptions"][0]["status"]), (&json!("pro"), &json!("active")));
     }
 
+    async fn what_is_due_is_paid_before_an_upgrade(api: Api) {
+        let life = Life::begin(api.clone(), api.sign_up().await).await;
+        life.pay_with("pm_card_visa").await;
+        life.use_card("pm_card_chargeCustomerFail").await;
+        life.time_goes(json!({"to": "renewal"})).await;
+        until(&api, &life.person, "the unpaid renewal", |found| found["status"] == "past_due").await;
+        let customer = replica::customer(&life.person).await;
+        let before = replica::subscription(&life.person).await;
+        let path = format!("/api/billing/subscriptions/{}", life.id);
+        let change = || api.call("PUT", &path).bearer(&life.person.jwt).json(&json!({"plan": "enterprise"})).send();
+        let refused = change().await.expect_problem(402, "card_declined");
+        assert_eq!(refused.body["declineCode"], "generic_decline");
+        let attach = "/v1/payment_methods/pm_card_authenticationRequired/attach";
+        let card = replica::post(attach, &format!("customer={customer}")).await["id"].as_str().unwrap().to_owned();
+        let at_stripe = format!("/v1/subscriptions/{}", before["id"].as_str().unwrap());
+        replica::post(&at_stripe, &format!("default_payment_method={card}")).await;
+        let refused = change().await.expect_problem(402, "card_declined");
+        assert_eq!(refused.body["declineCode"], "invoice_payment_intent_requires_action");
+        let after = replica::subscription(&life.person).await;
+        assert_eq!((&after["status"], &after["items"]), (&before["status"], &before["items"]));
+        assert_eq!(replica::charged(&customer).await, [(2999, 0)]);
+        assert_eq!(plan_of(&api, &life.person).await, "pro");
+
+        life.use_card("pm_card_visa").await;
+        let up = change().await.expect_status(200).body["subscription"].clone();
+        assert_eq!((&up["plan"], &up["status"]), (&json!("enterprise"), &json!("active")));
+        let charged = replica::charged(&customer).await;
+        assert_eq!(charged.len(), 3, "{charged:?}");
+        assert_eq!(charged[..2].iter().filter(|charge| **charge == (2999, 0)).count(), 2, "{charged:?}");
+        all_handled(&customer).await;
+        let list = api.get("/api/billing/invoices").bearer(&life.person.jwt).send().await.expect_status(200);
+        let invoices = list.body["invoices"].as_array().unwrap();
+        assert!(invoices.iter().all(|invoice| invoice["status"] == "paid"), "{}", list.text);
+    }
+
+    async fn an_upgrade_just_after_the_renewal_pays_for_that_first(api: Api) {
+        let life = Life::begin(api.clone(), api.sign_up().await).await;
+        life.pay_with("pm_card_visa").await;
+        life.time_goes(json!({"to": "period_end"})).await;
+        assert_eq!(life.newest_invoice().await["status"], "draft");
+        life.change("enterprise").await;
+        let customer = replica::customer(&life.person).await;
+        let charged = replica::charged(&customer).await;
+        assert_eq!(charged.len(), 3, "{charged:?}");
+        life.time_goes(json!({"seconds": 7_200})).await;
+        assert_eq!(replica::charged(&customer).await, charged);
+    }
+
+    async fn ten_declined_upgrades_are_enough(api: Api) {
+        let person = api.sign_up().await;
+        let made = subscribe(&api, &person, "pro").await;
+        let customer = replica::customer(&person).await;
+        let attach = "/v1/payment_methods/pm_card_chargeCustomerFail/attach";
+        let card = replica::post(attach, &format!("customer={customer}")).await["id"].as_str().unwrap().to_owned();
+        let stripe_id = replica::subscription(&person).await["id"].as_str().unwrap().to_owned();
+        replica::post(&format!("/v1/subscriptions/{stripe_id}"), &format!("default_payment_method={card}")).await;
+        let path = format!("/api/billing/subscriptions/{}", made["id"].as_str().unwrap());
+        let change = |plan: &str| api.call("PUT", &path).bearer(&person.jwt).json(&json!({"plan": plan})).send();
+        let mut declined = 0;
+        // The window may end in between, which allows ten more.
+        let limited = loop {
+            let reply = change("enterprise").await;
+            if reply.status == 429 {
+                break reply;
+            }
+            reply.expect_problem(402, "card_declined");
+            declined += 1;
+            assert!(declined <= 20);
+        };
+        limited.expect_problem(429, "too_many_attempts");
+        assert!(declined >= 10);
+        // What charges no card is none of that.
+        change("pro").await.expect_status(200);
+    }
+
     async fn what_was_bought_is_listed_page_by_page(api: Api) {
         let person = api.sign_up().await;
         let first = subscribe(&api, &person, "pro").await["id"].as_str().unwrap().to_owned();
