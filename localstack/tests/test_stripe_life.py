@@ -292,3 +292,10 @@ def test_an_invoice_that_was_given_up_may_be_voided(stripe: Replica):
     assert stripe.post(f"{path}/mark_uncollectible")["status"] == "uncollectible"
     assert stripe.post(f"{path}/void")["status"] == "void"
     assert stripe.refused(f"{path}/void")[0] == 400
+
+
+def test_a_subscription_is_billed_flexibly_unless_it_is_made_otherwise(stripe: Replica):
+    customer, price = stripe.customer(), stripe.price()
+    assert stripe.subscribe(customer, price)["billing_mode"]["type"] == "flexible"
+    classic = stripe.subscribe(customer, price, **{"billing_mode[type]": "classic"})
+    assert read(stripe, classic)["billing_mode"]["type"] == "classic"

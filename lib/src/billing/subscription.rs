@@ -250,6 +250,8 @@ impl Billing {
             ("items[0][price]", self.price(plan).await?),
             ("metadata[made_by]", work.to_owned()),
             ("payment_settings[save_default_payment_method]", "on_subscription".to_owned()),
+            // Without it, Stripe's newer versions prorate and make invoices in another way.
+            ("billing_mode[type]", "classic".to_owned()),
         ];
         match method {
             Some(method) => {

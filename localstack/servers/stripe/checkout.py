@@ -20,7 +20,7 @@ KIND = "checkout.session"
 MODES = ("payment", "setup", "subscription")
 LIFE_SECONDS = 86_400
 # What of `subscription_data` is the subscription's own.
-SUBSCRIPTION_DATA = ("metadata", "description", "trial_period_days", "trial_end", "trial_settings")
+SUBSCRIPTION_DATA = ("billing_mode", "metadata", "description", "trial_period_days", "trial_end", "trial_settings")
 URL = re.compile(r"https?://[^\s]+")
 
 

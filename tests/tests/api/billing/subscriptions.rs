@@ -90,6 +90,15 @@ through_both_doors! {
         assert!(!first["lines"].as_array().unwrap().is_empty());
     }
 
+    async fn subscriptions_are_billed_in_the_classic_way(api: Api) {
+        let (subscriber, visitor) = (api.sign_up().await, api.sign_up().await);
+        subscribe(&api, &subscriber, "pro").await;
+        assert_eq!(replica::subscription(&subscriber).await["billing_mode"]["type"], "classic");
+        let page = api.post("/api/billing/checkout").bearer(&visitor.jwt).json(&json!({"plan": "pro"})).send().await;
+        replica::submit(&page.expect_status(201).text_at("/url"), "card=pm_card_visa").await;
+        assert_eq!(replica::subscription(&visitor).await["billing_mode"]["type"], "classic");
+    }
+
     async fn an_upgrade_just_before_the_renewal_is_paid_for_a_whole_period(api: Api) {
         let person = api.sign_up().await;
         let made = subscribe(&api, &person, "pro").await;
