@@ -73,7 +73,7 @@ impl Subscription {
             status: text(value, "status")?,
             priced: price["metadata"]["plan"].as_str().and_then(Plan::parse).filter(|plan| *plan != Plan::Free),
             item: item["id"].as_str().unwrap_or_default().to_owned(),
-            amount: amount * item["quantity"].as_i64().unwrap_or(1),
+            amount: monthly(amount * item["quantity"].as_i64().unwrap_or(1), price),
             currency: currency(price).or_else(|| currency(value)).unwrap_or_else(|| "USD".to_owned()),
             period_start: period("current_period_start").ok_or_else(|| lacks("current_period_start"))?,
             period_end,
@@ -309,6 +309,20 @@ impl Invoice {
     }
 }
 
+/// What an amount of a price's interval comes to in a month, to the nearest minor unit.
+fn monthly(amount: i64, price: &Value) -> i64 {
+    // The older shape has the interval beside the amount.
+    let recurring = if price["recurring"].is_object() { &price["recurring"] } else { price };
+    let (times, months) = match recurring["interval"].as_str() {
+        Some("day") => (365, 12),
+        Some("week") => (52, 12),
+        Some("year") => (1, 12),
+        _ => (1, 1),
+    };
+    let months = months * recurring["interval_count"].as_i64().unwrap_or(1).max(1);
+    (amount * times + months / 2) / months
+}
+
 fn line(value: &Value) -> Value {
     let bound = |name: &str| moment(&value["period"][name]).map(crate::clock::rfc3339);
     json!({
@@ -415,6 +429,24 @@ mod tests {
         old["current_period_start"] = 1000.into();
         old["current_period_end"] = 2000.into();
         assert_eq!(Subscription::read(&old).unwrap(), Subscription::read(&new).unwrap());
+    }
+
+    #[test]
+    fn the_revenue_is_a_months() {
+        let mrr = |interval: &str, count: i64, amount: i64| {
+            let mut value = subscription();
+            let price = &mut value["items"]["data"][0]["price"];
+            price["unit_amount"] = amount.into();
+            price["recurring"] = json!({"interval": interval, "interval_count": count});
+            Subscription::read(&value).unwrap().mrr()
+        };
+        assert_eq!([mrr("month", 1, 2_999), mrr("month", 3, 6_000), mrr("year", 1, 29_990)], [2_999, 2_000, 2_499]);
+        assert_eq!([mrr("year", 2, 48_000), mrr("week", 1, 600), mrr("day", 1, 120)], [2_000, 2_600, 3_650]);
+        let mut old = subscription();
+        let item = &mut old["items"]["data"][0];
+        item["plan"] = json!({"metadata": {"plan": "pro"}, "amount": 12_000, "currency": "usd", "interval": "year"});
+        item["price"] = Value::Null;
+        assert_eq!(Subscription::read(&old).unwrap().mrr(), 1_000);
     }
 
     #[test]

@@ -598,6 +598,26 @@ through_both_doors! {
         assert_eq!((status(&contract).await, plan_of(&api, &person).await), (json!("active"), "pro".to_owned()));
     }
 
+    async fn a_years_price_counts_by_the_month(api: Api) {
+        let person = api.sign_up().await;
+        api.post("/api/billing/portal").bearer(&person.jwt).send().await.expect_status(201);
+        let form = "currency=usd&unit_amount=29990&recurring[interval]=year&product_data[name]=Pro&metadata[plan]=pro";
+        let price = replica::post("/v1/prices", form).await["id"].as_str().unwrap().to_owned();
+        let form = format!(
+            "customer={}&items[0][price]={price}&default_payment_method=pm_card_visa",
+            replica::customer(&person).await
+        );
+        replica::post("/v1/subscriptions", &form).await;
+        until(&api, &person, "the subscription", |found| found["status"] == "active").await;
+        eventually("its event", || async {
+            let told = stores::told(&person).await;
+            let began = told.iter().find(|line| line.starts_with("subscription_created"))?;
+            assert_eq!(began, "subscription_created active new 2499 pro");
+            Some(())
+        })
+        .await;
+    }
+
     async fn a_subscription_that_is_moved_to_a_price_without_a_plan_ends_all_the_same(api: Api) {
         let person = api.sign_up().await;
         subscribe(&api, &person, "pro").await;
