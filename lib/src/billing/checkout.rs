@@ -28,6 +28,7 @@ impl Billing {
             ("line_items[0][quantity]", "1".to_owned()),
             ("success_url", format!("{}/billing?checkout=success", self.app_url)),
             ("cancel_url", format!("{}/billing?checkout=canceled", self.app_url)),
+            ("payment_method_types[0]", "card".to_owned()),
             ("subscription_data[billing_mode][type]", "classic".to_owned()),
         ];
         if first {

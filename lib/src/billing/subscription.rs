@@ -249,6 +249,8 @@ impl Billing {
             ("customer", customer.to_owned()),
             ("items[0][price]", self.price(plan).await?),
             ("metadata[made_by]", work.to_owned()),
+            // A method of which the payment takes days would leave it open whether the plan is paid.
+            ("payment_settings[payment_method_types][0]", "card".to_owned()),
             ("payment_settings[save_default_payment_method]", "on_subscription".to_owned()),
             // Without it, Stripe's newer versions prorate and make invoices in another way.
             ("billing_mode[type]", "classic".to_owned()),

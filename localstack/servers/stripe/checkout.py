@@ -84,7 +84,8 @@ def create(world: StripeWorld, ctx: Ctx, parameters: Parameters, _name: str) -> 
         "payment_link": None,
         "payment_method_collection": "always" if mode == "subscription" else None,
         "payment_method_options": {},
-        "payment_method_types": ["card"],
+        # What the dashboard switches on, unless the caller chooses.
+        "payment_method_types": own.items(parameters.get("payment_method_types")) or ["card", "link"],
         "payment_status": "no_payment_required" if mode == "setup" else "unpaid",
         "permissions": None,
         "phone_number_collection": {"enabled": False},

@@ -99,6 +99,18 @@ through_both_doors! {
         assert_eq!(replica::subscription(&visitor).await["billing_mode"]["type"], "classic");
     }
 
+    async fn a_subscription_is_paid_by_card_alone(api: Api) {
+        let person = api.sign_up().await;
+        let page = api.post("/api/billing/checkout").bearer(&person.jwt).json(&json!({"plan": "pro"})).send().await;
+        page.expect_status(201);
+        let sessions = format!("/v1/checkout/sessions?customer={}", replica::customer(&person).await);
+        assert_eq!(replica::get(&sessions).await["data"][0]["payment_method_types"], json!(["card"]));
+        let begun = api.post("/api/billing/subscriptions").bearer(&person.jwt).json(&json!({"plan": "pro"})).send().await;
+        begun.expect_status(201);
+        let made = replica::subscription(&person).await;
+        assert_eq!(made["payment_settings"]["payment_method_types"], json!(["card"]));
+    }
+
     async fn an_upgrade_just_before_the_renewal_is_paid_for_a_whole_period(api: Api) {
         let person = api.sign_up().await;
         let made = subscribe(&api, &person, "pro").await;
