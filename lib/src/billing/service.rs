@@ -104,33 +104,48 @@ impl Billing {
         Ok(customers.map(Value::take).find(|customer| customer["metadata"]["user_id"] == user_id))
     }
 
-    /// Stripe's id of a plan's price, which is made, with its product, on first use.
+    /// Stripe's id of a plan's price, which is made, with its product, on first use, and anew when either was archived.
     pub(crate) async fn price(&self, plan: Plan) -> Result<String> {
-        if let Some(id) = self.known_price(plan).await? {
+        let (terms, key) = (plan.terms(), lookup_key(plan));
+        let known = self.known_price(&key).await?;
+        if let Some(id) = known.as_ref().filter(|price| is_sold(price)).and_then(object::id_of) {
             return Ok(id);
         }
-        let (terms, key) = (plan.terms(), lookup_key(plan));
         let form = vec![
             ("product_data[name]", terms.name.to_owned()),
             ("unit_amount", terms.amount.to_string()),
             ("currency", terms.currency.to_lowercase()),
             ("recurring[interval]", terms.interval.to_owned()),
             ("lookup_key", key.clone()),
+            // An archived price has it still.
+            ("transfer_lookup_key", "true".to_owned()),
             ("metadata[plan]", plan.as_str().to_owned()),
         ];
-        let made = || async { Ok(self.known_price(plan).await?.map(Value::String)) };
-        match self.stripe.post_once("/prices", &form, &format!("price-{key}"), made).await {
-            Ok(made) => object::id_of(&made).ok_or_else(|| Error::internal("Stripe made a price without an id")),
+        // The first key stands for the price that was made with it, archived or not.
+        let once = match known.as_ref().and_then(object::id_of) {
+            Some(archived) => format!("price-{key}-{archived}"),
+            None => format!("price-{key}"),
+        };
+        let sold = || async { Ok(self.known_price(&key).await?.filter(is_sold)) };
+        let made = match self.stripe.post_once("/prices", &form, &once, sold).await {
+            Ok(made) => made,
             // Somebody else was faster: a lookup key is one price's.
-            Err(failure) => self.known_price(plan).await?.ok_or_else(|| failure.into()),
-        }
+            Err(failure) => sold().await?.ok_or(failure)?,
+        };
+        object::id_of(&made).ok_or_else(|| Error::internal("Stripe made a price without an id"))
     }
 
-    async fn known_price(&self, plan: Plan) -> Result<Option<String>, Failure> {
-        let query = vec![("lookup_keys[]", lookup_key(plan)), ("active", "true".to_owned())];
-        let prices = self.stripe.get("/prices", &query).await?;
-        Ok(object::id_of(&prices["data"][0]))
+    /// The price that has a lookup key, archived or not, with its product.
+    async fn known_price(&self, key: &str) -> Result<Option<Value>, Failure> {
+        let query = vec![("lookup_keys[]", key.to_owned()), ("expand[]", "data.product".to_owned())];
+        let mut prices = self.stripe.get("/prices", &query).await?;
+        Ok(Some(prices["data"][0].take()).filter(Value::is_object))
     }
+}
+
+/// Whether Stripe takes a price for a new subscription.
+fn is_sold(price: &Value) -> bool {
+    price["active"] == true && price["product"]["active"] != false
 }
 
 /// The name by which a plan's price is found; another amount is another price.

@@ -610,6 +610,27 @@ through_both_doors! {
         assert_eq!((status(&contract).await, plan_of(&api, &person).await), (json!("active"), "pro".to_owned()));
     }
 
+    async fn a_plan_whose_price_or_product_was_archived_is_sold_all_the_same(api: Api) {
+        let person = api.sign_up().await;
+        let open = || api.post("/api/billing/checkout").bearer(&person.jwt).json(&json!({"plan": "enterprise"})).send();
+        open().await.expect_status(201);
+        let sold = async || {
+            let found = replica::get("/v1/prices?lookup_keys[]=ai_chat_enterprise_9999_usd_month").await;
+            found["data"][0].clone()
+        };
+        for (kind, id) in [("prices", "id"), ("products", "product")] {
+            let before = sold().await;
+            let archived = before[id].as_str().unwrap();
+            replica::post(&format!("/v1/{kind}/{archived}"), "active=false").await;
+            open().await.expect_status(201);
+            let after = sold().await;
+            assert_ne!(after[id], before[id], "{kind}");
+            assert_eq!((&after["active"], &after["metadata"]["plan"]), (&json!(true), &json!("enterprise")));
+        }
+        subscribe(&api, &person, "enterprise").await;
+        assert_eq!(plan_of(&api, &person).await, "enterprise");
+    }
+
     async fn a_years_price_counts_by_the_month(api: Api) {
         let person = api.sign_up().await;
         api.post("/api/billing/portal").bearer(&person.jwt).send().await.expect_status(201);
