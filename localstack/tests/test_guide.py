@@ -679,7 +679,8 @@ def test_a_failing_worker_is_told_by_an_alarm():
     watched = {
         dimension["Value"]["Ref"]
         for alarm in resources.values() if alarm["Type"] == "AWS::CloudWatch::Alarm"
-        for metric in alarm["Properties"].get("Metrics", []) if "MetricStat" in metric
+        for metric in alarm["Properties"].get("Metrics", [])
+        if metric.get("MetricStat", {}).get("Metric", {}).get("Namespace") == "AWS/Lambda"
         for dimension in metric["MetricStat"]["Metric"]["Dimensions"]
     }  # fmt: skip
     workers = {
@@ -688,6 +689,26 @@ def test_a_failing_worker_is_told_by_an_alarm():
     }  # fmt: skip
     # Whoever invokes these by hand looks at the reply.
     assert watched == workers - {"WorkersMigrate", "WorkersSetRole"}
+
+
+def test_a_connection_outlives_the_longest_run_without_a_statement():
+    resources = cloudformation.template()["Resources"]
+    longest = max(
+        item["Properties"].get("Timeout", 0)
+        for item in resources.values()
+        if item["Type"] == "AWS::Serverless::Function"
+    )
+    assert longest < resources["DatabaseProxy"]["Properties"]["IdleClientTimeout"] < 2 * longest
+
+
+def test_every_alarm_is_in_the_operators_table():
+    table = (ROOT / "docs" / "operations.md").read_text().split("## Alarms")[1].split("\n## ")[0]
+    documented = {name for row in re.findall(r"^\| ([A-Z][A-Za-z, ]+) \|", table, re.M) for name in row.split(", ")}
+    alarms = {
+        name.removesuffix("Alarm") for name, item in cloudformation.template()["Resources"].items()
+        if item["Type"] == "AWS::CloudWatch::Alarm"
+    }  # fmt: skip
+    assert alarms == documented - {"Alarm"}
 
 
 # The rules of AWS's groups that look at bodies and queries, by the tables of the WAF developer guide.
