@@ -38,7 +38,7 @@ QUESTIONS = {
     "AppUrl": "Origin of the frontend, such as https://app.example.com; docs/frontend.md lists the pages it needs",
     "MailFrom": "Sender of mail, of a domain that is verified in SES",
     "AdminEmails": "Addresses of administrators, with commas",
-    "AlarmEmail": "Who is told of alarms",
+    "AlarmEmail": "Who is told of alarms, and has to confirm that by the link in SNS's mail within 48 hours",
     "DomainName": "Host name of the API (empty: API Gateway's)",
     "CertificateArn": "Certificate of that name",
     "HostedZoneId": "Route 53 zone of that name (empty: its DNS record is made elsewhere)",
@@ -222,6 +222,8 @@ def deploy(stage: str) -> None:
     address, seen = addresses(stage, region)
     smoke(seen)
     print(f"\nThe API is at {address}.")
+    for sentence in unheard(stage):
+        print(sentence)
 
 
 def destroy(stage: str) -> None:
@@ -368,6 +370,27 @@ def alarmed(stage: str) -> bool:
         return False
     found = boto3.client("cloudwatch").describe_alarms(AlarmNames=[alarm])["MetricAlarms"]
     return any(item["StateValue"] == "ALARM" for item in found)
+
+
+def unheard(stage: str) -> list[str]:
+    """Who is not told of alarms: a subscription that nobody confirms is no subscription, and SNS deletes it."""
+    topic = physical(stage, "AlarmTopic")
+    if topic is None:
+        return []
+    pages = boto3.client("sns").get_paginator("list_subscriptions_by_topic").paginate(TopicArn=topic)
+    found = [subscription for page in pages for subscription in page["Subscriptions"]]
+    waiting = [item["Endpoint"] for item in found if item["SubscriptionArn"] == "PendingConfirmation"]
+    sentences = [
+        f"{endpoint} is told of no alarm before somebody follows the link in the mail that SNS sent there; "
+        "48 hours after that mail SNS deletes the subscription."
+        for endpoint in waiting
+    ]
+    if not waiting and not any(item["SubscriptionArn"].startswith("arn:") for item in found):
+        sentences.append(
+            "Nobody is told of alarms. A deploy does not bring back a subscription that SNS deleted; this does: "
+            f"aws sns subscribe --topic-arn {topic} --protocol email --notification-endpoint <address>"
+        )
+    return sentences
 
 
 def deployed(stage: str) -> dict[str, str] | None:

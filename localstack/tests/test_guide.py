@@ -300,6 +300,7 @@ guide.release = lambda values, anew: "new" if anew else "old"
 guide.rolled_back = lambda _: False
 guide.check_concurrency = lambda *_: None
 guide.alarmed = lambda _: False
+guide.unheard = lambda _: []
 guide.sam = lambda stage, region, values: sent.update(values)
 answers = {"Ori": "https://app.example.net", "Sen": "no-reply@example.net", "Bas": "https://clickhouse.example.net"}
 def answer(text):
@@ -377,6 +378,34 @@ for state in ("OK", "INSUFFICIENT_DATA", "ALARM"):
     )
     done = guide(script)
     assert done.stdout.split() == ["False", "False", "False", "True"], done.stderr
+
+
+def test_a_deploy_says_who_is_not_told_of_alarms():
+    script = (
+        FORMATION
+        + """
+class Topics:
+    def get_paginator(self, operation):
+        assert operation == "list_subscriptions_by_topic"
+        return self
+    def paginate(self, TopicArn):
+        assert TopicArn == "arn:aws:sns:eu-central-1:1:alarms"
+        for arns in pages:
+            yield {"Subscriptions": [{"SubscriptionArn": arn, "Endpoint": "ada@example.net"} for arn in arns]}
+guide.boto3.client = lambda service, **_: Topics() if service == "sns" else formation
+confirmed, pages = "arn:aws:sns:eu-central-1:1:alarms:2", []
+print(len(guide.unheard("dev")))
+formation.resources = {"AlarmTopic": "arn:aws:sns:eu-central-1:1:alarms"}
+for pages in ([[confirmed]], [["PendingConfirmation"], [confirmed]], [["PendingConfirmation"]], [["Deleted"]], [[]]):
+    print(*guide.unheard("dev"))
+"""
+    )
+    done = guide(script)
+    none, told, one, waiting, deleted, empty = done.stdout.split("\n")[:-1]
+    assert (none, told) == ("0", ""), done.stderr
+    assert one == waiting and one.startswith("ada@example.net is told of no alarm") and "Nobody" not in one
+    assert deleted == empty and deleted.startswith("Nobody is told of alarms")
+    assert "aws sns subscribe --topic-arn arn:aws:sns:eu-central-1:1:alarms --protocol email" in deleted
 
 
 def test_nothing_follows_a_change_set_that_was_not_executed():
