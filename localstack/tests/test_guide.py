@@ -797,6 +797,29 @@ def test_what_the_firewall_does_not_count_the_stage_bounds():
     assert webhook["ThrottlingRateLimit"] and webhook["ThrottlingBurstLimit"]
 
 
+def test_zones_are_the_first_two_unless_two_are_named():
+    resources = cloudformation.template()["Resources"]
+    chosen = []
+    for name in ("PublicSubnet", "PrivateSubnetA", "PrivateSubnetB"):
+        condition, given, default = resources[name]["Properties"]["AvailabilityZone"]["If"]
+        assert condition == "ZonesGiven"
+        assert given["Select"][1] == {"Split": [",", {"Sub": "${AvailabilityZones},"}]}
+        assert default["Select"][1] == {"GetAZs": ""}
+        assert given["Select"][0] == default["Select"][0]
+        chosen.append(given["Select"][0])
+    assert chosen == [0, 0, 1]
+    done = guide("""
+assert "AvailabilityZones" in guide.visible(guide.declared())
+guide.check({"AvailabilityZones": "us-east-1a,us-east-1b"})
+for zones in ("us-east-1a", "us-east-1a, us-east-1b"):
+    try:
+        guide.check({"AvailabilityZones": zones})
+    except guide.Refused as refusal:
+        print(refusal)
+""")
+    assert done.stdout.count("AvailabilityZones does not match") == 2, done.stderr
+
+
 def test_a_restored_database_takes_the_place_of_the_one_that_was_made():
     resources = cloudformation.template()["Resources"]
     connection = resources["DatabaseSecret"]["Properties"]["SecretString"]["If"]
