@@ -13,6 +13,7 @@ import json
 import os
 import re
 import secrets
+import socket
 import subprocess
 import sys
 import time
@@ -68,6 +69,13 @@ DEAD_ENDS = {
     "`make destroy STAGE={stage}` goes on.",
     "UPDATE_ROLLBACK_FAILED": "A deploy failed and was not taken back; CloudFormation's events say why. Mend that, run "
     "`aws cloudformation continue-update-rollback --stack-name {stack}`, and deploy again.",
+}
+# What `workers-migrate` says of the store that failed, and what that means.
+BEHIND = {
+    "the schema of Postgres is not up to date": "Postgres has taken back the migration that failed and keeps those "
+    "before it; ClickHouse is as it was.",
+    "the schema of ClickHouse is not up to date": "Postgres is migrated and stays so; ClickHouse stopped where it "
+    "failed, and figures may be short or fail until it is done.",
 }
 # What Lambda provisions nothing of: so much concurrency has to be left for all functions of the account.
 KEPT_FREE = 100
@@ -449,17 +457,29 @@ def pending(stage: str) -> set[str]:
 
 def migrate(stage: str, region: str) -> str:
     """Run the migration function."""
-    config = botocore.config.Config(read_timeout=660, retries={"total_max_attempts": 1})
-    reply = boto3.client("lambda", region_name=region, config=config).invoke(
-        FunctionName=f"{stack_name(stage)}-workers-migrate", Payload=b"{}"
-    )
+    config = botocore.config.Config(read_timeout=660, retries={"total_max_attempts": 1}, tcp_keepalive=True)
+    client = boto3.client("lambda", region_name=region, config=config)
+    keep_alive(client)
+    reply = client.invoke(FunctionName=f"{stack_name(stage)}-workers-migrate", Payload=b"{}")
     text = reply["Payload"].read().decode()
     if reply.get("FunctionError"):
+        unknown = f"The log group /{stack_name(stage)}/workers tells how far it came."
+        meaning = next((meaning for words, meaning in BEHIND.items() if words in text), unknown)
         raise Refused(
-            f"The migration failed: {text}. "
-            "The functions are deployed, the schema is unchanged: see docs/operations.md."
+            f"The migration failed: {text}\n{meaning} The functions are deployed all the same. Mend what it complains "
+            "of and deploy again, which goes on from there; docs/operations.md has a section on migrations."
         )
     return text
+
+
+def keep_alive(client: Any) -> None:
+    """Have the system ask after a silent connection each minute.
+
+    NATs forget one after 350 seconds, and a migration may take 600. Of its own the system asks after two hours, and
+    botocore has no setting for that.
+    """
+    idle = socket.TCP_KEEPALIVE if sys.platform == "darwin" else socket.TCP_KEEPIDLE
+    client._endpoint.http_session._socket_options.append((socket.IPPROTO_TCP, idle, 60))
 
 
 def addresses(stage: str, region: str) -> tuple[str, str]:

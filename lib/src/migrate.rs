@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::migrate::Migrator;
 use uuid::Uuid;
 
-use crate::analytics::turn::Turns;
+use crate::analytics::turn::{Turn, Turns};
 use crate::analytics::writer;
 use crate::auth::email::Email;
 use crate::auth::password::{self, NewPassword};
@@ -88,11 +88,25 @@ impl Migrations {
     /// Applies what is missing, then sees to the admin of the payload.
     ///
     /// # Errors
-    /// When a store does not answer or refuses, and for an admin outside the local stage.
+    /// When a store does not answer or refuses, which the cause then names, and for an admin outside the local stage.
     pub async fn run(&self, payload: &serde_json::Value) -> Result<Migrated> {
         // No event is written meanwhile, so a view that is added misses none and counts none twice.
-        let mut turn = self.turns.wait(PATIENCE).await?;
-        POSTGRES.run(self.database.pool()).await.map_err(Error::internal)?;
+        let mut turn = self.turns.wait(PATIENCE).await.map_err(|error| behind("Postgres", &error))?;
+        let migrated = POSTGRES.run(self.database.pool()).await.map_err(Error::internal);
+        migrated.map_err(|error| behind("Postgres", &error))?;
+        self.migrate_clickhouse(&mut turn).await.map_err(|error| behind("ClickHouse", &error))?;
+        self.turns.end(turn).await?;
+        Ok(Migrated {
+            postgres: POSTGRES.iter().map(|migration| migration.version).collect(),
+            clickhouse: CLICKHOUSE.iter().map(|(version, ..)| *version).collect(),
+            admin: match payload.get("admin").filter(|admin| !admin.is_null()) {
+                Some(admin) => self.seed(admin).await?,
+                None => Seeded::None,
+            },
+        })
+    }
+
+    async fn migrate_clickhouse(&self, turn: &mut Turn) -> Result<()> {
         let done = prepare(&self.clickhouse).await?;
         if let Some((version, name, _)) = CLICKHOUSE.iter().find(|(version, _, statements)| {
             done.iter().any(|applied| applied.version == *version && applied.checksum != checksum(statements))
@@ -110,7 +124,7 @@ impl Migrations {
             )));
         }
         if !done.is_empty() {
-            writer::replay(&mut turn, &self.clickhouse).await?;
+            writer::replay(turn, &self.clickhouse).await?;
         }
         for (version, name, statements) in CLICKHOUSE {
             if !done.iter().any(|applied| applied.version == *version) {
@@ -122,15 +136,7 @@ impl Migrations {
                 self.clickhouse.client().query_raw(&statement).execute().await?;
             }
         }
-        self.turns.end(turn).await?;
-        Ok(Migrated {
-            postgres: POSTGRES.iter().map(|migration| migration.version).collect(),
-            clickhouse: CLICKHOUSE.iter().map(|(version, ..)| *version).collect(),
-            admin: match payload.get("admin").filter(|admin| !admin.is_null()) {
-                Some(admin) => self.seed(admin).await?,
-                None => Seeded::None,
-            },
-        })
+        Ok(())
     }
 
     async fn seed(&self, admin: &serde_json::Value) -> Result<Seeded> {
@@ -156,6 +162,13 @@ impl Migrations {
         .await?;
         Ok(if created { Seeded::Created } else { Seeded::Exists })
     }
+}
+
+/// Says which store it was: the other one is as it was before, or already as it should be. `deploy/guide.py` looks for
+/// these words.
+#[track_caller]
+fn behind(store: &str, error: &Error) -> Error {
+    Error::caused(error.code(), format!("the schema of {store} is not up to date: {error}"))
 }
 
 #[derive(clickhouse::Row, Deserialize)]

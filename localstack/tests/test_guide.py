@@ -432,6 +432,58 @@ print("nothing to do")
     assert done.stdout.splitlines() == [refused, "executed", "nothing to do"], done.stderr
 
 
+def test_a_failed_migration_says_which_store_is_behind_and_a_silent_one_is_not_forgotten_on_the_way():
+    script = """
+import http.server, os, socket, threading
+os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+replies = [
+    ("Unhandled", '{"errorMessage": "internal at a:1: the schema of Postgres is not up to date: internal at b:2"}'),
+    ("Unhandled", '{"errorMessage": "internal at a:1: the schema of ClickHouse is not up to date: internal at b:2"}'),
+    ("Unhandled", '{"errorMessage": "Task timed out after 600.00 seconds"}'),
+    (None, '{"postgres": [10]}'),
+]
+class Lambda(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        error, text = replies.pop(0)
+        self.send_response(200)
+        if error:
+            self.send_header("x-amz-function-error", error)
+        self.send_header("content-length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+    def log_message(self, *_):
+        pass
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Lambda)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+real, sockets = guide.boto3.client, []
+guide.boto3.client = lambda name, **more: real(name, endpoint_url=f"http://127.0.0.1:{server.server_port}", **more)
+connect = socket.socket.connect
+def watched(self, address):
+    sockets.append((self.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+                    self.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)))
+    return connect(self, address)
+socket.socket.connect = watched
+while replies:
+    try:
+        print(guide.migrate("dev", "eu-central-1"))
+    except guide.Refused as refusal:
+        print(str(refusal).splitlines()[1].split(" The functions are deployed")[0])
+assert set(sockets) == {(1, 60)}, sockets
+"""
+    done = guide(script)
+    assert done.stdout.splitlines() == [
+        "Postgres has taken back the migration that failed and keeps those before it; ClickHouse is as it was.",
+        "Postgres is migrated and stays so; ClickHouse stopped where it failed, and figures may be short or fail "
+        "until it is done.",
+        "The log group /ai-chat-dev/workers tells how far it came.",
+        '{"postgres": [10]}',
+    ], done.stderr  # fmt: skip
+    words = (ROOT / "lib" / "src" / "migrate.rs").read_text()
+    assert "the schema of {store} is not up to date" in words
+
+
 def test_health_is_asked_for_where_no_dns_record_is_waited_for():
     script = (
         FORMATION

@@ -136,6 +136,19 @@ async fn a_migration_that_was_cut_short_runs_again() {
 }
 
 #[tokio::test]
+async fn a_failed_migration_names_the_store_that_is_behind() {
+    let stores = Stores::empty().await;
+    let error = stores.migrations_by("http://127.0.0.1:9").run(&json!({})).await.expect_err("nobody listens");
+    assert!(error.to_string().contains("the schema of ClickHouse is not up to date: unavailable at "), "{error}");
+    assert_eq!(error.code(), lib::error::Code::Unavailable);
+    let changed = "UPDATE _sqlx_migrations SET checksum = '\\x00'";
+    sqlx::query(changed).execute(stores.database.pool()).await.expect("Postgres is migrated");
+    let error = stores.migrations().run(&json!({})).await.expect_err("another migration");
+    assert!(error.to_string().contains("the schema of Postgres is not up to date: internal at "), "{error}");
+    stores.drop().await;
+}
+
+#[tokio::test]
 async fn a_migration_that_was_changed_after_it_was_applied_is_found() {
     let stores = Stores::empty().await;
     stores.migrations().run(&json!({})).await.expect("first");

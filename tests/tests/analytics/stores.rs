@@ -51,6 +51,11 @@ impl Stores {
         Migrations::new(self.database.clone(), self.clickhouse.clone())
     }
 
+    /// Migrations whose ClickHouse is at another address.
+    pub fn migrations_by(&self, clickhouse_url: &str) -> Migrations {
+        Migrations::new(self.database.clone(), clickhouse(clickhouse_url, &self.name))
+    }
+
     /// A writer as another sandbox would have it, by way of `clickhouse_url`.
     pub fn writer_by(&self, clickhouse_url: &str) -> Writer {
         Writer::new(clickhouse(clickhouse_url, &self.name), &self.database)
