@@ -147,6 +147,27 @@ def check_concurrency(values: dict[str, str], before: dict[str, str]) -> None:
         )
 
 
+def check_engine(values: dict[str, str], before: dict[str, str]) -> None:
+    """Refuse a version of Aurora that RDS does not make here; one that runs may go on when RDS makes it no more."""
+
+    def engine(parameters: dict[str, str]) -> str | None:
+        if parameters.get("CreateDatabase") != "true":
+            return None
+        return parameters.get("DatabaseEngineVersion", str(declared()["DatabaseEngineVersion"]["Default"]))
+
+    wanted = engine(values)
+    if wanted is None or wanted == engine(before):
+        return
+    pages = boto3.client("rds").get_paginator("describe_db_engine_versions").paginate(Engine="aurora-postgresql")
+    made = [version["EngineVersion"] for page in pages for version in page["DBEngineVersions"]]
+    if wanted not in made:
+        near = [version for version in made if version.split(".")[0] == wanted.split(".")[0]] or made
+        raise Refused(
+            f"RDS does not make Aurora PostgreSQL {wanted} here: write another DatabaseEngineVersion into the stage's "
+            f"file, of {', '.join(near)}."
+        )
+
+
 def overrides(values: dict[str, str]) -> list[str]:
     """The parameters as sam takes them: without the marks a value would end at its first space."""
     return [f'ParameterKey={name},ParameterValue="{value}"' for name, value in sorted(values.items())]
@@ -213,6 +234,7 @@ def deploy(stage: str) -> None:
     if not values.get("DomainName"):
         print(f"Without DomainName the API is of another site than {values['AppUrl']}: its pages need bearer tokens.")
     check_concurrency(values, remembered or {})
+    check_engine(values, remembered or {})
     anew = bool(os.environ.get("ASK_SECRETS"))
     answers = {}
     if remembered is None or anew:

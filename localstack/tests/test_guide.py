@@ -250,6 +250,40 @@ guide.check_concurrency({}, {})
     assert done.stdout.split() == ["True", "True", "good", "good", "good"], done.stderr
 
 
+def test_a_version_of_aurora_that_rds_does_not_make_is_refused_before_the_build():
+    script = """
+asked = []
+class Databases:
+    def get_paginator(self, operation):
+        asked.append(operation)
+        return self
+    def paginate(self, Engine):
+        assert Engine == "aurora-postgresql"
+        for versions in (["16.11", "17.9"], ["17.10", "18.3"]):
+            yield {"DBEngineVersions": [{"EngineVersion": version} for version in versions]}
+guide.boto3.client = lambda _: Databases()
+own = {"CreateDatabase": "true"}
+default = guide.declared()["DatabaseEngineVersion"]["Default"]
+for values, before in (
+    ({}, {}), (own, own), (own, own | {"DatabaseEngineVersion": default}),
+    (own | {"DatabaseEngineVersion": "17.10"}, own), (own, {}), (own | {"DatabaseEngineVersion": "15.2"}, own),
+):
+    try:
+        guide.check_engine(values, before)
+        print("good", len(asked))
+    except guide.Refused as refusal:
+        print(refusal)
+"""
+    done = guide(script)
+    assert done.stdout.splitlines() == [
+        "good 0", "good 0", "good 0", "good 1",
+        "RDS does not make Aurora PostgreSQL 17.7 here: write another DatabaseEngineVersion into the stage's file, of "
+        "17.9, 17.10.",
+        "RDS does not make Aurora PostgreSQL 15.2 here: write another DatabaseEngineVersion into the stage's file, of "
+        "16.11, 17.9, 17.10, 18.3.",
+    ], done.stderr  # fmt: skip
+
+
 def test_a_stages_file_may_say_numbers_and_no_nonsense():
     script = """
 import pathlib, tempfile
@@ -298,7 +332,7 @@ guide.migrate = lambda *_: ""
 guide.addresses = lambda *_: ("", "")
 guide.release = lambda values, anew: "new" if anew else "old"
 guide.rolled_back = lambda _: False
-guide.check_concurrency = lambda *_: None
+guide.check_concurrency = guide.check_engine = lambda *_: None
 guide.alarmed = lambda _: False
 guide.unheard = lambda _: []
 guide.sam = lambda stage, region, values: sent.update(values)
