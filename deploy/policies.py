@@ -42,6 +42,7 @@ HIDDEN_FOR = 6
 MAX_RECEIVE_COUNT = "EVENTS_MAX_RECEIVE_COUNT"
 # An identity may have a default configuration set, which sending then needs as well and which nobody is asked for.
 NEEDED_OPEN = ("ses:SendEmail", ":configuration-set/*")
+NOTHING = {"Ref": "AWS::NoValue"}
 # This one reads every queue, so the role must deny itself all but its own.
 EVERY_QUEUE = "AWSLambdaSQSQueueExecutionRole"
 
@@ -91,7 +92,9 @@ def _statements(resources: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]
             documents.append(properties["PolicyDocument"])
         for document in documents:
             for statement in _list(document["Statement"]):
-                yield name, statement
+                # What a condition may leave out is looked at as if it were there.
+                branches = statement["Fn::If"][1:] if "Fn::If" in statement else [statement]
+                yield from ((name, branch) for branch in branches if branch != NOTHING)
 
 
 def _statement_faults(statement: dict[str, Any]) -> Iterator[str]:

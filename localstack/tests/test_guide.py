@@ -701,7 +701,9 @@ template = {"Resources": {
         "ManagedPolicyArns": ["arn:aws:iam::aws:policy/AdministratorAccess"],
         "Policies": [{"PolicyDocument": {"Statement": [
             {"Effect": "Allow", "Action": "s3:*", "Resource": "arn:aws:s3:::b/*"},
-            {"Effect": "Allow", "Action": "sqs:SendMessage", "Resource": "*"}]}}]}},
+            {"Effect": "Allow", "Action": "sqs:SendMessage", "Resource": "*"},
+            {"Fn::If": ["Given", {"Effect": "Allow", "Action": "kms:Decrypt", "Resource": "*"},
+                {"Ref": "AWS::NoValue"}]}]}}]}},
     "Eternal": {"Type": "AWS::Logs::LogGroup", "Properties": {}},
     "Cluster": {"Type": "AWS::RDS::DBCluster", "Properties": {"EnableCloudwatchLogsExports": ["postgresql"]}},
     "Lonely": {"Type": "AWS::SQS::Queue", "Properties": {}},
@@ -722,7 +724,8 @@ print("\\n".join(policies.faults(template)))
 """
     found = guide(script).stdout
     for fault in (
-        "grants the actions s3:*", "grants s3:* on", "grants sqs:SendMessage on *", "AdministratorAccess",
+        "grants the actions s3:*", "grants s3:* on", "grants sqs:SendMessage on *", "grants kms:Decrypt on *",
+        "AdministratorAccess",
         "Eternal: keeps logs for ever", "Lonely: is not encrypted", "Lonely: has neither", "Reader: is not traced",
         "Cluster: writes to a log group that RDS makes",
         "Twice: has a name that another stack", "Open: opens a stage", "DatabaseSecretPolicy: ReaderRole is missing",
@@ -909,10 +912,13 @@ for zones in ("us-east-1a", "us-east-1a, us-east-1b"):
 def test_a_restored_database_takes_the_place_of_the_one_that_was_made():
     resources = cloudformation.template()["Resources"]
     connection = resources["DatabaseSecret"]["Properties"]["SecretString"]["If"]
-    [statement] = resources["DatabaseSecretPolicy"]["Properties"]["PolicyDocument"]["Statement"]
+    statement, key = resources["DatabaseSecretPolicy"]["Properties"]["PolicyDocument"]["Statement"]
     assert connection[0] == statement["Resource"]["If"][0] == "DatabaseSecretGiven"
     assert "DatabaseSecretArn" in connection[1]["Sub"]
     assert statement["Resource"]["If"][1] == {"Ref": "DatabaseSecretArn"}
+    condition, decrypt, otherwise = key["If"]
+    assert (condition, otherwise) == ("DatabaseSecretKeyGiven", {"Ref": "AWS::NoValue"})
+    assert (decrypt["Action"], decrypt["Resource"]) == ("kms:Decrypt", {"Ref": "DatabaseSecretKeyArn"})
 
 
 def test_every_environment_variable_is_in_the_operators_table():
