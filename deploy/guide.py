@@ -77,8 +77,10 @@ BEHIND = {
     "the schema of ClickHouse is not up to date": "Postgres is migrated and stays so; ClickHouse stopped where it "
     "failed, and figures may be short or fail until it is done.",
 }
-# What Lambda provisions nothing of: so much concurrency has to be left for all functions of the account.
+# What Lambda neither provisions nor reserves: so much concurrency has to be left for all functions of the account.
 KEPT_FREE = 100
+# How many functions keep what a parameter says.
+RESERVED = {"ChatSendConcurrency": 1, "ChatRegenerateConcurrency": 1, "ChatResumeConcurrency": 2}
 
 
 class Refused(Exception):
@@ -136,15 +138,26 @@ def check_concurrency(values: dict[str, str], before: dict[str, str]) -> None:
 
     What the stage has already is taken from the account's already.
     """
-    wanted, has = (int(stage.get("ProvisionedConcurrency", 0)) for stage in (values, before))
-    if wanted <= has:
+    provisioned, has = (int(stage.get("ProvisionedConcurrency", 0)) for stage in (values, before))
+    if (bound := values.get("ChatSendConcurrency")) and int(bound) < provisioned:
+        raise Refused(f"ChatSendConcurrency={bound} is a bound on ProvisionedConcurrency={provisioned} as well.")
+    # What is provisioned is a part of what is reserved.
+    wanted = 0 if bound or provisioned <= has else provisioned
+    wanted += max(0, reserved(values) - reserved(before))
+    if not wanted:
         return
     limits = boto3.client("lambda").get_account_settings()["AccountLimit"]
     if (free := limits["UnreservedConcurrentExecutions"]) < wanted + KEPT_FREE:
         raise Refused(
-            f"The account's quota leaves {free} concurrent executions in this region; ProvisionedConcurrency={wanted} "
-            f"needs {wanted + KEPT_FREE}. Have the quota raised, or write 0 into the stage's file until then."
+            f"The account's quota leaves {free} concurrent executions in this region; what is to be provisioned and "
+            f"reserved needs {wanted + KEPT_FREE}. Have the quota raised; until then write 0 as ProvisionedConcurrency "
+            f'and "" as {", ".join(RESERVED)} into the stage\'s file.'
         )
+
+
+def reserved(values: dict[str, str]) -> int:
+    """The concurrency that a stage keeps for some of its functions."""
+    return sum(int(values.get(name) or 0) * functions for name, functions in RESERVED.items())
 
 
 def check_engine(values: dict[str, str], before: dict[str, str]) -> None:

@@ -250,6 +250,57 @@ guide.check_concurrency({}, {})
     assert done.stdout.split() == ["True", "True", "good", "good", "good"], done.stderr
 
 
+def test_what_is_kept_for_streams_is_left_of_the_quota_and_bounds_what_is_provisioned():
+    script = """
+class Functions:
+    def get_account_settings(self):
+        return {"AccountLimit": {"ConcurrentExecutions": 1000, "UnreservedConcurrentExecutions": free}}
+guide.boto3.client = lambda _: Functions()
+def kept(send="", regenerate="", resume="", provisioned="0"):
+    return {"ChatSendConcurrency": send, "ChatRegenerateConcurrency": regenerate, "ChatResumeConcurrency": resume,
+            "ProvisionedConcurrency": provisioned}
+for free, values, before in (
+    (1000, kept("500", "50", "100", "2"), {}), (849, kept("500", "50", "100"), {}), (10, kept("0", "0", "0"), {}),
+    (150, kept("550"), kept("500")), (149, kept("550"), kept("500")), (10, kept("500"), kept("550")),
+    (1000, kept("2", provisioned="3"), {}),
+):
+    try:
+        guide.check(values)
+        guide.check_concurrency(values, before)
+        print("good")
+    except guide.Refused as refusal:
+        print(str(refusal).split(". ")[0])
+"""
+    done = guide(script)
+    leaves = (
+        "The account's quota leaves {} concurrent executions in this region; what is to be provisioned and reserved "
+    )
+    assert done.stdout.splitlines() == [
+        "good", leaves.format(849) + "needs 850", "good", "good", leaves.format(149) + "needs 150", "good",
+        "ChatSendConcurrency=2 is a bound on ProvisionedConcurrency=3 as well.",
+    ], done.stderr  # fmt: skip
+
+
+def test_every_function_that_streams_may_be_bounded():
+    bounded = {
+        name: properties["ReservedConcurrentExecutions"]["If"]
+        for name, properties in cloudformation.functions(cloudformation.template()).items()
+        if "ReservedConcurrentExecutions" in properties
+    }
+    streaming = {
+        name for name, properties in cloudformation.functions(cloudformation.template()).items()
+        for event in properties.get("Events", {}).values() if "ResponseTransferMode" in event["Properties"]
+    }  # fmt: skip
+    assert set(bounded) == streaming
+    parameters = [given[1]["Ref"] for given in bounded.values()]
+    for condition, value, otherwise in bounded.values():
+        assert (condition, otherwise) == (f"{value['Ref']}Given", {"Ref": "AWS::NoValue"})
+    done = guide(
+        f"assert guide.RESERVED == {dict((name, parameters.count(name)) for name in parameters)}\nprint('good')"
+    )
+    assert done.stdout == "good\n", done.stderr
+
+
 def test_a_version_of_aurora_that_rds_does_not_make_is_refused_before_the_build():
     script = """
 asked = []
