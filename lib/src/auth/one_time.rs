@@ -10,7 +10,7 @@ use crate::auth::session::TokenKey;
 use crate::crypto;
 use crate::error::{Code, Error, Result};
 use crate::http::validate::{Field, Invalid, Raw};
-use crate::store::dynamo::{Table, binary, epoch_seconds, number, text};
+use crate::store::dynamo::{Table, binary, condition_failed, epoch_seconds, number, text};
 
 /// What a token is good for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -119,13 +119,11 @@ impl OneTimeTokens {
             .await;
         match result {
             Ok(_) => Ok(Some(token)),
-            Err(error) if error.as_service_error().is_some_and(|e| e.is_conditional_check_failed_exception()) => {
-                match self.check(&token, purpose, now).await {
-                    Ok(()) => Ok(Some(token)),
-                    Err(error) if error.code() == Code::InvalidToken => Ok(None),
-                    Err(error) => Err(error),
-                }
-            }
+            Err(error) if condition_failed(&error) => match self.check(&token, purpose, now).await {
+                Ok(()) => Ok(Some(token)),
+                Err(error) if error.code() == Code::InvalidToken => Ok(None),
+                Err(error) => Err(error),
+            },
             Err(error) => Err(error.into()),
         }
     }
@@ -177,9 +175,7 @@ impl OneTimeTokens {
             .await;
         match result {
             Ok(_) => Ok(()),
-            Err(error) if error.as_service_error().is_some_and(|e| e.is_conditional_check_failed_exception()) => {
-                Err(invalid())
-            }
+            Err(error) if condition_failed(&error) => Err(invalid()),
             Err(error) => Err(error.into()),
         }
     }

@@ -19,7 +19,7 @@ use crate::crypto;
 use crate::error::{Code, Error, Result};
 use crate::secrets;
 use crate::store::dynamo::{
-    Item, Table, binary, epoch_seconds, get_digest, get_id, get_number, get_text, number, text,
+    Item, Table, binary, condition_failed, epoch_seconds, get_digest, get_id, get_number, get_text, number, text,
 };
 
 /// A session ends when it has not been used for so long.
@@ -268,7 +268,7 @@ impl Sessions {
         match result {
             Ok(_) => Ok(()),
             // Rotated or ended in between: that write is newer than this one.
-            Err(error) if error.as_service_error().is_some_and(|e| e.is_conditional_check_failed_exception()) => Ok(()),
+            Err(error) if condition_failed(&error) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
@@ -349,7 +349,7 @@ impl Sessions {
                 .send()
                 .await;
             match result {
-                Err(error) if error.as_service_error().is_some_and(|e| e.is_conditional_check_failed_exception()) => {}
+                Err(error) if condition_failed(&error) => {}
                 other => drop(other?),
             }
         }
@@ -543,9 +543,7 @@ impl SessionIssuer {
             .await;
         match result {
             Ok(_) => Ok(Some(next)),
-            Err(error) if error.as_service_error().is_some_and(|e| e.is_conditional_check_failed_exception()) => {
-                Ok(None)
-            }
+            Err(error) if condition_failed(&error) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }

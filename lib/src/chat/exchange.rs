@@ -22,7 +22,7 @@ use crate::chat::provider::attempt::{Begun, Providers};
 use crate::chat::provider::{Call, Cause, Failure, FinishReason, Piece, Pieces, Usage};
 use crate::chat::quota::{self, Quota};
 use crate::chat::record::{self, Earlier, Exchange, Named, Outcome, Question, Stored};
-use crate::chat::stream::{self, Broken, Done, Numbered, PING, Protocol, Start, StreamEvent};
+use crate::chat::stream::{self, Broken, Done, PING, Protocol, Start, StreamEvent};
 use crate::chat::title::{self, Untitled};
 use crate::clock;
 use crate::error::{Code, Error, Result};
@@ -48,9 +48,9 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Tries to store an answer that was produced.
 const STORE_ATTEMPTS: u32 = 5;
 /// A try that takes longer hangs.
-const LONGEST_STORE_ATTEMPT: Duration = Duration::from_secs(6);
-/// All tries together, so that a failure is told before the function's time is out.
-const LONGEST_STORE: Duration = Duration::from_secs(13);
+const LONGEST_STORE_ATTEMPT: Duration = Duration::from_secs(10);
+/// Of what is kept back, so long is for tries, so that a failure is told before the function's time is out.
+const LATEST_STORE: Duration = Duration::from_secs(13);
 
 /// What the chat functions need.
 pub struct Chat {
@@ -124,7 +124,7 @@ impl Reply {
     ///
     /// # Errors
     /// None in practice: when the quota cannot be written as JSON.
-    pub fn events(&self) -> Result<Vec<Numbered>> {
+    pub fn events(&self) -> Result<Vec<StreamEvent>> {
         let start = StreamEvent::Start(Start {
             stream_id: Uuid::now_v7(),
             conversation_id: self.conversation_id,
@@ -139,7 +139,7 @@ impl Reply {
             finish_reason: self.finish_reason,
             quota: serde_json::to_value(self.quota)?,
         });
-        Ok(stream::in_short(start, self.message.content.clone(), done, 3))
+        Ok(stream::in_short(start, self.message.content.clone(), done))
     }
 }
 
@@ -344,9 +344,15 @@ impl Chat {
     }
 
     /// Stores an answer that was produced, with patience: it was paid for and may have been read.
-    async fn store(&self, exchange: &Exchange, outcome: &Outcome, trace: &TraceContext) -> Result<Stored> {
+    async fn store(
+        &self,
+        exchange: &Exchange,
+        outcome: &Outcome,
+        deadline: Instant,
+        trace: &TraceContext,
+    ) -> Result<Stored> {
         let mut attempt = 1;
-        let until = Instant::now() + LONGEST_STORE;
+        let until = deadline + LATEST_STORE;
         loop {
             let longest = LONGEST_STORE_ATTEMPT.min(until.saturating_duration_since(Instant::now()));
             let stored = timeout(longest, exchange.store(&self.database, outcome, trace)).await;
@@ -405,7 +411,7 @@ impl Anew {
 }
 
 /// Has a title written for a conversation that an answer has made.
-fn entitle(chat: &'static Chat, exchange: &Exchange, stored: &Stored, answer: &str) {
+fn improve_title(chat: &'static Chat, exchange: &Exchange, stored: &Stored, answer: &str) {
     let Some(model) = chat.title_model.clone().filter(|_| stored.is_new) else { return };
     let untitled = Untitled {
         id: stored.conversation_id,
@@ -453,8 +459,8 @@ impl Answer {
         let produced = self.generate(&mut reader).await;
         let failure = produced.failure.clone();
         let outcome = self.outcome(produced);
-        let stored = self.chat.store(&self.exchange, &outcome, &self.trace).await?;
-        entitle(self.chat, &self.exchange, &stored, &outcome.text);
+        let stored = self.chat.store(&self.exchange, &outcome, self.deadline, &self.trace).await?;
+        improve_title(self.chat, &self.exchange, &stored, &outcome.text);
         match failure {
             None => Ok(self.reply(outcome, &stored)),
             Some(failure) => Err(Error::from(failure)
@@ -466,31 +472,34 @@ impl Answer {
     /// The answer as it comes. It is produced and stored whether or not it is read to the end.
     pub fn stream(mut self, protocol: Protocol, ticket: Option<Ticket>) -> Chunks {
         let (sender, receiver) = unbounded_channel();
-        let start = StreamEvent::Start(Start {
+        let mut start = Start {
             stream_id: self.stream_id,
             conversation_id: self.exchange.conversation_id,
             message_id: self.exchange.answer_id,
             provider: self.begun.choice.model.provider.to_string(),
             model: self.begun.choice.model.id.clone(),
             fallback_from: self.begun.fallback_from.map(|provider| provider.to_string()),
-        });
+        };
         let mut reader =
             Reader { sink: Some(sender), protocol, last_id: 0, recorder: self.recorder.take(), left: None };
         background::spawn(async move {
-            reader.send(start.clone());
+            reader.send(StreamEvent::Start(start.clone()));
             let produced = self.generate(&mut reader).await;
             let failure = produced.failure.clone();
             let outcome = self.outcome(produced);
-            let stored = self.chat.store(&self.exchange, &outcome, &self.trace).await;
+            let stored = self.chat.store(&self.exchange, &outcome, self.deadline, &self.trace).await;
             let is_stored = stored.is_ok();
             if let Ok(stored) = &stored {
-                entitle(self.chat, &self.exchange, stored, &outcome.text);
+                // Another first message of the same name may have made the conversation.
+                start.conversation_id = stored.conversation_id;
+                improve_title(self.chat, &self.exchange, stored, &outcome.text);
             }
             let last = self.last_event(&outcome, failure, stored);
             reader.send(last.clone());
             match ticket {
                 Some(ticket) if is_stored => {
-                    ticket.keep_stream(&stream::in_short(start, outcome.text, last, reader.last_id)).await;
+                    let events = stream::in_short(StreamEvent::Start(start), outcome.text, last);
+                    ticket.keep_stream(&events, reader.last_id).await;
                 }
                 // It may be stored all the same: the next try looks for it.
                 Some(ticket) => ticket.pass_on().await,
@@ -519,10 +528,15 @@ impl Answer {
     fn outcome(&self, produced: Produced) -> Outcome {
         let failure = produced.failure.as_ref().map(|failure| failure.class(true));
         let usage = match produced.usage {
-            Some(usage) if failure.is_none() && produced.finish != Some(FinishReason::Stopped) => usage,
+            Some(usage) if failure.is_none() && produced.finish != Some(FinishReason::Stopped) && !usage.estimated => {
+                usage
+            }
             usage => {
-                let thought = if produced.thinks { prompt::thought_in(self.ttft_ms).min(self.max_tokens) } else { 0 };
-                prompt::estimated_usage(usage, self.prompt_tokens, &produced.text, thought)
+                // More than was allowed was not produced.
+                let room = (self.max_tokens - prompt::estimate(&produced.text)).max(0);
+                let thought =
+                    if produced.thinks { prompt::thought_in(self.begun.waited, self.prompt_tokens) } else { 0 };
+                prompt::estimated_usage(usage, self.prompt_tokens, &produced.text, thought.min(room))
             }
         };
         let finish =

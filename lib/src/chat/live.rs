@@ -20,7 +20,7 @@ use crate::chat::stream::{Broken, PING, Protocol, StreamEvent};
 use crate::clock;
 use crate::error::{Code, Error, Result};
 use crate::http::response::Chunks;
-use crate::store::dynamo::{Item, Table, epoch_seconds, get_id, get_number, get_text, number, text};
+use crate::store::dynamo::{Item, Table, condition_failed, epoch_seconds, get_id, get_number, get_text, number, text};
 
 /// Events are gathered so long before they are written.
 const LINGER: Duration = Duration::from_millis(250);
@@ -38,8 +38,8 @@ const POLL: Duration = Duration::from_millis(150);
 const PRESENCE: Duration = Duration::from_secs(5);
 /// An answer that shall end is waited for so long.
 const LONGEST_ENDING: Duration = Duration::from_secs(5);
-/// Readers that a stream has at once, besides its first: each holds a sandbox until the answer ends, also one that left
-/// where nobody is told of that.
+/// Readers that have come to a stream since, besides its first, end one: each holds a sandbox until the answer ends, also
+/// one that left where nobody is told of that.
 const MOST_READERS: i64 = 5;
 /// A silent reader's connection is kept open.
 const PING_AFTER: Duration = Duration::from_secs(15);
@@ -351,9 +351,7 @@ impl Streams {
             .send()
             .await;
         match result {
-            Err(error) if error.as_service_error().is_some_and(|e| e.is_conditional_check_failed_exception()) => {
-                Ok(Item::new())
-            }
+            Err(error) if condition_failed(&error) => Ok(Item::new()),
             other => Ok(other?.attributes.unwrap_or_default()),
         }
     }
@@ -625,13 +623,12 @@ impl Follower {
                 let _ = self.sink.send(PING);
             }
             let Some(state) = self.living_state().await? else {
-                let message = "The answer was interrupted.".to_owned();
-                let event = StreamEvent::Error(Broken { code: Code::Internal.as_str().to_owned(), message });
-                let _ = self.sink.send(self.protocol.encode(self.next, &event));
+                self.give_up(Code::Internal, "The answer was interrupted.");
                 return Ok(());
             };
-            // The newest stay: an older one that is still there can ask for the rest.
+            // The newest stay. It is said to the others, or they would come back at once and end each other in turns.
             if state.readers >= place + MOST_READERS {
+                self.give_up(Code::RateLimited, "The answer is read in too many other places.");
                 return Ok(());
             }
             sleep(POLL).await;
@@ -645,6 +642,11 @@ impl Follower {
         self.batch = batches.last().map_or(self.batch, |(first, _)| *first);
         let events = batches.into_iter().flat_map(|(first, batch)| (first..).zip(batch));
         Ok(events.filter(|(id, _)| *id >= self.next).collect())
+    }
+
+    fn give_up(&self, code: Code, message: &str) {
+        let event = StreamEvent::Error(Broken { code: code.as_str().to_owned(), message: message.to_owned() });
+        let _ = self.sink.send(self.protocol.encode(self.next, &event));
     }
 
     /// The state, unless the stream is dead.

@@ -1,5 +1,7 @@
 //! What a model is sent: how long it may be, how much it may cost, and what is left out to make it fit.
 
+use std::time::Duration;
+
 use crate::chat::catalogue::{Api, Model};
 use crate::chat::provider::{Role, Turn, Usage};
 
@@ -15,6 +17,8 @@ pub const SHORTEST_ANSWER: i64 = 64;
 const FEWEST_OF_RESPONSES: i64 = 16;
 /// Tokens in which the slower of the models that think do so, each second.
 const THOUGHT_IN_A_SECOND: i64 = 50;
+/// Tokens of a prompt that the slowest models read in a second.
+const READ_IN_A_SECOND: u64 = 5_000;
 /// Tokens that a prompt may have beyond the likely number.
 const MARGIN: i64 = 256;
 
@@ -77,11 +81,18 @@ pub fn estimated_usage(reported: Option<Usage>, prompt: i64, answer: &str, thoug
     Usage { input_tokens, output_tokens, reasoning_tokens, estimated: true, ..reported }
 }
 
-/// A likely number of tokens that a model thinks in some milliseconds. Whole seconds count, since every answer takes a
-/// moment to begin.
+/// The longest time in which a model reads a prompt of so many tokens.
 #[must_use]
-pub const fn thought_in(ms: i64) -> i64 {
-    ms / 1_000 * THOUGHT_IN_A_SECOND
+pub const fn reading(prompt: i64) -> Duration {
+    Duration::from_secs(prompt.unsigned_abs() / READ_IN_A_SECOND)
+}
+
+/// A likely number of tokens that a model has thought by the time at which it begins to answer a prompt. Whole seconds
+/// count, since every answer takes a moment to begin.
+#[must_use]
+pub fn thought_in(waited: Duration, prompt: i64) -> i64 {
+    let seconds = waited.saturating_sub(reading(prompt)).as_secs();
+    i64::try_from(seconds).unwrap_or(i64::MAX).saturating_mul(THOUGHT_IN_A_SECOND)
 }
 
 #[cfg(test)]
@@ -138,12 +149,13 @@ mod tests {
     #[test]
     fn thoughts_that_nobody_counted_are_estimated() {
         let output = |reported, ms| {
-            let usage = estimated_usage(Some(reported), 5, "twelve bytes", thought_in(ms));
+            let thought = thought_in(Duration::from_millis(ms), 10_000);
+            let usage = estimated_usage(Some(reported), 5, "twelve bytes", thought);
             (usage.output_tokens, usage.reasoning_tokens)
         };
-        assert_eq!(output(Usage::default(), 999), (3, 0));
-        assert_eq!(output(Usage::default(), 60_400), (3_003, 3_000));
+        assert_eq!(output(Usage::default(), 2_999), (3, 0));
+        assert_eq!(output(Usage::default(), 62_400), (3_003, 3_000));
         let counted = Usage { output_tokens: 900, reasoning_tokens: 880, ..Usage::default() };
-        assert_eq!(output(counted, 60_400), (900, 880));
+        assert_eq!(output(counted, 62_400), (900, 880));
     }
 }

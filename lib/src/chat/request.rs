@@ -9,7 +9,7 @@ use crate::chat::catalogue::ProviderId;
 use crate::chat::exchange::{Ask, Chat, Reply};
 use crate::chat::fields::{MaxTokens, MessageText, ModelId, SystemPrompt, Temperature};
 use crate::chat::record::{Earlier, Named};
-use crate::chat::stream::{Numbered, Protocol};
+use crate::chat::stream::{Protocol, StreamEvent, ids_in_short};
 use crate::error::Result;
 use crate::http::idempotency::{Claim, Idempotency, Kept, Key, Ticket};
 use crate::http::response::Chunks;
@@ -115,27 +115,29 @@ async fn repeat(
         return ticket.keep(Response::ok(reply), request_id).await;
     }
     let events = reply.events()?;
-    ticket.keep_stream(&events).await;
-    Ok(respond(protocol, all(events, protocol)))
+    let last_event = events.len() as u64;
+    ticket.keep_stream(&events, last_event).await;
+    Ok(respond(protocol, all(events, last_event, protocol)))
 }
 
 /// The conversation that a kept answer is in; an error is in none.
 fn conversation_of(kept: &Kept) -> Result<Option<Uuid>> {
     let body: Value = serde_json::from_str(&kept.body)?;
-    let answer = if kept.streamed { &body[0]["start"] } else { &body };
+    let answer = if kept.last_event.is_some() { &body[0]["start"] } else { &body };
     Ok(answer["conversationId"].as_str().and_then(|id| Uuid::try_parse(id).ok()))
 }
 
 /// A kept answer, in the form that it had.
 fn replay(kept: Kept, request_id: &str, protocol: Protocol) -> Result<Response> {
-    if !kept.streamed {
-        return kept.response(request_id);
+    match kept.last_event {
+        Some(last) => Ok(respond(protocol, all(serde_json::from_str(&kept.body)?, last, protocol))),
+        None => kept.response(request_id),
     }
-    Ok(respond(protocol, all(serde_json::from_str(&kept.body)?, protocol)))
 }
 
-fn all(events: Vec<Numbered>, protocol: Protocol) -> Chunks {
-    let encoded: Vec<_> = events.into_iter().map(|kept| protocol.encode(kept.id, &kept.event)).collect();
+fn all(events: Vec<StreamEvent>, last_event: u64, protocol: Protocol) -> Chunks {
+    let ids = ids_in_short(events.len(), last_event);
+    let encoded: Vec<_> = ids.zip(events).map(|(id, event)| protocol.encode(id, &event)).collect();
     Box::pin(stream::iter(encoded))
 }
 

@@ -26,6 +26,8 @@ use crate::store::dynamo::{
 
 /// A reply is kept for so long.
 const KEPT: Duration = Duration::hours(24);
+/// Earlier versions kept three events of a stream, and no id.
+const LAST_EVENT_BEFORE: i64 = 3;
 /// Bytes of a reply in one item, of which DynamoDB takes 400 KiB.
 const PART: usize = 300 << 10;
 
@@ -73,8 +75,8 @@ pub struct Kept {
     pub status: StatusCode,
     /// The document.
     pub body: String,
-    /// Whether the document is a stream's events rather than the reply itself.
-    pub streamed: bool,
+    /// Where the document is a stream's events rather than the reply itself: the id that the last one had.
+    pub last_event: Option<u64>,
 }
 
 impl Idempotency {
@@ -149,7 +151,10 @@ impl Idempotency {
             body.push_str(get_text(&reply.item.unwrap_or_default(), "reply")?);
         }
         let streamed = item.get("streamed").and_then(|value| value.as_bool().ok()).copied().unwrap_or(false);
-        Ok(Kept { status: StatusCode::from_u16(status).map_err(Error::internal)?, body, streamed })
+        let last_event =
+            if item.contains_key("last_event") { get_number(item, "last_event")? } else { LAST_EVENT_BEFORE };
+        let last_event = streamed.then(|| u64::try_from(last_event).map_err(Error::internal)).transpose()?;
+        Ok(Kept { status: StatusCode::from_u16(status).map_err(Error::internal)?, body, last_event })
     }
 
     /// Does the work of a request once. The work gets an id that every try of the same request has in common,
@@ -225,14 +230,14 @@ impl Ticket {
         match outcome {
             Ok(response) => {
                 if let Body::Whole(bytes) = &response.body {
-                    self.store(response.status, &String::from_utf8_lossy(bytes), false).await;
+                    self.store(response.status, &String::from_utf8_lossy(bytes), None).await;
                 }
                 Ok(response)
             }
             Err(error) if error.code() == Code::CardDeclined => {
                 let response = problem::response(&error, request_id);
                 if let Body::Whole(bytes) = &response.body {
-                    self.store(response.status, &String::from_utf8_lossy(bytes), false).await;
+                    self.store(response.status, &String::from_utf8_lossy(bytes), None).await;
                 }
                 Err(error)
             }
@@ -243,23 +248,23 @@ impl Ticket {
         }
     }
 
-    /// Keeps a stream's events.
-    pub async fn keep_stream<T: serde::Serialize>(self, events: &[T]) {
+    /// Keeps a stream's events, with the id that the last one had.
+    pub async fn keep_stream<T: serde::Serialize>(self, events: &[T], last_event: u64) {
         match serde_json::to_string(events) {
-            Ok(events) => self.store(StatusCode::OK, &events, true).await,
+            Ok(events) => self.store(StatusCode::OK, &events, Some(last_event)).await,
             Err(error) => tracing::error!(error.cause = %error, "a stream could not be written as JSON"),
         }
     }
 
     /// What was done cannot be undone: if the reply cannot be kept, the claim stays until its function must
     /// have ended, and the log tells.
-    async fn store(&self, status: StatusCode, body: &str, streamed: bool) {
-        if let Err(error) = self.try_store(status, body, streamed).await {
+    async fn store(&self, status: StatusCode, body: &str, last_event: Option<u64>) {
+        if let Err(error) = self.try_store(status, body, last_event).await {
             tracing::error!(error.cause = %error, "a reply could not be kept under its idempotency key");
         }
     }
 
-    async fn try_store(&self, status: StatusCode, body: &str, streamed: bool) -> Result<()> {
+    async fn try_store(&self, status: StatusCode, body: &str, last_event: Option<u64>) -> Result<()> {
         let parts = split(body);
         let now = clock::now();
         for (index, part) in parts.iter().enumerate().skip(1) {
@@ -273,14 +278,16 @@ impl Ticket {
                 .send()
                 .await?;
         }
-        self.item(now)
+        let mut reply = self
+            .item(now)
             .item("status", number(status.as_u16()))
             .item("reply", text(parts.first().copied().unwrap_or_default()))
             .item("parts", number(parts.len()))
-            .item("streamed", AttributeValue::Bool(streamed))
-            .condition_expression("id = :id")
-            .send()
-            .await?;
+            .item("streamed", AttributeValue::Bool(last_event.is_some()));
+        if let Some(id) = last_event {
+            reply = reply.item("last_event", number(id));
+        }
+        reply.condition_expression("id = :id").send().await?;
         Ok(())
     }
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::OnceLock;
 
 use aws_sdk_dynamodb::Client;
+use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_dynamodb::types::AttributeValue;
 use aws_types::SdkConfig;
 use time::OffsetDateTime;
@@ -66,6 +67,11 @@ impl Table {
         request.send().await?;
         Ok(())
     }
+}
+
+/// Whether a write was refused because its condition does not hold.
+pub fn condition_failed<E: ProvideErrorMetadata, R>(error: &SdkError<E, R>) -> bool {
+    error.code() == Some("ConditionalCheckFailedException")
 }
 
 /// A string attribute.

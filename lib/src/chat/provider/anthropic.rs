@@ -148,6 +148,8 @@ impl Decoder for Messages {
                     return Err(Failure::new(cause, words(&data["error"], cause)));
                 }
                 self.finished = true;
+                // The final count does not come any more.
+                pieces.push(Piece::Usage(Usage { estimated: true, ..self.usage }));
                 pieces.push(Piece::Finish(FinishReason::ContentFilter));
             }
             // Pings, thoughts, and whatever is added to the interface.
@@ -227,7 +229,9 @@ mod tests {
         let block = "event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"invalid_request_error\",\"message\":\"Output blocked by content filtering policy\"}}\n\n";
         assert_eq!(decode(block, || Box::new(Messages::default())), [Err(Cause::ContentFiltered)]);
         let said = decode(&format!("{STREAM}{block}"), || Box::new(Messages::default()));
-        assert_eq!(said, [counted(1), hello(), Ok(Piece::Finish(FinishReason::ContentFilter))]);
+        let Ok(Piece::Usage(so_far)) = counted(1) else { unreachable!() };
+        let so_far = Ok(Piece::Usage(Usage { estimated: true, ..so_far }));
+        assert_eq!(said, [counted(1), hello(), so_far, Ok(Piece::Finish(FinishReason::ContentFilter))]);
     }
 
     #[test]

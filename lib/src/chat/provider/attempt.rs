@@ -16,8 +16,8 @@ use crate::telemetry::spans;
 /// Beginnings of several slow providers may take so long together, so that there is time for an answer.
 const LONGEST_BEGINNING: Duration = Duration::from_secs(150);
 
-/// Tokens of a prompt that the slowest models read in a second, or there would be time-outs of long conversations.
-const READ_IN_A_SECOND: u64 = 5_000;
+/// Of them, so long for one try, which leaves some to another provider.
+const LONGEST_TRY: Duration = Duration::from_secs(125);
 
 /// How patient to be.
 #[derive(Debug, Clone, Copy)]
@@ -48,8 +48,8 @@ impl Default for Patience {
 
 impl Patience {
     fn for_first_token(&self, call: &Call) -> Duration {
-        let reading = Duration::from_secs(call.prompt_tokens().unsigned_abs() / READ_IN_A_SECOND);
-        reading + if call.choice.model.reasoning { self.first_token_reasoning } else { self.first_token }
+        let thinking = if call.choice.model.reasoning { self.first_token_reasoning } else { self.first_token };
+        (prompt::reading(call.prompt_tokens()) + thinking).min(LONGEST_TRY)
     }
 }
 
@@ -76,6 +76,8 @@ pub struct Begun {
     pub first: Vec<Piece>,
     /// What will.
     pub rest: Pieces,
+    /// From the beginning of the try that succeeded to its first token.
+    pub waited: Duration,
     /// Tries, over all providers.
     pub attempts: u32,
     /// The provider that should have answered.
@@ -151,10 +153,10 @@ impl Providers {
             call.max_tokens = max_tokens.min(prompt::answer_room(choice.model, prompt));
             call.choice = choice;
             match self.insist(provider, &call, deadlines, &mut attempts).await {
-                Ok((first, rest)) => {
+                Ok((first, rest, waited)) => {
                     let answered = call.choice.model.provider;
                     let fallback_from = (answered != wanted).then_some(wanted);
-                    return Ok(Begun { choice: call.choice, first, rest, attempts, fallback_from });
+                    return Ok(Begun { choice: call.choice, first, rest, waited, attempts, fallback_from });
                 }
                 Err(failure) => {
                     tracing::warn!(
@@ -223,13 +225,14 @@ impl Providers {
         call: &Call,
         deadlines: Deadlines,
         attempts: &mut u32,
-    ) -> Result<(Vec<Piece>, Pieces), Failure> {
+    ) -> Result<(Vec<Piece>, Pieces, Duration), Failure> {
         let mut tries = 0;
         loop {
             tries += 1;
             *attempts += 1;
+            let began = Instant::now();
             let failure = match self.attempt(provider, call, deadlines).await {
-                Ok(begun) => return Ok(begun),
+                Ok((first, rest)) => return Ok((first, rest, began.elapsed())),
                 Err(failure) => failure,
             };
             // A second silence is answer enough, and so is the first where a second would leave no time to others.
@@ -489,6 +492,16 @@ mod tests {
         let begun = begin(Duration::from_secs(60)).unwrap_or_else(|refused| panic!("{refused:?}"));
         assert_eq!((begun.attempts, begun.first), (1, vec![Piece::Thinking, Piece::Text("Hi".to_owned())]));
         assert_eq!(begin(Duration::from_millis(150)).err().unwrap().failure.cause, Cause::TimedOut);
+    }
+
+    #[test]
+    fn a_long_prompt_is_read_in_its_time_and_leaves_some_to_others() {
+        let wait = |model: &str, tokens: usize| {
+            let turns = vec![Turn { role: Role::User, content: "word".repeat(tokens) }];
+            Patience::default().for_first_token(&Call { turns, ..call(model) }).as_secs()
+        };
+        assert_eq!((wait("gpt-4.1", 100), wait("gpt-4.1", 500_000)), (20, 120));
+        assert_eq!((wait("gpt-5", 100), wait("gpt-5", 200_000)), (120, LONGEST_TRY.as_secs()));
     }
 
     #[test]

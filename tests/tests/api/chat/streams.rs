@@ -1,3 +1,5 @@
+use std::time::{Duration, Instant};
+
 use sandbox::deployed::{Deployed, random_address};
 use serde_json::{Value, json};
 use sqlx::Connection;
@@ -123,6 +125,11 @@ through_both_doors! {
                 assert_eq!(events(&rest.expect_status(200).text), expected, "after {id}");
             }
         }
+        let table = function_variable("chat-resume-stream", "STREAMS_TABLE");
+        let key = json!({"stream_id": {"S": stream}, "seq": {"N": "0"}});
+        let state = aws("dynamodb", "DynamoDB_20120810.GetItem", &json!({"TableName": table, "Key": key})).await;
+        let expires: i64 = state["Item"]["expires"]["N"].as_str().unwrap().parse().unwrap();
+        assert!(expires > OffsetDateTime::now_utc().unix_timestamp() + 23 * 3_600, "it is known for a day");
         let other = api.sign_up().await;
         resume(&api, &other, &stream, None).await.expect_problem(404, "not_found");
         let stop = api.post(&format!("/api/chat/streams/{stream}/stop"));
@@ -239,7 +246,8 @@ async fn the_sixth_reader_of_a_stream_ends_the_reply_of_the_first() {
         read_to(&mut reader, "One").await;
         readers.push(reader);
     }
-    assert_eq!(read_rest(&mut readers.remove(0)).await, "");
+    let rest = read_rest(&mut readers.remove(0)).await;
+    assert!(rest.contains("event: error\ndata: {\"code\":\"rate_limited\""), "{rest}");
     stream.batch(2, json!([{"error": {"code": "internal", "message": "The end."}}])).await;
     for mut reader in readers {
         assert!(read_rest(&mut reader).await.ends_with("\"The end.\"}\n\n"));
@@ -329,7 +337,7 @@ async fn what_is_said_after_a_stop_comes_after_it() {
         ask(json!({"message": "AIMOCK:slow third", "conversationId": conversation, "stream": true})).open().await;
     read_to(&mut response, "event: delta").await;
     drop(response);
-    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
     ask(json!({"message": "Fourth", "conversationId": conversation})).send().await.expect_status(200);
     let stored = contents(&api, &person, &conversation).await;
     let questions: Vec<_> = stored.iter().step_by(2).map(|(content, _)| content.as_str()).collect();
@@ -382,11 +390,13 @@ async fn an_answer_is_made_anew_in_a_stream() {
     for _ in 0..2 {
         again("third").send().await.expect_problem(502, "provider_unavailable");
     }
+    let failed = Instant::now();
     eventually("no stream", || async {
         let path = format!("/api/chat/{conversation}/stream");
         (api.get(&path).bearer(&person.jwt).send().await.status == 204).then_some(())
     })
     .await;
+    assert!(failed.elapsed() < Duration::from_secs(25), "it was not forgotten but found dead");
 }
 
 /// A model may think for long: whoever reloads meanwhile finds the answer that is to come.
@@ -398,7 +408,7 @@ async fn an_answer_is_found_before_its_first_word() {
     let asked = api.post("/api/chat").bearer(&person.jwt).json(&json!({"id": chat, "messages": messages})).send();
     let path = format!("/api/chat/{chat}/stream");
     let found = async {
-        tokio::time::sleep(std::time::Duration::from_millis(700)).await;
+        tokio::time::sleep(Duration::from_millis(700)).await;
         api.get(&path).bearer(&person.jwt).send().await
     };
     let (asked, found) = tokio::join!(asked, found);
