@@ -36,12 +36,12 @@ if (process.argv.includes('--write')) {
   });
 
   test('the security table names tests that exist', () => {
-    const sources = ['lib/src', 'tests/tests', 'tests/browser', 'tests/client'].flatMap((folder) =>
+    const sources = ['lib/src', 'tests/tests', 'tests/browser', 'tests/client', 'localstack/tests'].flatMap((folder) =>
       readdirSync(new URL(folder, root), { recursive: true })
-        .filter((name) => /\.(rs|mjs|ts)$/.test(name) && !name.startsWith('generated'))
+        .filter((name) => /\.(rs|mjs|ts|py)$/.test(name) && !name.startsWith('generated'))
         .map((name) => readFileSync(new URL(`${folder}/${name}`, root), 'utf8')));
     const there = new Set(sources.flatMap((text) => [
-      ...[...text.matchAll(/\bfn (\w+)/g)].map(([, name]) => name),
+      ...[...text.matchAll(/\b(?:fn|def) (\w+)/g)].map(([, name]) => name),
       ...[...text.matchAll(/^ *test\('([^']+)'/gm)].map(([, name]) => name),
     ]));
     const rows = readFileSync(new URL('docs/security.md', root), 'utf8').split('\n').filter((line) => line.startsWith('|'));

@@ -82,13 +82,15 @@ impl Billing {
             let path = format!("/invoices/{}", invoice.id);
             if invoice.status == "draft" {
                 // Stripe neither voids a draft nor deletes a subscription's; left alone, it is collected within the hour.
-                let (form, key) = (vec![("auto_advance", "false".to_owned())], format!("finalize-{}", invoice.id));
+                let form = vec![("auto_advance", "false".to_owned())];
+                let key = format!("finalize-{}-{}", invoice.id, Uuid::now_v7());
                 match self.stripe.post_repeatable(&format!("{path}/finalize"), &form, &key).await {
                     Err(Failure::Refused { .. }) => {}
                     outcome => drop(outcome?),
                 }
             }
-            let key = format!("void-{}", invoice.id);
+            // Under the same key, Stripe would refuse for a day what it has refused once.
+            let key = format!("void-{}-{}", invoice.id, Uuid::now_v7());
             match self.stripe.post_repeatable(&format!("{path}/void"), &Vec::new(), &key).await {
                 Err(failure @ Failure::Refused { .. }) => {
                     if Invoice::read(&self.stripe.get(&path, &Vec::new()).await?)?.is_unpaid() {

@@ -145,11 +145,10 @@ impl Subscription {
         matches!(self.status.as_str(), "canceled" | "incomplete_expired")
     }
 
-    /// Whether Stripe has given up to collect it, or waits for a card since a trial ended without one: it entitles to
-    /// nothing and makes no more charges, and is not over.
+    /// Whether Stripe has given up to collect it: it entitles to nothing and makes no more charges, and is not over.
     #[must_use]
     pub fn has_lapsed(&self) -> bool {
-        matches!(self.status.as_str(), "unpaid" | "paused")
+        self.status == "unpaid"
     }
 
     /// What it adds to the monthly revenue.

@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::billing::object;
-use crate::billing::service::Billing;
+use crate::billing::service::{Billing, Patience};
 use crate::billing::stripe::Failure;
 use crate::error::{Code, Error, Result};
 use crate::http::page::{self, Cursor, Limit};
@@ -199,7 +199,7 @@ impl Billing {
             }
             outcome => outcome,
         };
-        let mut transaction = self.begin_for(user_id, trace).await?;
+        let mut transaction = self.begin_in_time(user_id, Patience::OfPayer, trace).await?;
         let payment = self.mirror_payment(&mut transaction, user_id, &id).await?;
         let payment = payment.ok_or_else(|| Error::internal("Stripe lost the payment that it made"))?;
         transaction.commit().await?;

@@ -2,9 +2,10 @@
 
 use serde::Serialize;
 use time::{Duration, OffsetDateTime};
+use uuid::Uuid;
 
 use crate::billing::object;
-use crate::billing::service::{Billing, Patience, lock};
+use crate::billing::service::{Billing, Patience};
 use crate::billing::sync;
 use crate::billing::webhook::{Notice, kind_of};
 use crate::clock;
@@ -139,12 +140,21 @@ impl Billing {
         )
         .fetch_all(self.database.pool())
         .await?;
-        for user_id in &users {
-            let mut transaction = self.database.begin(&TraceContext::continue_or_begin(None)).await?;
-            lock(transaction.connection(), *user_id, Patience::OfWorker).await?;
-            sync::entitle(&mut transaction, *user_id, clock::now()).await?;
-            transaction.commit().await?;
+        let mut ended = 0;
+        for user_id in users {
+            // The next run finds again whoever is busy in this one.
+            match self.end_grace(user_id).await {
+                Ok(()) => ended += 1,
+                Err(error) => tracing::error!(error.cause = %error, user.id = %user_id, "a grace could not be ended"),
+            }
         }
-        Ok(users.len())
+        Ok(ended)
+    }
+
+    async fn end_grace(&self, user_id: Uuid) -> Result<()> {
+        let trace = TraceContext::continue_or_begin(None);
+        let mut transaction = self.begin_in_time(user_id, Patience::OfWorker, &trace).await?;
+        sync::entitle(&mut transaction, user_id, clock::now()).await?;
+        transaction.commit().await
     }
 }

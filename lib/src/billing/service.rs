@@ -48,8 +48,21 @@ impl Billing {
     /// # Errors
     /// 503 `unavailable` where that goes on for too long.
     pub(crate) async fn begin_for(&self, user_id: Uuid, trace: &TraceContext) -> Result<Transaction> {
+        self.begin_in_time(user_id, Patience::OfRequest, trace).await
+    }
+
+    /// The same, for whoever has as much patience.
+    ///
+    /// # Errors
+    /// 503 `unavailable` where that goes on for too long.
+    pub(crate) async fn begin_in_time(
+        &self,
+        user_id: Uuid,
+        patience: Patience,
+        trace: &TraceContext,
+    ) -> Result<Transaction> {
         let mut transaction = self.database.begin(trace).await?;
-        lock(transaction.connection(), user_id, Patience::OfRequest).await?;
+        lock(transaction.connection(), user_id, patience).await?;
         Ok(transaction)
     }
 
@@ -139,7 +152,7 @@ impl Billing {
     async fn known_price(&self, key: &str) -> Result<Option<Value>, Failure> {
         let query = vec![("lookup_keys[]", key.to_owned()), ("expand[]", "data.product".to_owned())];
         let mut prices = self.stripe.get("/prices", &query).await?;
-        Ok(Some(prices["data"][0].take()).filter(Value::is_object))
+        Ok(prices["data"].get_mut(0).map(Value::take))
     }
 }
 
@@ -159,7 +172,9 @@ fn lookup_key(plan: Plan) -> String {
 pub(crate) enum Patience {
     /// However many requests a user sends at once, the last has given up after this.
     OfRequest,
-    /// Longer, so that all requests that were there before have given up.
+    /// Longer, for a request that has been paid for: what follows is only to be written down.
+    OfPayer,
+    /// Longer than any request that was there before holds the lock, and less than a worker's time.
     OfWorker,
 }
 
@@ -167,7 +182,8 @@ impl Patience {
     const fn as_setting(self) -> &'static str {
         match self {
             Self::OfRequest => "5s",
-            Self::OfWorker => "10s",
+            Self::OfPayer => "15s",
+            Self::OfWorker => "35s",
         }
     }
 }

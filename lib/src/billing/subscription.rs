@@ -414,8 +414,10 @@ impl Billing {
                 false => self.end(&now.id).await,
             };
             let shown = self.finish(transaction, user_id, &now.id, outcome, object::Subscription::is_over).await?;
-            // Only now: Stripe takes one whose unpaid invoice is void for paid.
-            self.void_unpaid_invoices(&now.id).await?;
+            // Only now: Stripe takes one whose unpaid invoice is void for paid. Its webhook has them voided, too.
+            if let Err(error) = self.void_unpaid_invoices(&now.id).await {
+                tracing::warn!(error.cause = %error, "what is unpaid of an ended subscription was not voided yet");
+            }
             Ok(shown)
         } else {
             let form = vec![("cancel_at_period_end", "true".to_owned())];

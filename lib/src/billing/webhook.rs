@@ -91,15 +91,17 @@ impl Webhooks {
             .map_err(|_| Error::new(Code::InvalidJson, "The body must be JSON in UTF-8."))?;
         let Some(notice) = Notice::of(&event) else { return Ok(()) };
         let mut transaction = self.database.begin(&request.trace).await?;
-        let fresh = sqlx::query!(
-            "INSERT INTO stripe_events (id, kind, object_id) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
+        // One that is known and was not handled, be it that it was only found in Stripe's list, is queued again.
+        let unhandled = sqlx::query!(
+            "INSERT INTO stripe_events (id, kind, object_id) VALUES ($1, $2, $3)
+             ON CONFLICT (id) DO UPDATE SET object_id = excluded.object_id WHERE stripe_events.processed_at IS NULL",
             notice.event_id,
             event["type"].as_str(),
             notice.object_id,
         )
         .execute(transaction.connection())
         .await?;
-        if fresh.rows_affected() > 0 {
+        if unhandled.rows_affected() > 0 {
             transaction.send_notice(&notice)?;
         }
         transaction.commit().await

@@ -104,6 +104,18 @@ through_both_doors! {
         assert_eq!(payer.charged().await, [2999]);
     }
 
+    async fn whoever_has_paid_waits_longer_for_another_request_of_his(api: Api) {
+        let payer = Payer::new(&api).await;
+        let other = busy(&payer.person).await;
+        let busy_for_a_while = async {
+            tokio::time::sleep(Duration::from_secs(7)).await;
+            drop(other);
+        };
+        let (paid, ()) = tokio::join!(payer.pay("waits"), busy_for_a_while);
+        assert_eq!(paid.expect_status(201).body["payment"]["status"], "succeeded");
+        assert_eq!(payer.charged().await, [1999]);
+    }
+
     async fn a_payment_that_stripe_refuses_to_work_on_is_made_later(api: Api) {
         let payer = Payer::new(&api).await;
         // Before there is anything to pay, and when it is to be paid.
