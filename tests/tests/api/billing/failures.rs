@@ -293,8 +293,7 @@ async fn an_event_that_was_never_delivered_is_found() {
                  SELECT to_jsonb(count(*)) FROM noted";
     assert_eq!(stores::row(noted, &own).await, 2);
     let kept = "SELECT to_jsonb(string_agg(id, ',')) FROM stripe_events WHERE id LIKE 'evt\\_%' || $1";
-    replica::control("faults", &json!({"match": format!("/v1/invoices/in_left{own}"), "status": 500, "times": 100}))
-        .await;
+    replica::control("faults", &json!({"match": format!("/v1/invoices/in_left{own}"), "status": 400})).await;
     let run = async || attempt("workers-reconcile-stripe", json!({"atOnce": true}).to_string()).await;
     // One that cannot be handled keeps neither the others from it nor itself from being tried again.
     let failed = run().await.unwrap_err();
@@ -302,7 +301,6 @@ async fn an_event_that_was_never_delivered_is_found() {
     assert_eq!(shown().await["status"], "canceled");
     assert_eq!(payer.get("/api/auth/me").await["user"]["plan"], "free");
     assert_eq!(stores::row(kept, &own).await, format!("evt_left{own}"));
-    replica::delete("/_replica/faults").await;
     let done = run().await.unwrap();
     assert!(done["madeGood"].as_u64().unwrap() > 0, "{done}");
     assert_eq!(stores::row(kept, &own).await, Value::Null);
