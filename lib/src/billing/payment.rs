@@ -199,7 +199,7 @@ impl Billing {
             }
             outcome => outcome,
         };
-        let mut transaction = self.begin_in_time(user_id, Patience::OfPayer, trace).await?;
+        let mut transaction = self.begin_in_time(user_id, Patience::Payer, trace).await?;
         let payment = self.mirror_payment(&mut transaction, user_id, &id).await?;
         let payment = payment.ok_or_else(|| Error::internal("Stripe lost the payment that it made"))?;
         transaction.commit().await?;

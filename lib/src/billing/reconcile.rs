@@ -153,7 +153,7 @@ impl Billing {
 
     async fn end_grace(&self, user_id: Uuid) -> Result<()> {
         let trace = TraceContext::continue_or_begin(None);
-        let mut transaction = self.begin_in_time(user_id, Patience::OfWorker, &trace).await?;
+        let mut transaction = self.begin_in_time(user_id, Patience::Worker, &trace).await?;
         sync::entitle(&mut transaction, user_id, clock::now()).await?;
         transaction.commit().await
     }

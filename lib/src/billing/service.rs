@@ -48,7 +48,7 @@ impl Billing {
     /// # Errors
     /// 503 `unavailable` where that goes on for too long.
     pub(crate) async fn begin_for(&self, user_id: Uuid, trace: &TraceContext) -> Result<Transaction> {
-        self.begin_in_time(user_id, Patience::OfRequest, trace).await
+        self.begin_in_time(user_id, Patience::Request, trace).await
     }
 
     /// The same, for whoever has as much patience.
@@ -171,19 +171,19 @@ fn lookup_key(plan: Plan) -> String {
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Patience {
     /// However many requests a user sends at once, the last has given up after this.
-    OfRequest,
+    Request,
     /// Longer, for a request that has been paid for: what follows is only to be written down.
-    OfPayer,
+    Payer,
     /// Longer than any request that was there before holds the lock, and less than a worker's time.
-    OfWorker,
+    Worker,
 }
 
 impl Patience {
     const fn as_setting(self) -> &'static str {
         match self {
-            Self::OfRequest => "5s",
-            Self::OfPayer => "15s",
-            Self::OfWorker => "35s",
+            Self::Request => "5s",
+            Self::Payer => "15s",
+            Self::Worker => "35s",
         }
     }
 }

@@ -41,7 +41,7 @@ impl Billing {
     pub async fn sync(&self, kind: Kind, id: &str, trace: &TraceContext) -> Result<()> {
         let mut transaction = self.database.begin(trace).await?;
         let Some(user_id) = self.owner(&mut transaction, kind, id).await? else { return Ok(()) };
-        lock(transaction.connection(), user_id, Patience::OfWorker).await?;
+        lock(transaction.connection(), user_id, Patience::Worker).await?;
         let subscription = match kind {
             Kind::Subscription => {
                 let mirrored = self.mirror_subscription(&mut transaction, user_id, id).await?;
