@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
+from servers.asgi import reply
+
 Application = Callable[[dict, Callable, Callable], Awaitable[None]]
 
 # No name server can have others, or names below them, lead here.
@@ -31,9 +33,8 @@ class OwnPagesOnly:
         if scope["type"] != "http" or self._admits(scope):
             await self._app(scope, receive, send)
             return
-        headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(REFUSAL))]
-        await send({"type": "http.response.start", "status": 403, "headers": headers})
-        await send({"type": "http.response.body", "body": REFUSAL})
+        headers = [("content-type", "text/plain"), ("content-length", str(len(REFUSAL)))]
+        await reply(send, 403, headers, REFUSAL)
 
     def _admits(self, scope: dict) -> bool:
         headers = {name: value.decode("latin-1").lower() for name, value in scope["headers"]}

@@ -7,7 +7,7 @@ from email.utils import parseaddr
 from urllib.parse import urlsplit
 
 ACCOUNT = os.environ.get("MINISTACK_ACCOUNT_ID", "000000000000")
-# By the prefix of X-Amz-Target.
+# What every request or init of the product calls, by the prefix of X-Amz-Target.
 SERVICES = {"DynamoDB_20120810": "dynamodb", "AmazonSQS": "sqs", "secretsmanager": "secretsmanager"}
 MAIL = "/v2/email/"
 SEND_EMAIL = ("POST", "/v2/email/outbound-emails")

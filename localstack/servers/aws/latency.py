@@ -9,13 +9,13 @@ import socketserver
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from servers.asgi import read_body, reply
+from servers.aws.actions import SERVICES
+
 # How long MiniStack may wait for a function's log lines after each reply
 # (first line, quiet time after a line, ceiling), in seconds. The published
 # 50 ms for the first line is charged to every request whose function logs nothing.
 LOG_WAITS = (0.002, 0.002, 0.05)
-
-# What every request or init of the product calls, by the prefix of X-Amz-Target.
-DATA_PLANE = {"DynamoDB_20120810": "dynamodb", "AmazonSQS": "sqs", "secretsmanager": "secretsmanager"}
 
 
 def apply() -> None:
@@ -128,22 +128,17 @@ class _Shortcut:
         if key := gateway.extract_access_key_id(headers, {}):
             gateway.set_request_account_id(key)
         gateway.set_request_region(gateway.extract_region(headers, {}))
-        body, more = b"", True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body, more = body + message.get("body", b""), message.get("more_body", False)
+        body = await read_body(receive)
+        if body is None:
+            return
         module = gateway._get_module(service)
-        status, reply_headers, reply = await module.handle_request("POST", scope["path"], headers, body, {})
-        content = reply if isinstance(reply, bytes) else reply.encode()
-        reply_headers = {**reply_headers, "Content-Length": str(len(content))}
-        pairs = [(name.encode("latin-1"), str(value).encode("latin-1")) for name, value in reply_headers.items()]
-        await send({"type": "http.response.start", "status": status, "headers": pairs})
-        await send({"type": "http.response.body", "body": content})
+        status, reply_headers, answer = await module.handle_request("POST", scope["path"], headers, body, {})
+        content = answer if isinstance(answer, bytes) else answer.encode()
+        reply_headers = {**reply_headers, "Content-Length": len(content)}
+        await reply(send, status, ((name, str(value)) for name, value in reply_headers.items()), content)
 
     def _service(self, scope: dict) -> str | None:
         if scope["type"] != "http" or scope["method"] != "POST" or self._gateway.AUTH:
             return None
         target = next((value for name, value in scope["headers"] if name == b"x-amz-target"), b"")
-        return DATA_PLANE.get(target.decode("latin-1").partition(".")[0])
+        return SERVICES.get(target.decode("latin-1").partition(".")[0])

@@ -22,6 +22,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+from servers.asgi import read_body, reply
 from servers.aws.actions import ACCOUNT, Unknown, arn_of_secret, needed, service_of
 
 logger = logging.getLogger("permissions")
@@ -162,12 +163,9 @@ class _Guard:
         if signer is None:
             await self._app(scope, receive, send)
             return
-        body, more = b"", True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body, more = body + message.get("body", b""), message.get("more_body", False)
+        body = await read_body(receive)
+        if body is None:
+            return
         target = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-amz-target"), "")
         service = service_of(target, scope["path"])
         refusal = self._refusal(service, target, scope, *signer, body)
@@ -241,6 +239,4 @@ async def _refuse(service: str, refusal: str, send: Callable) -> None:
         headers["x-amzn-query-error"] = "AccessDenied;Sender"
     text = json.dumps(content).encode()
     headers["content-length"] = str(len(text))
-    pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": STATUS.get(service, 403), "headers": pairs})
-    await send({"type": "http.response.body", "body": text})
+    await reply(send, STATUS.get(service, 403), headers.items(), text)
