@@ -47,6 +47,14 @@ async fn read_rest(response: &mut reqwest::Response) -> String {
     text
 }
 
+/// What is known of a stream.
+async fn state(stream: &str) -> Value {
+    let table = function_variable("chat-resume-stream", "STREAMS_TABLE");
+    let key = json!({"stream_id": {"S": stream}, "seq": {"N": "0"}});
+    let reply = aws("dynamodb", "DynamoDB_20120810.GetItem", &json!({"TableName": table, "Key": key})).await;
+    reply["Item"].clone()
+}
+
 /// A stream under way, whose events a test writes down.
 struct Written {
     table: String,
@@ -125,10 +133,8 @@ through_both_doors! {
                 assert_eq!(events(&rest.expect_status(200).text), expected, "after {id}");
             }
         }
-        let table = function_variable("chat-resume-stream", "STREAMS_TABLE");
-        let key = json!({"stream_id": {"S": stream}, "seq": {"N": "0"}});
-        let state = aws("dynamodb", "DynamoDB_20120810.GetItem", &json!({"TableName": table, "Key": key})).await;
-        let expires: i64 = state["Item"]["expires"]["N"].as_str().unwrap().parse().unwrap();
+        let state = state(&stream).await;
+        let expires: i64 = state["expires"]["N"].as_str().unwrap().parse().unwrap();
         assert!(expires > OffsetDateTime::now_utc().unix_timestamp() + 23 * 3_600, "it is known for a day");
         let other = api.sign_up().await;
         resume(&api, &other, &stream, None).await.expect_problem(404, "not_found");
@@ -335,9 +341,12 @@ async fn what_is_said_after_a_stop_comes_after_it() {
     // This one is left without a word.
     let mut response =
         ask(json!({"message": "AIMOCK:slow third", "conversationId": conversation, "stream": true})).open().await;
-    read_to(&mut response, "event: delta").await;
+    let start = events(&read_to(&mut response, "event: delta").await)[0].2.clone();
     drop(response);
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    eventually("that nobody reads it", || async {
+        (state(start["streamId"].as_str().unwrap()).await["is_unread"]["BOOL"] == true).then_some(())
+    })
+    .await;
     ask(json!({"message": "Fourth", "conversationId": conversation})).send().await.expect_status(200);
     let stored = contents(&api, &person, &conversation).await;
     let questions: Vec<_> = stored.iter().step_by(2).map(|(content, _)| content.as_str()).collect();
@@ -405,14 +414,19 @@ async fn an_answer_is_found_before_its_first_word() {
     let (api, chat) = (Api::of_router(), format!("chat-{}", Uuid::now_v7()));
     let person = api.sign_up().await;
     let messages = json!([{"id": "m1", "role": "user", "parts": [{"type": "text", "text": "AIMOCK:thinks"}]}]);
-    let asked = api.post("/api/chat").bearer(&person.jwt).json(&json!({"id": chat, "messages": messages})).send();
+    let asked = api.post("/api/chat").bearer(&person.jwt).json(&json!({"id": chat, "messages": messages})).open();
     let path = format!("/api/chat/{chat}/stream");
-    let found = async {
-        tokio::time::sleep(Duration::from_millis(700)).await;
-        api.get(&path).bearer(&person.jwt).send().await
+    let found = eventually("a stream", || async {
+        let response = api.get(&path).bearer(&person.jwt).open().await;
+        (response.status() == 200).then_some(response)
+    });
+    let mut asked = std::pin::pin!(asked);
+    let mut found = tokio::select! {
+        found = found => found,
+        _ = &mut asked => panic!("it began before it was found"),
     };
-    let (asked, found) = tokio::join!(asked, found);
-    assert_eq!(found.expect_status(200).text, asked.expect_status(200).text);
+    let mut asked = asked.await;
+    assert_eq!(read_rest(&mut found).await, read_rest(&mut asked).await);
     // What no provider answers is no stream.
     let messages = json!([{"id": "m1", "role": "user", "parts": [{"type": "text", "text": "AIMOCK:down"}]}]);
     let body = json!({"id": format!("{chat}-2"), "messages": messages});
