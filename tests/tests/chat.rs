@@ -126,6 +126,7 @@ fn ask(user_id: Uuid, message: &str) -> Ask {
         message: Some(message.to_owned()),
         again: false,
         keeps: Vec::new(),
+        name: None,
         replaced: None,
         position: None,
         conversation: Named::New,
@@ -346,56 +347,128 @@ async fn say(chat: &'static Chat, ask: Ask) -> Reply {
     chat.ask(ask, &visit(), TIME).await.unwrap().complete().await.unwrap()
 }
 
+/// A question under a client's own name.
+fn called(name: &str, ask: Ask) -> Ask {
+    Ask { name: Some(name.to_owned()), ..ask }
+}
+
+/// The same in the place of another message, by its name, as the AI SDK edits.
+fn replacing(name: &str, keeps: &[Uuid], ask: Ask) -> Ask {
+    Ask { replaced: Some(name.to_owned()), keeps: keeps.to_vec(), ..called(name, ask) }
+}
+
+fn exchanges(questions: &[&str]) -> (Vec<(i32, String)>, i32) {
+    let contents = questions.iter().flat_map(|question| [(*question).to_owned(), "A whole answer.".to_owned()]);
+    ((0..).zip(contents).collect(), i32::try_from(questions.len()).unwrap() * 2)
+}
+
 /// The AI SDK drops what follows a message that is said or answered anew.
 #[tokio::test]
 async fn what_follows_an_earlier_message_that_is_replaced_is_dropped() {
     let (journal, user) = (Arc::new(Journal::default()), new_user(0).await);
     let chat = chat(&journal, &[Part::Answer(11, 12)]);
-    let first = say(chat, ask(user, "One")).await;
+    let first = say(chat, called("q1", ask(user, "One"))).await;
     let in_it = |message: &str| Ask { conversation: Named::Id(first.conversation_id), ..ask(user, message) };
-    for message in ["Two", "Three", "Four"] {
-        say(chat, in_it(message)).await;
+    for (name, message) in [("q2", "Two"), ("q3", "Three"), ("q4", "Four")] {
+        say(chat, called(name, in_it(message))).await;
     }
-    let stored = |questions: &[&str]| -> (Vec<(i32, String)>, i32) {
-        let contents = questions.iter().flat_map(|question| [(*question).to_owned(), "A whole answer.".to_owned()]);
-        ((0..).zip(contents).collect(), i32::try_from(questions.len()).unwrap() * 2)
-    };
-    assert_eq!(messages(first.conversation_id).await, stored(&["One", "Two", "Three", "Four"]));
-    let keeps = vec![first.message.id];
+    let stored = || messages(first.conversation_id);
+    assert_eq!(stored().await, exchanges(&["One", "Two", "Three", "Four"]));
+    let kept = [first.message.id];
     // What somebody says at the same time comes after it, or goes with the rest.
     let meanwhile = chat.ask(in_it("Meanwhile"), &visit(), TIME).await.unwrap();
-    let edited = say(chat, Ask { replaced: Some(None), keeps, ..in_it("Two, edited") }).await;
-    assert_eq!(messages(first.conversation_id).await, stored(&["One", "Two, edited"]));
-    meanwhile.complete().await.unwrap();
-    assert_eq!(messages(first.conversation_id).await, stored(&["One", "Two, edited", "Meanwhile"]));
-    let anew = say(chat, Ask { replaced: Some(Some(edited.message.id)), again: true, ..in_it("Two, edited") }).await;
+    let edited = say(chat, replacing("q2", &kept, in_it("Two, edited"))).await;
+    assert_eq!(stored().await, exchanges(&["One", "Two, edited"]));
+    let meanwhile = meanwhile.complete().await.unwrap();
+    assert_eq!(stored().await, exchanges(&["One", "Two, edited", "Meanwhile"]));
+    let answer = Some(edited.message.id.to_string());
+    let again = Ask { again: true, ..replacing("q2", &kept, in_it("Two, edited")) };
+    let anew = say(chat, Ask { replaced: answer, ..again.clone() }).await;
     assert_ne!(anew.message.id, edited.message.id);
-    assert_eq!(messages(first.conversation_id).await, stored(&["One", "Two, edited"]));
-    // Answers that nobody knows tell no place, and words that were never said are no earlier question.
-    say(chat, Ask { replaced: Some(None), keeps: vec![Uuid::now_v7()], ..in_it("Three") }).await;
-    say(chat, Ask { replaced: Some(None), again: true, keeps: vec![first.message.id], ..in_it("Four") }).await;
-    assert_eq!(messages(first.conversation_id).await, stored(&["One", "Two, edited", "Three", "Four"]));
-    say(chat, Ask { replaced: Some(None), ..in_it("One, edited") }).await;
-    assert_eq!(messages(first.conversation_id).await, stored(&["One, edited"]));
-    assert_eq!((month(user).await, count(user, "reservations").await), ((10 * 23, 0), 0));
+    assert_eq!(stored().await, exchanges(&["One", "Two, edited"]));
+    // A question may be named, too, by whoever has it answered anew, and so may one that was never stored be edited.
+    say(chat, again).await;
+    let anew = last_answer(first.conversation_id).await;
+    assert_eq!(stored().await, exchanges(&["One", "Two, edited"]));
+    say(chat, replacing("q3", &[first.message.id, anew], in_it("Three"))).await;
+    // Words that were never said are no earlier question.
+    say(chat, Ask { again: true, ..replacing("q9", &kept, in_it("Four")) }).await;
+    assert_eq!(stored().await, exchanges(&["One", "Two, edited", "Three", "Four"]));
+    // What is not there any more, or was never loaded, tells no place: nothing is overwritten.
+    for keeps in [&[][..], &kept, &[first.message.id, meanwhile.message.id]] {
+        let refused = chat.ask(replacing("unknown", keeps, in_it("Five")), &visit(), TIME).await.map(drop).unwrap_err();
+        assert_eq!(refused.code(), Code::NotFound);
+    }
+    assert_eq!(stored().await, exchanges(&["One", "Two, edited", "Three", "Four"]));
+    // By our own id, as whoever has loaded a part of the conversation does.
+    let id = "SELECT id FROM messages WHERE conversation_id = $1 AND position = 4";
+    let id: Uuid = sqlx::query_scalar(id).bind(first.conversation_id).fetch_one(database().pool()).await.unwrap();
+    say(chat, replacing(&id.to_string(), &[], in_it("Three, edited"))).await;
+    assert_eq!(stored().await, exchanges(&["One", "Two, edited", "Three, edited"]));
+    say(chat, replacing("q1", &[], in_it("One, edited"))).await;
+    assert_eq!(stored().await, exchanges(&["One, edited"]));
+    assert_eq!((month(user).await, count(user, "reservations").await), ((12 * 23, 0), 0));
+}
+
+async fn last_answer(conversation: Uuid) -> Uuid {
+    let last = "SELECT id FROM messages WHERE conversation_id = $1 ORDER BY position DESC LIMIT 1";
+    sqlx::query_scalar(last).bind(conversation).fetch_one(database().pool()).await.unwrap()
 }
 
 #[tokio::test]
 async fn many_edits_at_once_leave_one_conversation_in_order() {
     let (journal, user) = (Arc::new(Journal::default()), new_user(0).await);
     let chats: Vec<_> = (0..8).map(|_| chat(&journal, &[Part::Answer(11, 12)])).collect();
-    let first = say(chats[0], ask(user, "One")).await;
+    let first = say(chats[0], called("q1", ask(user, "One"))).await;
     let conversation = Named::Id(first.conversation_id);
+    say(chats[0], called("q2", Ask { conversation: conversation.clone(), ..ask(user, "Two") })).await;
     join_all(chats.iter().enumerate().flat_map(|(n, chat)| {
         let named = |ask: Ask| Ask { conversation: conversation.clone(), ..ask };
-        let edit = Ask { replaced: Some(None), keeps: vec![first.message.id], ..named(ask(user, "Edited")) };
+        let edit = replacing("q2", &[first.message.id], named(ask(user, "Edited")));
         [say(chat, edit), say(chat, named(ask(user, &format!("More {n}"))))]
     }))
     .await;
     let (stored, count) = messages(first.conversation_id).await;
     assert_eq!(count, i32::try_from(stored.len()).unwrap());
     assert!(stored.iter().zip(0..).all(|((position, _), place)| *position == place), "{stored:?}");
-    assert_eq!(month(user).await, (17 * 23, 0));
+    assert_eq!(month(user).await, (18 * 23, 0));
+}
+
+/// Whatever ends first: an answer that is made anew finds its question or comes at the end with it.
+#[tokio::test]
+async fn what_is_made_anew_while_its_question_goes_comes_at_the_end() {
+    let (journal, user) = (Arc::new(Journal::default()), new_user(0).await);
+    let chat = chat(&journal, &[Part::Answer(11, 12)]);
+    let first = say(chat, called("q1", ask(user, "One"))).await;
+    let in_it = |message: &str| Ask { conversation: Named::Id(first.conversation_id), ..ask(user, message) };
+    let second = say(chat, called("q2", in_it("Two"))).await;
+    say(chat, called("q3", in_it("Three"))).await;
+    let kept = [first.message.id, second.message.id];
+    // The last answer anew, an earlier one anew, and two edits, while the first question is edited.
+    let under_way = [
+        Ask { again: true, message: None, ..in_it("") },
+        Ask { again: true, ..replacing("q2", &kept[..1], in_it("Two")) },
+        replacing("q2", &kept[..1], in_it("Two, edited")),
+        replacing("q3", &kept, in_it("Three, edited")),
+    ];
+    let mut begun = Vec::new();
+    for ask in under_way {
+        begun.push(chat.ask(ask, &visit(), TIME).await.unwrap());
+    }
+    say(chat, replacing("q1", &[], in_it("One, edited"))).await;
+    for answer in begun {
+        answer.complete().await.unwrap();
+    }
+    let expected = ["One, edited", "Three", "Two, edited", "Three, edited"];
+    assert_eq!(messages(first.conversation_id).await, exchanges(&expected));
+    // The question is there, in other words.
+    let anew = chat.ask(Ask { again: true, message: None, ..in_it("") }, &visit(), TIME).await.unwrap();
+    say(chat, replacing("q3", &kept, in_it("Three, once more"))).await;
+    anew.complete().await.unwrap();
+    let expected = ["One, edited", "Three", "Two, edited", "Three, once more", "Three, edited"];
+    assert_eq!(messages(first.conversation_id).await, exchanges(&expected));
+    say(chat, in_it("And on")).await;
+    assert_eq!(month(user).await, (11 * 23, 0));
 }
 
 #[tokio::test]
@@ -412,8 +485,9 @@ async fn a_conversation_outlives_its_model() {
     assert_eq!(next.model, first.model);
 }
 
+/// What was delivered is paid for where it cannot be kept.
 #[tokio::test]
-async fn an_answer_whose_place_is_taken_leaves_nothing() {
+async fn an_answer_whose_place_is_taken_is_billed() {
     let (journal, user) = (Arc::new(Journal::default()), new_user(0).await);
     let chat = chat(&journal, &[Part::Answer(11, 12)]);
     let first = say(chat, ask(user, "Hello")).await;
@@ -429,11 +503,9 @@ async fn an_answer_whose_place_is_taken_leaves_nothing() {
     let asked = Ask { conversation: Named::Id(first.conversation_id), ..ask(user, "Hello") };
     let answer = chat.ask(asked, &visit(), TIME).await.unwrap();
     assert_eq!(answer.complete().await.unwrap_err().code(), Code::Internal);
-    assert_eq!((count(user, "ledger").await, count(user, "answers").await), (1, 1));
-    assert_eq!((count(user, "questions").await, told(user, "chat.message_sent").await), (2, 1));
-    // The sweep gives back what is reserved.
-    let (used, reserved) = month(user).await;
-    assert!(used == 23 && reserved > 0, "{used} {reserved}");
+    assert_eq!((count(user, "ledger").await, count(user, "answers").await), (2, 1));
+    assert_eq!((count(user, "questions").await, told(user, "chat.message_sent").await), (2, 2));
+    assert_eq!((month(user).await, count(user, "reservations").await), ((2 * 23, 0), 0));
 }
 
 #[tokio::test]

@@ -22,14 +22,18 @@ impl Field for ChatId {
     }
 }
 
-/// The message that is said or answered anew, after which the client has dropped all. Answers have our ids, questions
-/// the client's own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Replaced(pub Option<Uuid>);
+/// The id of a message: ours, as streams and lists tell it, or the client's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MessageName(pub String);
 
-impl Field for Replaced {
+impl MessageName {
+    /// Its most characters.
+    pub const LONGEST: usize = 200;
+}
+
+impl Field for MessageName {
     fn parse(raw: Raw<'_>) -> Result<Self, Invalid> {
-        raw.text().map(|id| Self(Uuid::try_parse(id).ok()))
+        bounded_text(raw, 1, Self::LONGEST).map(Self)
     }
 }
 
@@ -38,6 +42,8 @@ impl Field for Replaced {
 pub struct LastQuestion {
     /// What was said.
     pub message: MessageText,
+    /// What the client calls it.
+    pub name: Option<MessageName>,
     /// The ids of the answers, which streams give out with their `start`.
     pub answers: Vec<Uuid>,
 }
@@ -50,7 +56,8 @@ impl Field for LastQuestion {
         let message = MessageText::parse(Raw::Text(&text_of(&messages[last])))?;
         let answers = messages[..last].iter().filter(|message| message["role"] == "assistant");
         let answers = answers.filter_map(|answer| Uuid::try_parse(answer["id"].as_str()?).ok()).collect();
-        Ok(Self { message, answers })
+        let name = messages[last]["id"].as_str().and_then(|id| MessageName::parse(Raw::Text(id)).ok());
+        Ok(Self { message, name, answers })
     }
 }
 
@@ -100,6 +107,7 @@ mod tests {
         ]);
         let question = LastQuestion::parse(Raw::Json(&messages)).unwrap();
         assert_eq!((question.message.0.as_str(), question.answers), ("Second part", vec![Uuid::nil()]));
+        assert_eq!(question.name, Some(MessageName("2".to_owned())));
         assert_eq!(LastQuestion::parse(Raw::Json(&json!([{ "role": "assistant" }]))).unwrap_err().code, "required");
         assert_eq!(LastQuestion::parse(Raw::Json(&json!("x"))).unwrap_err().code, "wrong_type");
     }

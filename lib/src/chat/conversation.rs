@@ -197,14 +197,16 @@ impl Conversations {
                 .ok_or_else(|| Error::new(Code::ModelNotAvailable, "`GET /api/chat/models` lists the models."))
         });
         let choice = choice.transpose()?.or_else(|| new.provider.and_then(|provider| catalogue.default_of(provider)));
+        let is_untitled = new.title.is_none();
         let title = new.title.unwrap_or_else(|| "New conversation".to_owned());
         let mut transaction = self.database.begin(&visit.trace).await?;
         let plan = plan_of(&mut transaction, user_id).await?;
         let now = clock::now();
         let conversation = sqlx::query_as!(
             Conversation,
-            "INSERT INTO conversations (id, user_id, title, provider, model, system_prompt, terms, created_at, updated_at)
-             VALUES ($1, $2, $3, $4, $5, $6, array_to_tsvector($7::text[]), $8, $8)
+            "INSERT INTO conversations (id, user_id, title, provider, model, system_prompt, terms, created_at, updated_at,
+                 untitled)
+             VALUES ($1, $2, $3, $4, $5, $6, array_to_tsvector($7::text[]), $8, $8, $9)
              RETURNING id, title, provider, model, system_prompt, pinned, archived, message_count, created_at,
                  updated_at, last_message_at",
             Uuid::now_v7(),
@@ -215,6 +217,7 @@ impl Conversations {
             new.system_prompt.filter(|text| !text.is_empty()),
             &search::terms(user_id, &title),
             now,
+            is_untitled,
         )
         .fetch_one(transaction.connection())
         .await?;
@@ -488,7 +491,8 @@ impl Conversations {
         let terms = change.title.as_deref().map(|title| search::terms(user_id, title));
         sqlx::query_as!(
             Conversation,
-            "UPDATE conversations SET title = coalesce($3, title), pinned = coalesce($4, pinned),
+            "UPDATE conversations SET title = coalesce($3, title), untitled = untitled AND $3::text IS NULL,
+                 pinned = coalesce($4, pinned),
                  archived = coalesce($5, archived), terms = coalesce(array_to_tsvector($6::text[]), terms),
                  updated_at = $7
              WHERE id = $1 AND user_id = $2

@@ -71,11 +71,13 @@ pub struct Ask {
     /// Whether the last question is asked again, for another answer in the place of the last one. A question
     /// that is given along counts if it is not the last one: its first answer never came.
     pub again: bool,
-    /// Answers that the client keeps: the question stands after the last of them.
+    /// Answers that the client keeps, in order: the question stands after the last of them.
     pub keeps: Vec<Uuid>,
-    /// The message that the client has replaced and dropped all that follows, by its id if it is an answer: the question
-    /// is an earlier one in other words, or is asked `again`.
-    pub replaced: Option<Option<Uuid>>,
+    /// What the client calls the question.
+    pub name: Option<String>,
+    /// The message that the client has replaced and dropped all that follows, by our id or its own: the question is an
+    /// earlier one in other words, or is asked `again`.
+    pub replaced: Option<String>,
     /// Where an earlier try of the same request has left the question.
     pub position: Option<i32>,
     /// The conversation.
@@ -192,13 +194,19 @@ impl Chat {
         let (prompt_tokens, max_tokens) = (call.prompt_tokens(), call.max_tokens);
         let stream_id = Uuid::now_v7();
         // A thinking model may take its time: whoever reloads meanwhile finds the stream.
-        let recorder = streams.map(|streams| {
+        let mut recorder = streams.map(|streams| {
             let subject = live::Subject { stream_id, user_id: exchange.subject.user_id, names: exchange.names() };
             streams.record(subject)
         });
         let started = Instant::now();
         let longest = TOTAL.min(time_left.saturating_sub(RESERVE));
-        let begin = self.providers.begin(call, longest);
+        let choice = call.choice.clone();
+        let begin = async {
+            tokio::select! {
+                begun = self.providers.begin(call, longest) => begun,
+                () = stopped(recorder.as_mut()) => Ok(Begun::stopped(choice, started.elapsed())),
+            }
+        };
         let begun = exchange.reservation.keep_alive(self.database.pool(), begin).await;
         let begun = match begun {
             Ok(begun) => begun,
@@ -299,6 +307,7 @@ impl Chat {
             subject: visit.subject(ask.user_id, reservation.plan()),
             conversation_id: ongoing.as_ref().map_or_else(Uuid::now_v7, |ongoing| ongoing.id),
             is_new: ongoing.is_none(),
+            titles: ongoing.as_ref().is_none_or(|ongoing| ongoing.is_untitled),
             client_id: match ask.conversation {
                 Named::Client(name) => Some(name),
                 Named::New | Named::Id(_) => None,
@@ -306,11 +315,12 @@ impl Chat {
             system_prompt: system.clone(),
             question,
             question_id: Uuid::now_v7(),
+            question_name: ask.name,
             asked_at,
             answer_id: Uuid::now_v7(),
             regenerates: anew.position,
             edits: anew.edits,
-            cuts: ask.replaced.is_some() && anew.position.is_some(),
+            cuts: ask.replaced.is_some() && ask.position.is_none() && anew.position.is_some(),
             requested_model: ask.model.unwrap_or_else(|| chosen.model.id.clone()),
             chosen: chosen.clone(),
             streamed: ask.streamed,
@@ -330,7 +340,9 @@ impl Chat {
             Named::Client(name) => name.clone(),
         };
         match &self.streams {
-            Some(streams) => streams.end_unwanted(ask.user_id, &name, ask.again).await.map(drop),
+            Some(streams) => {
+                streams.end_unwanted(ask.user_id, &name, ask.again || ask.replaced.is_some()).await.map(drop)
+            }
             None => Ok(()),
         }
     }
@@ -363,9 +375,25 @@ impl Chat {
                     tokio::time::sleep(Duration::from_millis(100) * 2_u32.pow(attempt)).await;
                     attempt += 1;
                 }
+                Err(error) if error.code() == Code::Internal => {
+                    // It was produced and may have been read: it is paid for where it cannot be kept.
+                    let billed = timeout(LONGEST_STORE_ATTEMPT, exchange.bill(&self.database, outcome, trace)).await;
+                    if !matches!(billed, Ok(Ok(_))) {
+                        tracing::error!("what could not be stored could not be billed");
+                    }
+                    return Err(error);
+                }
                 outcome => return outcome,
             }
         }
+    }
+}
+
+/// Waits until somebody stops what is recorded, if it is.
+async fn stopped(recorder: Option<&mut Recorder>) {
+    match recorder {
+        Some(recorder) => recorder.stop_wished().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -375,44 +403,66 @@ struct Anew {
     position: Option<i32>,
     /// The question that stands there.
     question: Option<String>,
-    /// Whether it is asked in other words.
-    edits: bool,
+    /// Its name where it is asked in other words.
+    edits: Option<String>,
 }
 
 impl Anew {
     async fn find(connection: &mut PgConnection, conversation: Uuid, ask: &Ask) -> Result<Self> {
-        if ask.position.is_some() && ask.message.is_some() {
-            return Ok(Self { position: ask.position, ..Self::default() });
+        if let Some(position) = ask.position {
+            let question = match ask.message {
+                Some(_) => None,
+                None => record::question_at(connection, conversation, position).await?.map(|found| found.content),
+            };
+            return Ok(Self { position: Some(position), question, edits: None });
         }
-        let edits = ask.replaced.is_some() && !ask.again;
-        if edits {
-            let earlier = record::question_after(connection, conversation, &ask.keeps).await?;
-            return Ok(Self { position: earlier.map(|earlier| earlier.position), question: None, edits });
+        let named = match &ask.replaced {
+            Some(name) => record::question_of(connection, conversation, name).await?,
+            None => None,
+        };
+        if ask.again {
+            return Self::again(connection, conversation, ask, named).await;
         }
-        if !ask.again {
-            return Ok(Self::default());
+        // What was never answered is not stored, and edited all the same. Where it would stand, nothing else may.
+        let is_lost = ask.replaced.is_some()
+            && named.is_none()
+            && record::last_answer(connection, conversation).await? != ask.keeps.last().copied();
+        if is_lost {
+            return Err(Error::not_found("message to replace"));
         }
+        let edits = ask.replaced.clone().filter(|_| named.is_some());
+        Ok(Self { position: named.map(|found| found.position), question: None, edits })
+    }
+
+    async fn again(
+        connection: &mut PgConnection,
+        conversation: Uuid,
+        ask: &Ask,
+        named: Option<Question>,
+    ) -> Result<Self> {
+        let found = match (named, ask.keeps.last()) {
+            (Some(found), _) => Some(found),
+            (None, Some(kept)) if ask.replaced.is_some() => {
+                record::question_after(connection, conversation, *kept).await?
+            }
+            _ => record::last_question(connection, conversation).await?,
+        };
         let is_meant = |found: &Question| {
             // The first answer to a question that is given along may never have come.
             ask.message.as_ref().is_none_or(|message| *message == found.content)
                 && !ask.keeps.contains(&found.answer_id)
         };
-        let found = match ask.replaced {
-            Some(Some(answer)) => record::question_of(connection, conversation, answer).await?,
-            Some(None) if !ask.keeps.is_empty() => record::question_after(connection, conversation, &ask.keeps).await?,
-            _ => record::last_question(connection, conversation).await?,
-        };
         Ok(found.filter(is_meant).map_or_else(Self::default, |found| Self {
             position: Some(found.position),
             question: Some(found.content),
-            edits: false,
+            edits: None,
         }))
     }
 }
 
-/// Has a title written for a conversation that an answer has made.
+/// Has a title written for a conversation whose first question has become its title.
 fn improve_title(chat: &'static Chat, exchange: &Exchange, stored: &Stored, answer: &str) {
-    let Some(model) = chat.title_model.clone().filter(|_| stored.is_new) else { return };
+    let Some(model) = chat.title_model.clone().filter(|_| stored.is_titled) else { return };
     let untitled = Untitled {
         id: stored.conversation_id,
         user_id: exchange.subject.user_id,

@@ -30,6 +30,8 @@ const FIRST_LINGER: Duration = Duration::from_millis(50);
 const LAST_TRIES: u32 = 3;
 /// A stream without events is made known after so long.
 const SILENT_LINGER: Duration = Duration::from_millis(300);
+/// One that has begun is known by then.
+const LONGEST_BEGINNING: Duration = Duration::from_secs(1);
 /// How often the state is looked at while nothing happens.
 const LOOK: Duration = Duration::from_secs(1);
 /// How often a reader looks for more.
@@ -146,6 +148,7 @@ impl Streams {
     ) {
         let mut unwritten = Unwritten::default();
         let (mut begun, mut over, mut is_empty, mut last_tries) = (false, false, true, LAST_TRIES);
+        let mut earlier = Vec::new();
         while !over || (unwritten.is_any() && last_tries > 0) {
             if over {
                 last_tries -= 1;
@@ -160,13 +163,16 @@ impl Streams {
                     }
                     Ok(None) if is_empty => {
                         if begun {
-                            self.forget(&subject).await;
+                            self.forget(&subject, &earlier).await;
                         }
                         return;
                     }
                     Ok(None) => over = true,
                     Err(_) => {}
                 }
+            }
+            if !begun && is_empty {
+                earlier = self.earlier(&subject).await;
             }
             let written = if begun {
                 self.append(subject.stream_id, &mut unwritten).await
@@ -228,16 +234,46 @@ impl Streams {
         Ok(Wish::default())
     }
 
-    /// Deletes the state of a stream that came to nothing, and the names that lead to it.
-    async fn forget(&self, subject: &Subject) {
-        let names = subject.names.iter().map(|name| name_key(subject.user_id, name));
-        for key in names.chain([subject.stream_id.to_string()]) {
-            let delete = self.table.client().delete_item().table_name(&self.table.name);
-            let deleted = delete.key("stream_id", text(key)).key("seq", number(0)).send().await;
-            if let Err(error) = deleted {
-                tracing::warn!(error.cause = %Error::from(error), "a stream that came to nothing was not deleted");
+    /// What the names of a stream that is silent yet lead to: it may come to nothing.
+    async fn earlier(&self, subject: &Subject) -> Vec<Option<Uuid>> {
+        let names = subject.names.iter();
+        let latest = names.map(|name| async { self.latest(subject.user_id, name).await.unwrap_or_default() });
+        futures_util::future::join_all(latest).await
+    }
+
+    /// Deletes the state of a stream that came to nothing, and has its names lead to where they led before.
+    async fn forget(&self, subject: &Subject, earlier: &[Option<Uuid>]) {
+        for (name, earlier) in subject.names.iter().zip(earlier) {
+            if let Err(error) = self.give_back(subject, name, *earlier).await {
+                tracing::warn!(error.cause = %error, "the name of a stream that came to nothing was not given back");
             }
         }
+        let delete = self.table.client().delete_item().table_name(&self.table.name);
+        let deleted = delete.key("stream_id", text(subject.stream_id)).key("seq", number(0)).send().await;
+        if let Err(error) = deleted {
+            tracing::warn!(error.cause = %Error::from(error), "a stream that came to nothing was not deleted");
+        }
+    }
+
+    /// Has a name lead to an earlier stream or nowhere, unless it leads to a later one by now.
+    async fn give_back(&self, subject: &Subject, name: &str, earlier: Option<Uuid>) -> Result<()> {
+        let (client, key, own) = (self.table.client(), name_key(subject.user_id, name), text(subject.stream_id));
+        let refused = match earlier {
+            Some(earlier) => {
+                let update = client.update_item().table_name(&self.table.name).key("stream_id", text(key));
+                let update = update.key("seq", number(0)).update_expression("SET leads_to = :earlier");
+                let update = update.expression_attribute_values(":earlier", text(earlier));
+                let update = update.condition_expression("leads_to = :own").expression_attribute_values(":own", own);
+                update.send().await.err().filter(|error| !condition_failed(error)).map(Error::from)
+            }
+            None => {
+                let delete = client.delete_item().table_name(&self.table.name).key("stream_id", text(key));
+                let delete = delete.key("seq", number(0)).condition_expression("leads_to = :own");
+                let delete = delete.expression_attribute_values(":own", own);
+                delete.send().await.err().filter(|error| !condition_failed(error)).map(Error::from)
+            }
+        };
+        refused.map_or(Ok(()), Err)
     }
 
     /// Writes a batch, moves the state on, and reads what others have written into it.
@@ -283,13 +319,37 @@ impl Streams {
         Ok(State::of(&reply.attributes.unwrap_or_default())?.wish)
     }
 
-    /// Asks a stream to end; one that has ended takes no notice.
+    /// Asks a stream to end, by its id or a name of its conversation, and tells which; one that has ended takes no
+    /// notice. Waits a moment for one that has only just begun.
     ///
     /// # Errors
     /// 404 when there is none, or it is another's.
-    pub async fn stop(&self, user_id: Uuid, stream_id: Uuid) -> Result<()> {
-        self.state(user_id, stream_id).await?;
-        self.wish_end(stream_id).await
+    pub async fn stop(&self, user_id: Uuid, name: &str) -> Result<Uuid> {
+        // Longer names are not taken, and keys cannot be.
+        if name.chars().count() > ChatId::LONGEST {
+            return Err(Error::not_found("stream"));
+        }
+        let until = Instant::now() + LONGEST_BEGINNING;
+        let mut ended = None;
+        while Instant::now() < until {
+            let named = self.latest(user_id, name).await?;
+            if let Some(stream_id) = named.or_else(|| Uuid::try_parse(name).ok())
+                && let Some(item) = self.item(&stream_id.to_string()).await?
+            {
+                let state = State::of(&item)?;
+                if state.user_id != user_id {
+                    break;
+                }
+                if named.is_none() || !state.done {
+                    self.wish_end(stream_id).await?;
+                    return Ok(stream_id);
+                }
+                // The next one of the conversation may be about to begin.
+                ended = Some(stream_id);
+            }
+            sleep(POLL).await;
+        }
+        ended.ok_or_else(|| Error::not_found("stream"))
     }
 
     /// The same as [`Self::state`] for a stream that need not be there.
@@ -550,6 +610,13 @@ impl Recorder {
         *self.wish.borrow()
     }
 
+    /// Waits until somebody wants the answer to end.
+    pub async fn stop_wished(&mut self) {
+        while !self.wish().stop {
+            self.wish_changed().await;
+        }
+    }
+
     /// Waits until others want something else.
     pub async fn wish_changed(&mut self) {
         if self.wish.changed().await.is_err() {
@@ -646,7 +713,9 @@ impl Follower {
 
     fn give_up(&self, code: Code, message: &str) {
         let event = StreamEvent::Error(Broken { code: code.as_str().to_owned(), message: message.to_owned() });
-        let _ = self.sink.send(self.protocol.encode(self.next, &event));
+        // It is none of the stream's own: whoever goes on after it misses nothing.
+        let last = (self.next - 1).max(self.after);
+        let _ = self.sink.send(self.protocol.encode(last, &event));
     }
 
     /// The state, unless the stream is dead.

@@ -42,6 +42,8 @@ pub struct Ongoing {
     pub model: Option<String>,
     /// Its instructions.
     pub system_prompt: Option<String>,
+    /// Whether nobody has named it yet.
+    pub is_untitled: bool,
 }
 
 /// Whether a user has a conversation.
@@ -81,6 +83,7 @@ pub async fn setting(connection: &mut PgConnection, user_id: Uuid, named: &Named
     };
     let row = sqlx::query!(
         r#"SELECT u.plan, coalesce(q.used + q.reserved, 0) AS "taken!", c.id AS "id?", c.model, c.system_prompt,
+               c.untitled AS "untitled?",
                EXISTS (SELECT FROM quota_reservations r WHERE r.user_id = u.id) AS "is_answering!"
            FROM users u
            LEFT JOIN quota_periods q
@@ -95,7 +98,8 @@ pub async fn setting(connection: &mut PgConnection, user_id: Uuid, named: &Named
     .fetch_optional(connection)
     .await?
     .ok_or_else(Error::unauthenticated)?;
-    let conversation = row.id.map(|id| Ongoing { id, model: row.model, system_prompt: row.system_prompt });
+    let is_untitled = row.untitled.unwrap_or_default();
+    let conversation = row.id.map(|id| Ongoing { id, model: row.model, system_prompt: row.system_prompt, is_untitled });
     let left = Plan::stored(&row.plan)?.terms().tokens_per_month - row.taken;
     Ok(Setting { left, is_answering: row.is_answering, conversation })
 }
@@ -143,41 +147,71 @@ pub struct Question {
     pub answer_id: Uuid,
 }
 
-/// The question that follows the last of some answers, or the first one of all where there are none.
+/// The question that follows an answer.
 ///
 /// # Errors
 /// When the database does not answer.
 pub async fn question_after(
     connection: &mut PgConnection,
     conversation: Uuid,
-    answers: &[Uuid],
+    answer: Uuid,
 ) -> Result<Option<Question>> {
     let row = sqlx::query_as!(
         Question,
         "SELECT q.content, q.position, a.id AS answer_id
          FROM messages q JOIN messages a ON a.conversation_id = $1 AND a.position = q.position + 1
-         WHERE q.conversation_id = $1 AND q.role = 'user' AND q.position = CASE WHEN $2::uuid[] = '{}' THEN 0 ELSE
-             (SELECT max(position) + 1 FROM messages WHERE conversation_id = $1 AND id = ANY($2)) END",
-        conversation,
-        answers,
-    );
-    Ok(row.fetch_optional(connection).await?)
-}
-
-/// The question that an answer is about.
-///
-/// # Errors
-/// When the database does not answer.
-pub async fn question_of(connection: &mut PgConnection, conversation: Uuid, answer: Uuid) -> Result<Option<Question>> {
-    let row = sqlx::query_as!(
-        Question,
-        "SELECT q.content, q.position, a.id AS answer_id
-         FROM messages a JOIN messages q ON q.conversation_id = $1 AND q.position = a.position - 1 AND q.role = 'user'
-         WHERE a.conversation_id = $1 AND a.id = $2",
+         WHERE q.conversation_id = $1 AND q.role = 'user'
+             AND q.position = (SELECT position + 1 FROM messages WHERE conversation_id = $1 AND id = $2)",
         conversation,
         answer,
     );
     Ok(row.fetch_optional(connection).await?)
+}
+
+/// The question of a place.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn question_at(connection: &mut PgConnection, conversation: Uuid, position: i32) -> Result<Option<Question>> {
+    let row = sqlx::query_as!(
+        Question,
+        "SELECT q.content, q.position, a.id AS answer_id
+         FROM messages q JOIN messages a ON a.conversation_id = $1 AND a.position = q.position + 1
+         WHERE q.conversation_id = $1 AND q.role = 'user' AND q.position = $2",
+        conversation,
+        position,
+    );
+    Ok(row.fetch_optional(connection).await?)
+}
+
+/// The question that is called so, or whose answer is, by our id or the client's own.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn question_of(connection: &mut PgConnection, conversation: Uuid, name: &str) -> Result<Option<Question>> {
+    let row = sqlx::query_as!(
+        Question,
+        "SELECT q.content, q.position, a.id AS answer_id
+         FROM messages q JOIN messages a ON a.conversation_id = $1 AND a.position = q.position + 1
+         WHERE q.conversation_id = $1 AND q.role = 'user' AND ($2 IN (q.id, a.id) OR q.client_id = $3)
+         ORDER BY q.position DESC LIMIT 1",
+        conversation,
+        Uuid::try_parse(name).ok(),
+        name,
+    );
+    Ok(row.fetch_optional(connection).await?)
+}
+
+/// The last answer of a conversation, if there is one.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn last_answer(connection: &mut PgConnection, conversation: Uuid) -> Result<Option<Uuid>> {
+    let id = sqlx::query_scalar!(
+        "SELECT id FROM messages WHERE conversation_id = $1 ORDER BY position DESC LIMIT 1",
+        conversation,
+    );
+    Ok(id.fetch_optional(connection).await?)
 }
 
 /// The question that the conversation's last answer is about, if there is one.
@@ -284,6 +318,8 @@ pub struct Exchange {
     pub conversation_id: Uuid,
     /// Whether it is to be made.
     pub is_new: bool,
+    /// Whether the question becomes its title.
+    pub titles: bool,
     /// A client library's name for it.
     pub client_id: Option<String>,
     /// Instructions of a new conversation.
@@ -292,14 +328,16 @@ pub struct Exchange {
     pub question: String,
     /// The question's id.
     pub question_id: Uuid,
+    /// What the client calls it.
+    pub question_name: Option<String>,
     /// When it was asked.
     pub asked_at: OffsetDateTime,
     /// The answer's id.
     pub answer_id: Uuid,
     /// Position of the question that is answered anew: the answer overwrites the message after it.
     pub regenerates: Option<i32>,
-    /// Whether that question is overwritten, too.
-    pub edits: bool,
+    /// The name of that question where it is overwritten, too.
+    pub edits: Option<String>,
     /// Whether what follows them is deleted.
     pub cuts: bool,
     /// The model that was chosen.
@@ -344,8 +382,8 @@ pub struct Stored {
     pub quota: Quota,
     /// The conversation that the messages are in.
     pub conversation_id: Uuid,
-    /// Whether it was made for them.
-    pub is_new: bool,
+    /// Whether the question has become its title.
+    pub is_titled: bool,
     /// The cost.
     pub cost_micro_usd: Option<i64>,
 }
@@ -365,20 +403,39 @@ impl Exchange {
     /// # Errors
     /// When the database does not answer.
     pub async fn store(&self, database: &Database, outcome: &Outcome, trace: &TraceContext) -> Result<Stored> {
+        self.write(database, outcome, trace, true).await
+    }
+
+    /// The same without the messages, for what cannot be stored but was delivered.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn bill(&self, database: &Database, outcome: &Outcome, trace: &TraceContext) -> Result<()> {
+        self.write(database, outcome, trace, false).await.map(drop)
+    }
+
+    async fn write(
+        &self,
+        database: &Database,
+        outcome: &Outcome,
+        trace: &TraceContext,
+        with_messages: bool,
+    ) -> Result<Stored> {
         let (cost, usage) = (outcome.model.model.cost(&outcome.usage), &outcome.usage);
         let (provider, owner) = (outcome.model.model.provider.as_str(), self.subject.user_id);
-        let title = if self.is_new { title_of(&self.question) } else { String::new() };
+        let title = if self.titles { title_of(&self.question) } else { String::new() };
         let mut messages = Messages::of(trace);
-        if self.is_new {
+        if self.is_new && with_messages {
             let event = Event::about(&self.subject, "chat.conversation_created");
             messages.event(event.with("conversationId", self.conversation_id.to_string()));
         }
         messages.event(self.event(outcome, cost)?);
         let rows = messages.rows();
         let mut lent = Lent::of(database.pool()).await?;
-        if self.cuts {
-            self.hold_still(&mut lent).await?;
-        }
+        let place = match self.regenerates {
+            Some(position) => self.hold_still(&mut lent, position).await?,
+            None => None,
+        };
         // In the order of the locks: the ledger, the user's month, the conversation. A conversation that was deleted
         // meanwhile takes no messages.
         let row = sqlx::query!(
@@ -395,15 +452,18 @@ impl Exchange {
                        created_at, message_count, last_message_at, updated_at)
                    SELECT $4, $2, $16, $17, $18, $19, $20, array_to_tsvector($21::text[]), $22, 2,
                        date_trunc('milliseconds', clock_timestamp()), date_trunc('milliseconds', clock_timestamp())
-                   FROM noted WHERE $23::boolean
+                   FROM noted WHERE $23::boolean AND $38::boolean
                    RETURNING id, message_count
                ), continued AS (
                    UPDATE conversations
                    SET message_count = CASE WHEN $24::integer IS NULL THEN message_count + 2
                            WHEN $35::boolean THEN $24 + 2 ELSE message_count END,
+                       title = CASE WHEN untitled AND $37::boolean THEN $17 ELSE title END,
+                       terms = CASE WHEN untitled AND $37 THEN array_to_tsvector($21) ELSE terms END,
+                       untitled = untitled AND NOT $37,
                        provider = $18, model = $19, last_message_at = date_trunc('milliseconds', clock_timestamp()),
                        updated_at = date_trunc('milliseconds', clock_timestamp())
-                   WHERE id = $4 AND user_id = $2 AND NOT $23 AND EXISTS (SELECT FROM noted)
+                   WHERE id = $4 AND user_id = $2 AND NOT $23 AND $38 AND EXISTS (SELECT FROM noted)
                    RETURNING id, message_count
                ), cut AS (
                    DELETE FROM messages
@@ -413,14 +473,14 @@ impl Exchange {
                ), written AS (
                    INSERT INTO messages (conversation_id, position, id, role, content, provider, model, finish_reason,
                        input_tokens, cached_input_tokens, output_tokens, reasoning_tokens, cost_micro_usd, estimated,
-                       terms, created_at)
+                       terms, created_at, client_id)
                    SELECT id, coalesce($24, message_count - 2), $25::uuid, 'user', $26::text, NULL, NULL, NULL,
-                       NULL, NULL, NULL, NULL, NULL, false, array_to_tsvector($27::text[]), $22
+                       NULL, NULL, NULL, NULL, NULL, false, array_to_tsvector($27::text[]), $22, $36
                    FROM place WHERE $24 IS NULL OR $34::boolean
                    UNION ALL
                    SELECT id, coalesce($24 + 1, message_count - 1), $1, 'assistant', $28::text, $5, $6, $29::text,
                        $7, $8, $9, $10, $11, $13, array_to_tsvector($30::text[]),
-                       date_trunc('milliseconds', clock_timestamp())
+                       date_trunc('milliseconds', clock_timestamp()), NULL
                    FROM place
                    -- What is made anew is there; any other place that is taken fails the statement.
                    ON CONFLICT (conversation_id, position) DO UPDATE
@@ -429,7 +489,8 @@ impl Exchange {
                            input_tokens = excluded.input_tokens, cached_input_tokens = excluded.cached_input_tokens,
                            output_tokens = excluded.output_tokens, reasoning_tokens = excluded.reasoning_tokens,
                            cost_micro_usd = excluded.cost_micro_usd, estimated = excluded.estimated,
-                           terms = excluded.terms, created_at = excluded.created_at
+                           terms = excluded.terms, created_at = excluded.created_at,
+                           client_id = excluded.client_id
                ), told AS (
                    INSERT INTO outbox (id, queue, body)
                    SELECT * FROM unnest($31::uuid[], $32::text[], $33::text[]) WHERE EXISTS (SELECT FROM noted)
@@ -460,7 +521,7 @@ impl Exchange {
             &search::terms(owner, &title),
             self.asked_at,
             self.is_new,
-            self.regenerates,
+            place,
             self.question_id,
             self.question,
             &search::terms(owner, &self.question),
@@ -470,12 +531,15 @@ impl Exchange {
             &rows.ids,
             &rows.queues,
             &rows.bodies,
-            self.edits,
-            self.cuts,
+            self.edits.is_some(),
+            self.cuts && place.is_some(),
+            self.question_name,
+            self.titles,
+            with_messages,
         )
         .fetch_one(&mut *lent)
         .await;
-        if self.cuts {
+        if self.regenerates.is_some() {
             let end = if row.is_ok() { "COMMIT" } else { "ROLLBACK" };
             sqlx::raw_sql(end).execute(&mut *lent).await?;
         }
@@ -492,13 +556,14 @@ impl Exchange {
         Ok(Stored {
             quota: Quota::new(self.reservation.plan(), row.used, row.reserved),
             conversation_id: self.conversation_id,
-            is_new: self.is_new && row.placed,
+            is_titled: self.titles && row.placed,
             cost_micro_usd: cost,
         })
     }
 
     /// Begins a transaction in which nothing is added to the conversation, so that all that follows is seen and deleted.
-    async fn hold_still(&self, connection: &mut PgConnection) -> Result<()> {
+    /// Returns the place of the question unless that has gone meanwhile: then it is asked at the end.
+    async fn hold_still(&self, connection: &mut PgConnection, position: i32) -> Result<Option<i32>> {
         sqlx::raw_sql("BEGIN").execute(&mut *connection).await?;
         // In the order of the locks.
         sqlx::query!(
@@ -509,9 +574,14 @@ impl Exchange {
         .execute(&mut *connection)
         .await?;
         sqlx::query!("SELECT FROM conversations WHERE id = $1 FOR UPDATE", self.conversation_id)
-            .execute(connection)
+            .execute(&mut *connection)
             .await?;
-        Ok(())
+        let there = match &self.edits {
+            Some(name) => question_of(connection, self.conversation_id, name).await?,
+            None => question_at(connection, self.conversation_id, position).await?,
+        };
+        let there = there.filter(|there| self.edits.is_some() || there.content == self.question);
+        Ok(there.map(|there| there.position))
     }
 
     /// The same exchange in the conversation that another one has just made under the same client id.

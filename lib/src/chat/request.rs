@@ -4,7 +4,7 @@ use futures_util::stream;
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::chat::ai_sdk::{ChatId, LastQuestion, Replaced, Trigger};
+use crate::chat::ai_sdk::{ChatId, LastQuestion, MessageName, Trigger};
 use crate::chat::catalogue::ProviderId;
 use crate::chat::exchange::{Ask, Chat, Reply};
 use crate::chat::fields::{MaxTokens, MessageText, ModelId, SystemPrompt, Temperature};
@@ -177,7 +177,8 @@ pub struct SendRequest {
     conversation: Named,
     again: bool,
     answers: Vec<Uuid>,
-    replaced: Option<Replaced>,
+    name: Option<MessageName>,
+    replaced: Option<MessageName>,
     sdk: bool,
     stream: Option<bool>,
     options: Options,
@@ -208,13 +209,14 @@ impl FromFields for SendRequest {
             }
             (Some(None), messages) => {
                 let (id, trigger): (Option<ChatId>, _) = (fields.read("id"), fields.read::<Trigger>("trigger"));
-                let replaced: Option<Option<Replaced>> = fields.read("messageId");
-                let LastQuestion { message, answers } = messages??;
+                let replaced: Option<Option<MessageName>> = fields.read("messageId");
+                let LastQuestion { message, name, answers } = messages??;
                 Some(Self {
                     message,
                     conversation: Named::Client(id?.0),
                     again: trigger? == Trigger::Regenerate,
                     answers,
+                    name,
                     replaced: replaced?,
                     sdk: true,
                     stream: stream?,
@@ -229,6 +231,7 @@ impl FromFields for SendRequest {
                     conversation: conversation_id?.map_or(Named::New, Named::Id),
                     again: false,
                     answers: Vec::new(),
+                    name: None,
                     replaced: None,
                     sdk: false,
                     stream: stream?,
@@ -246,7 +249,8 @@ impl SendRequest {
         let protocol = if self.sdk { Protocol::AiSdk } else { query.protocol };
         let streamed = self.sdk || is_stream_wanted(self.stream, accept, protocol);
         let ask = self.options.into_ask(user_id, Some(self.message.0), self.conversation, self.again, streamed);
-        (Ask { keeps: self.answers, replaced: self.replaced.map(|replaced| replaced.0), ..ask }, protocol)
+        let text = |name: Option<MessageName>| name.map(|name| name.0);
+        (Ask { keeps: self.answers, name: text(self.name), replaced: text(self.replaced), ..ask }, protocol)
     }
 }
 
@@ -257,6 +261,7 @@ impl Options {
             message,
             again,
             keeps: Vec::new(),
+            name: None,
             replaced: None,
             position: None,
             conversation,

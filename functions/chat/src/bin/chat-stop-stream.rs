@@ -26,7 +26,6 @@ fn main() -> ExitCode {
 
 async fn handle(streams: &Streams, request: Request) -> Result<Response> {
     let user_id = request.user()?.user_id();
-    let stream_id = request.id_parameter("id", "stream")?;
-    streams.stop(user_id, stream_id).await?;
+    let stream_id = streams.stop(user_id, request.parameter("id")?).await?;
     Response::json(StatusCode::ACCEPTED, &StopStreamResponse { stream_id })
 }

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::{StreamExt, stream};
 use tokio::time::Instant;
 use tracing::{debug_span, field};
 
 use crate::chat::catalogue::{Catalogue, Choice, ProviderId};
 use crate::chat::prompt;
-use crate::chat::provider::{Call, Cause, Failure, Piece, Pieces, Provider, Usage, from_env};
+use crate::chat::provider::{Call, Cause, Failure, FinishReason, Piece, Pieces, Provider, Usage, from_env};
 use crate::clock;
 use crate::error::{Code, Error, Result};
 use crate::telemetry::spans;
@@ -82,6 +82,16 @@ pub struct Begun {
     pub attempts: u32,
     /// The provider that should have answered.
     pub fallback_from: Option<ProviderId>,
+}
+
+impl Begun {
+    /// One that somebody stopped before its first token. Its prompt was sent, and perhaps thought about.
+    #[must_use]
+    pub fn stopped(choice: Choice, waited: Duration) -> Self {
+        let thinks = choice.model.reasoning.then_some(Piece::Thinking);
+        let first = thinks.into_iter().chain([Piece::Finish(FinishReason::Stopped)]).collect();
+        Self { choice, first, rest: Box::pin(stream::empty()), waited, attempts: 1, fallback_from: None }
+    }
 }
 
 /// No provider began an answer: the failure of the one that should have.
@@ -331,7 +341,7 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
-    use crate::chat::provider::{FinishReason, Role, Turn};
+    use crate::chat::provider::{Role, Turn};
     use crate::http::runner::BoxFuture;
 
     /// A provider that plays a list of outcomes, then answers.

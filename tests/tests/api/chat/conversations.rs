@@ -54,6 +54,29 @@ through_both_doors! {
         assert_eq!(usage.body["byModel"][0]["messages"], 1);
     }
 
+    async fn that_nobody_has_named_are_named_by_their_first_question(api: Api) {
+        let person = api.sign_up().await;
+        let change = json!({"title": "New conversation"});
+        for (made, changed, expected) in [
+            (json!({}), None, "First words"),
+            (json!({"title": "Mine"}), None, "Mine"),
+            (json!({}), Some(change), "New conversation"),
+        ] {
+            let made = api.post("/api/chat/conversations").bearer(&person.jwt).json(&made).send().await;
+            let id = made.expect_status(201).text_at("/conversation/id");
+            let path = format!("/api/chat/conversations/{id}");
+            if let Some(change) = changed {
+                api.patch(&path).bearer(&person.jwt).json(&change).send().await.expect_status(200);
+            }
+            for message in ["First words", "Then others"] {
+                say(&api, &person, json!({"message": message, "conversationId": id})).await.expect_status(200);
+            }
+            let read = api.get(&path).bearer(&person.jwt).send().await.expect_status(200);
+            assert_eq!(read.text_at("/conversation/title"), expected);
+        }
+        assert_eq!(titles(&api, &person, "?q=words").await, ["New conversation", "Mine", "First words"]);
+    }
+
     async fn of_others_are_not_there(api: Api) {
         let (owner, other) = (api.sign_up().await, api.sign_up().await);
         let said = say(&api, &owner, json!({"message": "A secret of mine"})).await.expect_status(200);

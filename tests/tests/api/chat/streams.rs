@@ -253,7 +253,8 @@ async fn the_sixth_reader_of_a_stream_ends_the_reply_of_the_first() {
         readers.push(reader);
     }
     let rest = read_rest(&mut readers.remove(0)).await;
-    assert!(rest.contains("event: error\ndata: {\"code\":\"rate_limited\""), "{rest}");
+    // Whoever goes on after it misses nothing.
+    assert!(rest.contains("id: 1\nevent: error\ndata: {\"code\":\"rate_limited\""), "{rest}");
     stream.batch(2, json!([{"error": {"code": "internal", "message": "The end."}}])).await;
     for mut reader in readers {
         assert!(read_rest(&mut reader).await.ends_with("\"The end.\"}\n\n"));
@@ -437,6 +438,60 @@ async fn an_answer_is_found_before_its_first_word() {
         (api.get(&path).bearer(&person.jwt).send().await.status == 204).then_some(())
     })
     .await;
+}
+
+/// A model may think for long: whoever wants no more of it says so by the chat's name.
+#[tokio::test]
+async fn an_answer_is_stopped_before_its_first_word() {
+    let (api, chat) = (Api::of_router(), format!("chat-{}", Uuid::now_v7()));
+    let (person, other) = (api.sign_up().await, api.sign_up().await);
+    let ask = |text: &str| {
+        let messages = json!([{"id": "m1", "role": "user", "parts": [{"type": "text", "text": text}]}]);
+        api.post("/api/chat").bearer(&person.jwt).json(&json!({"id": chat, "messages": messages})).send()
+    };
+    let stop = |who: &Person, name: &str| api.post(&format!("/api/chat/streams/{name}/stop")).bearer(&who.jwt).send();
+    let stopped = async {
+        stop(&other, &chat).await.expect_problem(404, "not_found");
+        stop(&person, &chat).await.expect_status(202)
+    };
+    let (asked, stopped) = tokio::join!(ask("AIMOCK:thinks long"), stopped);
+    let start: Value = asked
+        .expect_status(200)
+        .text
+        .lines()
+        .find_map(|line| serde_json::from_str(line.strip_prefix("data: ")?).ok())
+        .unwrap();
+    assert_eq!(start["messageMetadata"]["streamId"], stopped.body["streamId"]);
+    let conversation = start["messageMetadata"]["conversationId"].as_str().unwrap();
+    // What is said next comes after it.
+    ask("And on").await.expect_status(200);
+    let stored = contents(&api, &person, conversation).await;
+    assert_eq!(stored[..2], [("AIMOCK:thinks long".to_owned(), String::new()), (String::new(), "stopped".to_owned())]);
+    assert_eq!((stored.len(), stored[2].0.as_str()), (4, "And on"));
+    let usage = api.get("/api/chat/usage").bearer(&person.jwt).send().await.expect_status(200);
+    assert_eq!(usage.body["tokens"]["reserved"], 0);
+    // By the conversation's own name, and after its end.
+    stop(&person, conversation).await.expect_status(202);
+    stop(&person, &"x".repeat(2_100)).await.expect_problem(404, "not_found");
+}
+
+/// What comes to nothing leaves the conversation's running answer to be found.
+#[tokio::test]
+async fn a_question_that_fails_hides_no_other_answer() {
+    let api = Api::of_router();
+    let person = api.sign_up().await;
+    let ask = |body: Value| api.post("/api/chat").bearer(&person.jwt).json(&body);
+    let first = ask(json!({"message": "Hello"})).send().await.expect_status(200).text_at("/conversationId");
+    let body = |message: &str| json!({"message": message, "conversationId": first, "stream": true});
+    let mut running = ask(body("AIMOCK:slow")).open().await;
+    let start = events(&read_to(&mut running, "event: delta").await)[0].2.clone();
+    ask(body("AIMOCK:down")).send().await.expect_problem(502, "provider_unavailable");
+    let path = format!("/api/chat/{first}/stream");
+    let found = eventually("the running answer", || async {
+        let reply = api.get(&path).bearer(&person.jwt).send().await;
+        reply.text.contains(start["messageId"].as_str().unwrap()).then_some(reply)
+    });
+    found.await.expect_status(200);
 }
 
 /// A conversation is stored with its first answer.
