@@ -66,7 +66,7 @@ through_both_doors! {
             let id = made.expect_status(201).text_at("/conversation/id");
             let path = format!("/api/chat/conversations/{id}");
             if let Some(change) = changed {
-                api.patch(&path).bearer(&person.jwt).json(&change).send().await.expect_status(200);
+                api.call("PATCH", &path).bearer(&person.jwt).json(&change).send().await.expect_status(200);
             }
             for message in ["First words", "Then others"] {
                 say(&api, &person, json!({"message": message, "conversationId": id})).await.expect_status(200);
