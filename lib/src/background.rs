@@ -1,4 +1,4 @@
-//! Work that goes on after the reply: outbox rows to SQS and telemetry. The only place that spawns tasks.
+//! Work that goes on after the reply: answers under way, outbox messages, telemetry. The only place that spawns tasks.
 //!
 //! Lambda passes a reply on when the runtime posts it, and freezes the sandbox when the runtime asks for the next
 //! event. Where the platform freezes, the runtime asks once the work of the invocation is done ([`settle`]);

@@ -42,7 +42,7 @@ pub fn rfc3339(at: OffsetDateTime) -> String {
     at.to_offset(time::UtcOffset::UTC).format(&RFC3339_MILLIS).unwrap_or_default()
 }
 
-/// Serialises an instant as RFC 3339 text: `#[serde(with = "lib::clock::text")]`.
+/// Serialises an instant as RFC 3339 text: `#[serde(serialize_with = "lib::clock::text::serialize")]`.
 pub mod text {
     use serde::Serializer;
     use time::OffsetDateTime;

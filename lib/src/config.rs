@@ -60,10 +60,22 @@ pub fn required(name: &str) -> Result<String> {
 pub fn parsed<T: FromStr>(name: &str, default: T) -> Result<T> {
     match optional(name) {
         None => Ok(default),
-        Some(text) => {
-            text.trim().parse().map_err(|_| Error::internal(format!("environment variable {name} is malformed")))
-        }
+        Some(text) => parse(name, &text),
     }
+}
+
+/// The same for a variable without a default.
+///
+/// # Errors
+/// Names the variable when it is missing, empty or malformed.
+#[track_caller]
+pub fn required_parsed<T: FromStr>(name: &str) -> Result<T> {
+    parse(name, &required(name)?)
+}
+
+#[track_caller]
+fn parse<T: FromStr>(name: &str, text: &str) -> Result<T> {
+    text.trim().parse().map_err(|_| Error::internal(format!("environment variable {name} is malformed")))
 }
 
 /// The variable's comma-separated values, trimmed, without empty ones.

@@ -29,7 +29,7 @@ pub async fn read<T: DeserializeOwned>(variable: &str) -> Result<T> {
         .map_err(|_| Error::internal(format!("the secret named by {variable} has another shape")))
 }
 
-/// Reads a secret that another one names, as it is now.
+/// Reads the secret of this ARN or name afresh, past the cache.
 ///
 /// # Errors
 /// When it cannot be read, or does not have the expected members.

@@ -95,7 +95,7 @@ pub struct ConversationBucket {
 }
 
 impl Reports {
-    /// 7: chat per bucket.
+    /// `GET /api/analytics/chat/activity`: chat per bucket.
     ///
     /// # Errors
     /// When the store does not answer.
@@ -135,7 +135,7 @@ impl Reports {
             .collect())
     }
 
-    /// 8: tokens by plan.
+    /// `GET /api/analytics/chat/tokens`: tokens by plan.
     ///
     /// # Errors
     /// When the store does not answer.
@@ -166,7 +166,7 @@ impl Reports {
         Ok(tokens.collect())
     }
 
-    /// 9: chat by provider.
+    /// `GET /api/analytics/chat/by-provider`: chat by provider.
     ///
     /// # Errors
     /// When the store does not answer.
@@ -179,7 +179,7 @@ impl Reports {
         self.rows(sql, query).await
     }
 
-    /// 10: chat by model.
+    /// `GET /api/analytics/chat/by-model`: chat by model.
     ///
     /// # Errors
     /// When the store does not answer.
@@ -192,7 +192,7 @@ impl Reports {
         self.rows(sql, query).await
     }
 
-    /// 11: messages of the range and of the present.
+    /// `GET /api/analytics/chat/messages`: messages of the range and of the present.
     ///
     /// # Errors
     /// When the store does not answer.
@@ -230,7 +230,7 @@ impl Reports {
         })
     }
 
-    /// 12: conversations and their length in messages.
+    /// `GET /api/analytics/chat/conversations`: conversations and their length in messages.
     ///
     /// # Errors
     /// When the store does not answer.

@@ -41,13 +41,11 @@ impl Ingest {
             writer: Writer::new(clickhouse, &database),
             database,
             dead_letters: Queue::from_env("EVENTS_DLQ_URL")?,
-            max_receive_count: config::required("EVENTS_MAX_RECEIVE_COUNT")?
-                .parse()
-                .map_err(|_| Error::internal("environment variable EVENTS_MAX_RECEIVE_COUNT is malformed"))?,
+            max_receive_count: config::required_parsed("EVENTS_MAX_RECEIVE_COUNT")?,
         })
     }
 
-    /// Counts a batch before some moment; gives the ids of the messages that SQS shall deliver again.
+    /// Counts a batch before some moment; gives the ids of the messages that SQS should redeliver.
     pub async fn batch(&self, records: &[Record<'_>], end: Instant) -> Vec<String> {
         let Events { rows, carriers, rejected } = Events::read(records, clock::millis(clock::now()));
         // Where this takes too long, what was rejected is delivered again, and rejected again.

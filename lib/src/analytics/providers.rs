@@ -105,7 +105,7 @@ pub struct PlanUsage {
 }
 
 impl Reports {
-    /// 20: use by provider.
+    /// `GET /api/analytics/providers/usage`: use by provider.
     ///
     /// # Errors
     /// When the store does not answer.
@@ -118,7 +118,7 @@ impl Reports {
         self.rows(sql, query).await
     }
 
-    /// 21: speed and errors by provider.
+    /// `GET /api/analytics/providers/performance`: speed and errors by provider.
     ///
     /// # Errors
     /// When the store does not answer.
@@ -177,7 +177,7 @@ impl Reports {
         Ok(performance.collect())
     }
 
-    /// 22: cost by provider.
+    /// `GET /api/analytics/providers/cost`: cost by provider.
     ///
     /// # Errors
     /// When the store does not answer.
@@ -203,7 +203,7 @@ impl Reports {
         Ok(costs.collect())
     }
 
-    /// 23: the models with most requests.
+    /// `GET /api/analytics/providers/popular-models`: the models with most requests.
     ///
     /// # Errors
     /// When the store does not answer.
@@ -217,7 +217,7 @@ impl Reports {
         self.rows(sql, query).await
     }
 
-    /// 24: the models of a provider.
+    /// `GET /api/analytics/providers/{provider}/models`: the models of a provider.
     ///
     /// # Errors
     /// When the store does not answer.
@@ -256,7 +256,7 @@ impl Reports {
         Ok(models.collect())
     }
 
-    /// 25: use per bucket and provider.
+    /// `GET /api/analytics/providers/usage-over-time`: use per bucket and provider.
     ///
     /// # Errors
     /// When the store does not answer.
@@ -304,7 +304,7 @@ impl Reports {
         Ok(series)
     }
 
-    /// 26: use by provider and plan.
+    /// `GET /api/analytics/providers/usage-by-plan`: use by provider and plan.
     ///
     /// # Errors
     /// When the store does not answer.

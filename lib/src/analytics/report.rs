@@ -16,8 +16,9 @@ use crate::http::{Request, Response};
 use crate::store::clickhouse::{ClickHouse, in_time, span};
 
 const DATE: &[BorrowedFormatItem<'_>] = format_description!("[year]-[month]-[day]");
-/// Days of a range unless told, and at most.
+/// Days of a range by default.
 const DEFAULT_DAYS: i64 = 30;
+/// Days of the longest range.
 const MAX_DAYS: i64 = 366;
 /// Seconds for which a browser may show a figure again.
 const MAX_AGE: u32 = 60;

@@ -141,7 +141,7 @@ impl Recurring {
 }
 
 impl Reports {
-    /// 13: what was paid, per currency.
+    /// `GET /api/analytics/revenue/total`: what was paid, per currency.
     ///
     /// # Errors
     /// When the store does not answer.
@@ -158,7 +158,7 @@ impl Reports {
         self.rows(sql, query).await
     }
 
-    /// 14: recurring revenue, per currency.
+    /// `GET /api/analytics/revenue/mrr`: recurring revenue, per currency.
     ///
     /// # Errors
     /// When the store does not answer.
@@ -224,7 +224,7 @@ impl Reports {
         Ok(currencies)
     }
 
-    /// 15: what was paid, per bucket and currency.
+    /// `GET /api/analytics/revenue/over-time`: what was paid, per bucket and currency.
     ///
     /// # Errors
     /// When the store does not answer.
@@ -268,7 +268,7 @@ impl Reports {
         Ok(series)
     }
 
-    /// 16: what each plan brings, per currency.
+    /// `GET /api/analytics/revenue/by-plan`: what each plan brings, per currency.
     ///
     /// # Errors
     /// When the store does not answer.
@@ -318,7 +318,7 @@ impl Reports {
         Ok(rows)
     }
 
-    /// 17: what the users of each month have paid since, per currency.
+    /// `GET /api/analytics/revenue/ltv`: what the users of each month have paid since, per currency.
     ///
     /// # Errors
     /// When the store does not answer.
@@ -382,7 +382,7 @@ impl Reports {
         Ok(rows.collect())
     }
 
-    /// 18: subscriptions and how many of them stayed.
+    /// `GET /api/analytics/revenue/subscriptions`: subscriptions and how many of them stayed.
     ///
     /// # Errors
     /// When the store does not answer.
@@ -441,7 +441,7 @@ impl Reports {
         })
     }
 
-    /// 19: failed payments per day and currency.
+    /// `GET /api/analytics/revenue/failed-payments`: failed payments per day and currency.
     ///
     /// # Errors
     /// When the store does not answer.

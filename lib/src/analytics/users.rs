@@ -151,7 +151,7 @@ macro_rules! last_day {
 }
 
 impl Reports {
-    /// 1: new and all users per bucket.
+    /// `GET /api/analytics/users/growth`: new and all users per bucket.
     ///
     /// # Errors
     /// When the store does not answer.
@@ -184,7 +184,7 @@ impl Reports {
             .collect())
     }
 
-    /// 2: active users at the end of the range and per bucket.
+    /// `GET /api/analytics/users/active`: active users at the end of the range and per bucket.
     ///
     /// # Errors
     /// When the store does not answer.
@@ -236,7 +236,7 @@ impl Reports {
         })
     }
 
-    /// 3: sign-ups and verifications per bucket.
+    /// `GET /api/analytics/users/signups`: sign-ups and verifications per bucket.
     ///
     /// # Errors
     /// When the store does not answer.
@@ -271,7 +271,7 @@ impl Reports {
             .collect())
     }
 
-    /// 4: the users with most messages.
+    /// `GET /api/analytics/users/top`: the users with most messages.
     ///
     /// # Errors
     /// When the store does not answer.
@@ -297,7 +297,7 @@ impl Reports {
         self.rows(sql, query).await
     }
 
-    /// 5: all users to date.
+    /// `GET /api/analytics/users/count`: all users to date.
     ///
     /// # Errors
     /// When the store does not answer.
@@ -354,7 +354,7 @@ impl Reports {
         Ok(UserCount { total: signups, verified, unverified: signups.saturating_sub(verified), by_plan })
     }
 
-    /// 6: cohorts and who of them came back.
+    /// `GET /api/analytics/users/retention`: cohorts and who of them came back.
     ///
     /// # Errors
     /// When the store does not answer.

@@ -15,7 +15,7 @@ use crate::error::{Code, Error, Result};
 use crate::http::rate_limit::network;
 use crate::store::dynamo::{Table, get_number, number, text};
 
-/// A wrong password is answered the later, the more of them an account has seen lately, whoever sent them.
+/// The more wrong passwords an account has seen lately, whoever sent them, the later the next is answered.
 /// A right one is answered at once, so that nobody can lock the owner out.
 const FREE_FAILURES: i64 = 10;
 const DELAY_STEP: Duration = Duration::from_millis(100);

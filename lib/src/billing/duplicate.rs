@@ -10,9 +10,9 @@ use crate::error::{Error, Result};
 use crate::store::postgres::Transaction;
 
 impl Billing {
-    /// A subscription as it is once its user has no second one: it, or others, may have been ended for that; with
-    /// Stripe's ids of those others, which are to be mirrored. What was told to run has been used, and stays; of two that
-    /// were told so, the one that was made first. What is none of our plans is left alone. The user's lock is held.
+    /// Keeps one running subscription per user. Returns this subscription's present state, and Stripe's ids of others
+    /// that were ended and must be mirrored. One already published as running stays; of two such, the older.
+    /// Subscriptions outside our plans are left alone. The user's lock is held.
     pub(crate) async fn keep_first(
         &self,
         transaction: &mut Transaction,

@@ -145,7 +145,7 @@ impl Subscription {
         matches!(self.status.as_str(), "canceled" | "incomplete_expired")
     }
 
-    /// Whether Stripe has given up to collect it: it entitles to nothing and makes no more charges, and is not over.
+    /// Whether Stripe has given up collecting it: it entitles to nothing and makes no more charges, and is not over.
     #[must_use]
     pub fn has_lapsed(&self) -> bool {
         self.status == "unpaid"
@@ -248,7 +248,7 @@ pub struct Invoice {
     pub hosted_url: Option<String>,
     /// The document.
     pub pdf_url: Option<String>,
-    /// Whether it was tried to collect it, be it that the bank then asked for the card's holder.
+    /// Whether collection was attempted, even if the bank then asked the cardholder to authenticate.
     pub attempted: bool,
     /// Attempts to collect it.
     pub attempts: i64,
@@ -301,7 +301,7 @@ impl Invoice {
         })
     }
 
-    /// Whether it can still be paid, be it that Stripe is still to finalise it or has given it up.
+    /// Whether it can still be paid, including drafts and invoices that Stripe has given up on.
     #[must_use]
     pub fn is_unpaid(&self) -> bool {
         matches!(self.status.as_str(), "draft" | "open" | "uncollectible")

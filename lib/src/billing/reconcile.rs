@@ -32,8 +32,8 @@ pub struct Reconciled {
 }
 
 impl Billing {
-    /// Takes the plans whose grace has ended, then handles every event that was not, be it that it was never received;
-    /// with `at_once` also the youngest, which may still be on their way.
+    /// Takes the plans whose grace has ended, then handles every event not yet handled, received or not; with `at_once`
+    /// also the youngest, which may still be on their way.
     ///
     /// # Errors
     /// When the database or Stripe does not answer, or an event cannot be handled; the next run tries it again.

@@ -43,18 +43,18 @@ impl Billing {
         })
     }
 
-    /// Begins a request's transaction that nothing else about the user's billing runs beside.
+    /// Begins a transaction that holds the lock on the user's billing.
     ///
     /// # Errors
-    /// 503 `unavailable` where that goes on for too long.
+    /// 503 `unavailable` when the lock is not free in time.
     pub(crate) async fn begin_for(&self, user_id: Uuid, trace: &TraceContext) -> Result<Transaction> {
         self.begin_in_time(user_id, Patience::Request, trace).await
     }
 
-    /// The same, for whoever has as much patience.
+    /// The same with this lock time-out.
     ///
     /// # Errors
-    /// 503 `unavailable` where that goes on for too long.
+    /// 503 `unavailable` when the lock is not free in time.
     pub(crate) async fn begin_in_time(
         &self,
         user_id: Uuid,
@@ -191,7 +191,7 @@ impl Patience {
 /// Waits until nothing else about the user's billing is under way, and keeps it so until the transaction ends.
 ///
 /// # Errors
-/// 503 `unavailable` where that goes on for too long.
+/// 503 `unavailable` when the lock is not free in time.
 pub(crate) async fn lock(connection: &mut PgConnection, user_id: Uuid, patience: Patience) -> Result<()> {
     sqlx::query!(
         "WITH settings AS MATERIALIZED (SELECT set_config('lock_timeout', $1, true) AS patience)

@@ -9,7 +9,8 @@ use crate::error::{Code, Error, Result};
 /// Seconds that a signature is good for; older ones are replays, later ones are forged or of a wrong clock.
 const TOLERANCE: i64 = 300;
 
-/// Checks the header against the bytes of the body. By an empty secret, which anybody knows, nothing is signed.
+/// Checks the header against the bytes of the body. An empty secret, which anybody could guess,
+/// verifies nothing.
 ///
 /// # Errors
 /// 400 `invalid_signature`.

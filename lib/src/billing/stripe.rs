@@ -22,7 +22,7 @@ const TIMEOUT: Duration = Duration::from_secs(6);
 const CONNECT: Duration = Duration::from_secs(3);
 /// At least half of this is waited before a busy Stripe is asked again, unless it says how long.
 const BUSY: Duration = Duration::from_secs(1);
-/// Who is told to wait longer gives up.
+/// A longer `Retry-After` is not waited for.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// Idempotency keys that are tried where Stripe repeats a failure that it has saved under one.
 const KEYS: u32 = 3;
@@ -70,7 +70,7 @@ impl Failure {
         matches!(self, Self::Refused { code, .. } if code == name)
     }
 
-    /// It, of a request that charges the customer's own card: where there is none, that declines the payment.
+    /// This failure, of a charge to the customer's saved card: having none counts as a decline.
     #[must_use]
     pub fn of_own_card(self) -> Self {
         match self {
@@ -215,7 +215,7 @@ impl Stripe {
         outcome
     }
 
-    /// The same for what is done already where it is done again: there is nothing to look for.
+    /// The same for what is harmless to repeat: there is nothing to look for.
     ///
     /// # Errors
     /// Those of Stripe.

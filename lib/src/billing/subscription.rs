@@ -115,7 +115,7 @@ pub async fn list(
     Ok(page::split(shown, limit, |last| Cursor { at: last.created_at, id: last.id }))
 }
 
-/// Where somebody stands who has no subscription that goes on.
+/// The standing of a user without a running subscription.
 pub(crate) struct Unsubscribed {
     pub(crate) transaction: Transaction,
     /// What an earlier try of the same request has made.
@@ -124,7 +124,7 @@ pub(crate) struct Unsubscribed {
     pub(crate) has_subscribed: bool,
 }
 
-/// Whether nothing of the user's is known to have begun. The user's lock is held.
+/// Whether this is the user's first subscription, as far as the mirror knows. The user's lock is held.
 pub(crate) async fn is_first(transaction: &mut Transaction, user_id: Uuid) -> Result<bool> {
     let first = sqlx::query_scalar!(
         r#"SELECT NOT EXISTS (SELECT FROM billing_customers WHERE user_id = $1 AND trial_used_at IS NOT NULL)

@@ -91,7 +91,7 @@ impl Webhooks {
             .map_err(|_| Error::new(Code::InvalidJson, "The body must be JSON in UTF-8."))?;
         let Some(notice) = Notice::of(&event) else { return Ok(()) };
         let mut transaction = self.database.begin(&request.trace).await?;
-        // One that is known and was not handled, be it that it was only found in Stripe's list, is queued again.
+        // An event that is known but unhandled, perhaps found only in Stripe's list, is queued again.
         let unhandled = sqlx::query!(
             "INSERT INTO stripe_events (id, kind, object_id) VALUES ($1, $2, $3)
              ON CONFLICT (id) DO UPDATE SET object_id = excluded.object_id WHERE stripe_events.processed_at IS NULL",

@@ -83,7 +83,7 @@ pub struct Filter {
     pub q: Option<String>,
     /// Hidden ones, or shown ones.
     pub archived: bool,
-    /// Pinned ones, or the others; both unless told.
+    /// Pinned ones, or the others; both by default.
     pub pinned: Option<bool>,
 }
 

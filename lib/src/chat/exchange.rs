@@ -31,7 +31,7 @@ use crate::http::response::Chunks;
 use crate::store::postgres::Database;
 use crate::telemetry::trace::TraceContext;
 
-/// A silent stream says so.
+/// A stream silent for this long sends a ping.
 const PING_AFTER: Duration = Duration::from_secs(15);
 /// The longest answer, below what API Gateway allows.
 const TOTAL: Duration = Duration::from_secs(280);
@@ -43,13 +43,13 @@ const RESERVE: Duration = Duration::from_secs(15);
 const UNREAD: Duration = Duration::from_secs(30);
 /// A complete answer's connection is left open so long, for the usage that may follow it.
 const AFTER_THE_END: Duration = Duration::from_secs(3);
-/// How often it is looked whether anybody reads.
+/// How often to check whether anybody still reads.
 const LOOK: Duration = Duration::from_secs(1);
 /// Tries to store an answer that was produced.
 const STORE_ATTEMPTS: u32 = 5;
-/// A try that takes longer hangs.
+/// An attempt that takes longer counts as hung.
 const LONGEST_STORE_ATTEMPT: Duration = Duration::from_secs(10);
-/// Of what is kept back, so long is for tries, so that a failure is told before the function's time is out.
+/// How much of `RESERVE` retries may use, so that a failure is still reported in time.
 const LATEST_STORE: Duration = Duration::from_secs(13);
 
 /// What the chat functions need.
@@ -68,8 +68,8 @@ pub struct Ask {
     pub user_id: Uuid,
     /// The question; none where the last one is asked again.
     pub message: Option<String>,
-    /// Whether the last question is asked again, for another answer in the place of the last one. A question
-    /// that is given along counts if it is not the last one: its first answer never came.
+    /// Whether to answer the last question again, replacing its answer. A `message` that differs from it is a new
+    /// question, whose first answer never came.
     pub again: bool,
     /// Answers that the client keeps, in order: the question stands after the last of them.
     pub keeps: Vec<Uuid>,
@@ -720,7 +720,7 @@ impl Reader {
 
     fn write(&self, bytes: Bytes) {
         if let Some(sink) = &self.sink {
-            // Who left is not waited for.
+            // A reader who has left is not waited for.
             let _ = sink.send(bytes);
         }
     }

@@ -38,10 +38,10 @@ const LOOK: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(150);
 /// How often a reader says that it is there.
 const PRESENCE: Duration = Duration::from_secs(5);
-/// An answer that shall end is waited for so long.
+/// How long to wait for an answer that was asked to end.
 const LONGEST_ENDING: Duration = Duration::from_secs(5);
-/// Readers that have come to a stream since, besides its first, end one: each holds a sandbox until the answer ends, also
-/// one that left where nobody is told of that.
+/// A reader's reply ends once this many newer readers have joined: each holds a sandbox, even after its client left
+/// unnoticed.
 const MOST_READERS: i64 = 5;
 /// A silent reader's connection is kept open.
 const PING_AFTER: Duration = Duration::from_secs(15);

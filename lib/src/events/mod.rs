@@ -12,7 +12,7 @@ use crate::store::queue::Outgoing;
 
 /// The `source` of every event made here.
 const SOURCE: &str = "/ai-chat-backend";
-/// What is told sooner is of the moment at which it is told: whole seconds of another's clock would lose the order.
+/// An event reported sooner keeps the time of reporting: another clock's whole seconds would lose the order.
 const AT_ONCE: Duration = Duration::minutes(1);
 
 /// Whom an event is about, and the circumstances that all events carry.

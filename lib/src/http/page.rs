@@ -6,7 +6,7 @@ use uuid::Uuid;
 use crate::crypto;
 use crate::http::validate::{Field, Invalid, Raw};
 
-/// How many items a page has: 1 to 100, 20 unless told.
+/// How many items a page has: 1 to 100, 20 by default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limit(pub i64);
 

@@ -184,7 +184,7 @@ struct Shell {
     cold: std::sync::atomic::AtomicBool,
 }
 
-/// What is told of a request.
+/// What is logged and recorded of a request.
 struct Answered {
     id: String,
     trace: TraceContext,

@@ -100,7 +100,7 @@ pub(crate) fn credentials_refused() {
     });
 }
 
-/// A connection of the pool, for a statement that is not waited for without end. Unless it is given back, it is closed:
+/// A pooled connection for a statement with a time limit. Unless it is given back, it is closed:
 /// one that hangs would keep its place in the pool, which has no other.
 pub struct Lent {
     connection: PoolConnection<Postgres>,

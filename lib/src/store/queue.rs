@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 
 /// The most that SQS takes in one call.
 const BATCH: usize = 10;
-/// Bytes of a call, with room for what surrounds the text; the limit is 256 KiB.
+/// Bytes of a call, well below the 1 MiB that SQS takes.
 const BATCH_BYTES: usize = 200 * 1024;
 
 /// A message on its way to a queue.

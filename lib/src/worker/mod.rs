@@ -28,7 +28,7 @@ const TO_ANSWER: Duration = Duration::from_secs(2);
 
 /// A handler of one message.
 pub type HandleMessage<C> = fn(&'static C, Message) -> BoxFuture<'static, Result<()>>;
-/// A handler of a whole batch, which gives the ids of the messages that SQS shall deliver again, before some moment.
+/// A handler of a whole batch, which gives the ids of the messages that SQS should redeliver, before some moment.
 pub type HandleBatch<C> = for<'a> fn(&'static C, &'a [Record<'a>], Instant) -> BoxFuture<'a, Result<Vec<String>>>;
 
 /// Runs a queue consumer that handles messages one by one; SQS delivers again those that fail.

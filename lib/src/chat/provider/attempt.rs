@@ -13,7 +13,7 @@ use crate::clock;
 use crate::error::{Code, Error, Result};
 use crate::telemetry::spans;
 
-/// Beginnings of several slow providers may take so long together, so that there is time for an answer.
+/// An answer must begin within this time, over all providers, so that there is time for the rest of it.
 const LONGEST_BEGINNING: Duration = Duration::from_secs(150);
 
 /// Of them, so long for one try, which leaves some to another provider.
