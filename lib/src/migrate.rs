@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 use sqlx::migrate::Migrator;
 use uuid::Uuid;
 
-use crate::analytics::turn::{Turn, Turns};
 use crate::analytics::writer;
+use crate::analytics::writer_lock::{WriterGuard, WriterLock};
 use crate::auth::email::Email;
 use crate::auth::password::{self, NewPassword};
 use crate::config::{self, Stage};
@@ -27,7 +27,7 @@ const CLICKHOUSE: &[(u32, &str, &str)] = &[
 ];
 
 /// Seconds that a migration waits for the writers before it.
-const PATIENCE: u32 = 120;
+const LOCK_WAIT_SECONDS: u32 = 120;
 
 /// What a run came to.
 #[derive(Debug, Serialize)]
@@ -61,7 +61,7 @@ crate::request! {
 pub struct Migrations {
     database: Database,
     clickhouse: ClickHouse,
-    turns: Turns,
+    lock: WriterLock,
     /// The account to make for the figures.
     reader: Option<Reader>,
 }
@@ -82,7 +82,7 @@ impl Migrations {
     /// Migrations of these stores.
     #[must_use]
     pub fn new(database: Database, clickhouse: ClickHouse) -> Self {
-        Self { turns: Turns::new(&database), database, clickhouse, reader: None }
+        Self { lock: WriterLock::new(&database), database, clickhouse, reader: None }
     }
 
     /// Applies what is missing, then sees to the admin of the payload.
@@ -91,11 +91,11 @@ impl Migrations {
     /// When a store does not answer or refuses, which the cause then names, and for an admin outside the local stage.
     pub async fn run(&self, payload: &serde_json::Value) -> Result<Migrated> {
         // No event is written meanwhile, so a view that is added misses none and counts none twice.
-        let mut turn = self.turns.wait(PATIENCE).await.map_err(|error| behind("Postgres", &error))?;
+        let mut guard = self.lock.acquire(LOCK_WAIT_SECONDS).await.map_err(|error| behind("Postgres", &error))?;
         let migrated = POSTGRES.run(self.database.pool()).await.map_err(Error::internal);
         migrated.map_err(|error| behind("Postgres", &error))?;
-        self.migrate_clickhouse(&mut turn).await.map_err(|error| behind("ClickHouse", &error))?;
-        self.turns.end(turn).await?;
+        self.migrate_clickhouse(&mut guard).await.map_err(|error| behind("ClickHouse", &error))?;
+        self.lock.release(guard).await?;
         Ok(Migrated {
             postgres: POSTGRES.iter().map(|migration| migration.version).collect(),
             clickhouse: CLICKHOUSE.iter().map(|(version, ..)| *version).collect(),
@@ -106,7 +106,7 @@ impl Migrations {
         })
     }
 
-    async fn migrate_clickhouse(&self, turn: &mut Turn) -> Result<()> {
+    async fn migrate_clickhouse(&self, guard: &mut WriterGuard) -> Result<()> {
         let done = prepare(&self.clickhouse).await?;
         if let Some((version, name, _)) = CLICKHOUSE.iter().find(|(version, _, statements)| {
             done.iter().any(|applied| applied.version == *version && applied.checksum != checksum(statements))
@@ -124,7 +124,7 @@ impl Migrations {
             )));
         }
         if !done.is_empty() {
-            writer::replay(turn, &self.clickhouse).await?;
+            writer::replay(guard, &self.clickhouse).await?;
         }
         for (version, name, statements) in CLICKHOUSE {
             if !done.iter().any(|applied| applied.version == *version) {

@@ -106,20 +106,20 @@ impl SmithyConnector for Smithy {
     }
 }
 
-/// Reports to one address, over the client that every function has. Nobody waits for them, and a receiver that
+/// Sends reports to one address, over the client that every function has. Nobody waits for them, and a receiver that
 /// does not take one is left alone for a while.
-pub(crate) struct Reports {
+pub(crate) struct Reporter {
     post: Operation<String, u16, std::io::Error>,
     resting_until: Mutex<Option<Instant>>,
 }
 
-impl Reports {
+impl Reporter {
     /// How long a receiver is given for one.
     pub(crate) const TIMEOUT: Duration = Duration::from_secs(2);
     /// How long it is left alone after it failed, so that a sandbox is not held up again and again.
     const REST: Duration = Duration::from_secs(10);
 
-    /// Reports that are posted to a path of a host.
+    /// One that posts to a path of a host.
     ///
     /// # Errors
     /// When the client cannot be built.
@@ -149,7 +149,7 @@ impl Reports {
     }
 
     /// Whether the receiver is left alone for now.
-    pub(crate) fn rest(&self) -> bool {
+    pub(crate) fn is_resting(&self) -> bool {
         self.resting_until.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|until| Instant::now() < until)
     }
 

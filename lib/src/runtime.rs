@@ -80,9 +80,9 @@ where
 /// Passes the raw event around lambda_runtime's path-tracking deserializer, which costs more than parsing it. Holds one
 /// event: a sandbox handles one invocation at a time.
 #[derive(Clone, Default)]
-pub(crate) struct Unread(Arc<Mutex<Bytes>>);
+pub(crate) struct RawEvent(Arc<Mutex<Bytes>>);
 
-impl Unread {
+impl RawEvent {
     /// Takes the event, once.
     pub(crate) fn take(&self) -> Bytes {
         mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
@@ -97,10 +97,10 @@ impl Unread {
         S: Service<LambdaInvocation, Response = (), Error = lambda_runtime::Error>,
         S::Future: Send,
     {
-        let unread = self.clone();
+        let raw_event = self.clone();
         service_fn(move |mut invocation: LambdaInvocation| {
             let event = mem::replace(&mut invocation.body, Bytes::from_static(b"null"));
-            *unread.0.lock().unwrap_or_else(PoisonError::into_inner) = event;
+            *raw_event.0.lock().unwrap_or_else(PoisonError::into_inner) = event;
             answers.call(invocation)
         })
     }
@@ -122,9 +122,9 @@ mod tests {
 
     #[tokio::test]
     async fn an_event_goes_past_the_runtime() {
-        let unread = Unread::default();
-        let taken = unread.clone();
-        let mut answers = unread.keep(service_fn(move |invocation: LambdaInvocation| {
+        let raw_event = RawEvent::default();
+        let taken = raw_event.clone();
+        let mut answers = raw_event.keep(service_fn(move |invocation: LambdaInvocation| {
             let event = taken.take();
             async move {
                 assert_eq!((&event[..], &invocation.body[..]), (&b"[1]"[..], &b"null"[..]));
@@ -134,6 +134,6 @@ mod tests {
         let (parts, ()) = http::Response::new(()).into_parts();
         let invocation = LambdaInvocation { parts, body: Bytes::from_static(b"[1]"), context: Context::default() };
         answers.call(invocation).await.unwrap();
-        assert!(unread.take().is_empty());
+        assert!(raw_event.take().is_empty());
     }
 }

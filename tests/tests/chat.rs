@@ -9,13 +9,13 @@ use futures_util::StreamExt;
 use futures_util::future::join_all;
 use lib::auth::account::Visit;
 use lib::billing::plan::Plan;
+use lib::chat::answer::{Ask, Chat, Reply};
 use lib::chat::catalogue::{Catalogue, ProviderId};
 use lib::chat::conversation::{Change, Conversations, Effort, Filter};
-use lib::chat::exchange::{Ask, Chat, Reply};
-use lib::chat::provider::attempt::{Patience, Providers};
+use lib::chat::exchange::ConversationRef;
+use lib::chat::provider::attempt::{Providers, RetryPolicy};
 use lib::chat::provider::{Call, Cause, Failure, FinishReason, Piece, Pieces, Provider, Usage};
 use lib::chat::quota;
-use lib::chat::record::Named;
 use lib::chat::search;
 use lib::chat::stream::Protocol;
 use lib::error::Code;
@@ -94,8 +94,8 @@ impl Provider for Player {
 
 fn chat(journal: &Arc<Journal>, parts: &'static [Part]) -> &'static Chat {
     let player = Player { journal: journal.clone(), parts };
-    let patience = Patience { backoff: Duration::from_millis(1), ..Patience::default() };
-    let providers = Providers::new(vec![(ProviderId::Openai, Box::new(player))], patience);
+    let retry = RetryPolicy { backoff: Duration::from_millis(1), ..RetryPolicy::default() };
+    let providers = Providers::new(vec![(ProviderId::Openai, Box::new(player))], retry);
     Box::leak(Box::new(Chat::new(database(), providers, None)))
 }
 
@@ -129,7 +129,7 @@ fn ask(user_id: Uuid, message: &str) -> Ask {
         name: None,
         replaced: None,
         position: None,
-        conversation: Named::New,
+        conversation: ConversationRef::New,
         provider: None,
         model: None,
         system_prompt: None,
@@ -275,7 +275,7 @@ async fn first_messages_under_one_client_id_end_up_in_one_conversation() {
     let chats: Vec<_> = (0..4).map(|_| chat(&journal, &[Part::Answer(11, 12)])).collect();
     // None is stored before all have asked.
     let answers = join_all(chats.iter().map(|chat| async {
-        let asked = Ask { conversation: Named::Client("one".to_owned()), ..ask(user, "Hello") };
+        let asked = Ask { conversation: ConversationRef::ClientId("one".to_owned()), ..ask(user, "Hello") };
         chat.ask(asked, &visit(), TIME).await.unwrap()
     }))
     .await;
@@ -293,7 +293,7 @@ async fn an_answer_made_anew_takes_its_own_place_whatever_was_said_meanwhile() {
     let (journal, user) = (Arc::new(Journal::default()), new_user(0).await);
     let chat = chat(&journal, &[Part::Answer(11, 12)]);
     let first = say(chat, ask(user, "Hello")).await;
-    let in_it = |message: &str| Ask { conversation: Named::Id(first.conversation_id), ..ask(user, message) };
+    let in_it = |message: &str| Ask { conversation: ConversationRef::Id(first.conversation_id), ..ask(user, message) };
     let again = Ask { message: None, again: true, ..in_it("") };
     let anew = chat.ask(again, &visit(), TIME).await.unwrap();
     let meanwhile = say(chat, in_it("And then?")).await;
@@ -315,7 +315,7 @@ async fn an_answer_that_the_client_keeps_is_not_made_anew() {
     let (journal, user) = (Arc::new(Journal::default()), new_user(0).await);
     let chat = chat(&journal, &[Part::Answer(11, 12)]);
     let first = say(chat, ask(user, "Go on")).await;
-    let conversation = Named::Id(first.conversation_id);
+    let conversation = ConversationRef::Id(first.conversation_id);
     let again = |keeps| Ask { again: true, keeps, conversation: conversation.clone(), ..ask(user, "Go on") };
     for (keeps, answers) in [(Vec::new(), 1), (vec![Uuid::now_v7()], 1)] {
         say(chat, again(keeps)).await;
@@ -368,7 +368,7 @@ async fn what_follows_an_earlier_message_that_is_replaced_is_dropped() {
     let (journal, user) = (Arc::new(Journal::default()), new_user(0).await);
     let chat = chat(&journal, &[Part::Answer(11, 12)]);
     let first = say(chat, called("q1", ask(user, "One"))).await;
-    let in_it = |message: &str| Ask { conversation: Named::Id(first.conversation_id), ..ask(user, message) };
+    let in_it = |message: &str| Ask { conversation: ConversationRef::Id(first.conversation_id), ..ask(user, message) };
     for (name, message) in [("q2", "Two"), ("q3", "Three"), ("q4", "Four")] {
         say(chat, called(name, in_it(message))).await;
     }
@@ -420,7 +420,7 @@ async fn many_edits_at_once_leave_one_conversation_in_order() {
     let (journal, user) = (Arc::new(Journal::default()), new_user(0).await);
     let chats: Vec<_> = (0..8).map(|_| chat(&journal, &[Part::Answer(11, 12)])).collect();
     let first = say(chats[0], called("q1", ask(user, "One"))).await;
-    let conversation = Named::Id(first.conversation_id);
+    let conversation = ConversationRef::Id(first.conversation_id);
     say(chats[0], called("q2", Ask { conversation: conversation.clone(), ..ask(user, "Two") })).await;
     join_all(chats.iter().enumerate().flat_map(|(n, chat)| {
         let named = |ask: Ask| Ask { conversation: conversation.clone(), ..ask };
@@ -440,7 +440,7 @@ async fn what_is_made_anew_while_its_question_goes_comes_at_the_end() {
     let (journal, user) = (Arc::new(Journal::default()), new_user(0).await);
     let chat = chat(&journal, &[Part::Answer(11, 12)]);
     let first = say(chat, called("q1", ask(user, "One"))).await;
-    let in_it = |message: &str| Ask { conversation: Named::Id(first.conversation_id), ..ask(user, message) };
+    let in_it = |message: &str| Ask { conversation: ConversationRef::Id(first.conversation_id), ..ask(user, message) };
     let second = say(chat, called("q2", in_it("Two"))).await;
     say(chat, called("q3", in_it("Three"))).await;
     let kept = [first.message.id, second.message.id];
@@ -481,7 +481,8 @@ async fn a_conversation_outlives_its_model() {
         .execute(database().pool())
         .await
         .unwrap();
-    let next = say(chat, Ask { conversation: Named::Id(first.conversation_id), ..ask(user, "Still there?") }).await;
+    let next =
+        say(chat, Ask { conversation: ConversationRef::Id(first.conversation_id), ..ask(user, "Still there?") }).await;
     assert_eq!(next.model, first.model);
 }
 
@@ -500,7 +501,7 @@ async fn an_answer_whose_place_is_taken_is_billed() {
     .execute(database().pool())
     .await
     .unwrap();
-    let asked = Ask { conversation: Named::Id(first.conversation_id), ..ask(user, "Hello") };
+    let asked = Ask { conversation: ConversationRef::Id(first.conversation_id), ..ask(user, "Hello") };
     let answer = chat.ask(asked, &visit(), TIME).await.unwrap();
     assert_eq!(answer.complete().await.unwrap_err().code(), Code::Internal);
     assert_eq!((count(user, "ledger").await, count(user, "answers").await), (2, 1));
@@ -557,7 +558,7 @@ impl<F: Fn(&Call) -> Pieces + Send + Sync> Provider for Answering<F> {
 }
 
 fn answering(answer: impl Fn(&Call) -> Pieces + Send + Sync + 'static) -> &'static Chat {
-    let providers = Providers::new(vec![(ProviderId::Openai, Box::new(Answering(answer)))], Patience::default());
+    let providers = Providers::new(vec![(ProviderId::Openai, Box::new(Answering(answer)))], RetryPolicy::default());
     Box::leak(Box::new(Chat::new(database(), providers, None)))
 }
 
@@ -604,7 +605,7 @@ async fn what_was_refused_is_not_sent_again() {
         Box::pin(futures_util::stream::iter([Ok(Piece::Text(asked.join("|"))), Ok(Piece::Finish(reason))]))
     });
     let first = say(chat, ask(user, "Hi")).await;
-    let on = |message: &str| Ask { conversation: Named::Id(first.conversation_id), ..ask(user, message) };
+    let on = |message: &str| Ask { conversation: ConversationRef::Id(first.conversation_id), ..ask(user, message) };
     let refused = say(chat, on("No")).await;
     assert_eq!((refused.message.content.as_str(), refused.finish_reason), ("Hi|Hi|No", FinishReason::ContentFilter));
     assert_eq!(say(chat, on("So?")).await.message.content, "Hi|Hi|So?");
@@ -839,7 +840,7 @@ impl Provider for Entitler {
 async fn untitled(user: Uuid, title: Result<&'static str, Cause>) -> (Uuid, Arc<Notify>) {
     let may_write = Arc::new(Notify::new());
     let entitler = Entitler { title, may_write: may_write.clone() };
-    let providers = Providers::new(vec![(ProviderId::Openai, Box::new(entitler))], Patience::default());
+    let providers = Providers::new(vec![(ProviderId::Openai, Box::new(entitler))], RetryPolicy::default());
     let model = Catalogue::get().unwrap().find("gpt-4o-mini").unwrap();
     let chat: &'static Chat = Box::leak(Box::new(Chat::new(database(), providers, None).with_title_model(model)));
     let answer = chat.ask(ask(user, "What is the weather in Bern?"), &visit(), TIME).await.unwrap();

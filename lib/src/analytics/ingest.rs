@@ -16,7 +16,7 @@ use crate::store::postgres::Database;
 use crate::store::queue::{DeadLetter, Queue};
 
 /// Writing is tried again for so long before the messages go back to the queue.
-const PATIENCE: Duration = Duration::from_secs(30);
+const WRITE_RETRY_FOR: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_secs(1);
 /// Counting what is given up may take so long, of what is left for the answer.
 const LONGEST_NOTE: Duration = Duration::from_secs(1);
@@ -71,12 +71,12 @@ impl Ingest {
         failed
     }
 
-    /// Tries until the stores answer or patience ends: a consumer that waits takes no further messages.
+    /// Tries until the stores answer, or for so long: a consumer that waits takes no further messages.
     async fn write(&self, rows: &Rows) -> Result<usize> {
         let started = Instant::now();
         loop {
             match self.writer.write_rows(rows).await {
-                Err(error) if error.code() == Code::Unavailable && started.elapsed() < PATIENCE => {
+                Err(error) if error.code() == Code::Unavailable && started.elapsed() < WRITE_RETRY_FOR => {
                     tracing::warn!(error.cause = %error, "events wait for a store that does not answer");
                     tokio::time::sleep(PAUSE).await;
                 }

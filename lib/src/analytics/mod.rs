@@ -9,6 +9,6 @@ pub mod providers;
 pub mod reconcile;
 pub mod report;
 pub mod revenue;
-pub mod turn;
 pub mod users;
 pub mod writer;
+pub mod writer_lock;

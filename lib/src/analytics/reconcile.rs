@@ -5,15 +5,15 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::analytics::turn::Turns;
 use crate::analytics::writer;
+use crate::analytics::writer_lock::WriterLock;
 use crate::error::{Error, Result};
 use crate::migrate;
 use crate::store::clickhouse::ClickHouse;
 use crate::store::postgres::Database;
 
 /// Seconds that a comparison waits for the writers before it.
-const PATIENCE: u32 = 60;
+const LOCK_WAIT_SECONDS: u32 = 60;
 
 /// A view's table, the day of a row, and what of a row is compared: not the estimates of quantiles, which depend
 /// on the order in which parts were merged. `request_totals` is not here, since raw telemetry does not stay. The one that
@@ -44,7 +44,7 @@ pub struct Reconciled {
 /// Compares and repairs.
 pub struct Reconciler {
     clickhouse: ClickHouse,
-    turns: Turns,
+    lock: WriterLock,
 }
 
 impl Reconciler {
@@ -60,7 +60,7 @@ impl Reconciler {
     /// A reconciler of these stores.
     #[must_use]
     pub fn new(clickhouse: ClickHouse, database: &Database) -> Self {
-        Self { clickhouse, turns: Turns::new(database) }
+        Self { clickhouse, lock: WriterLock::new(database) }
     }
 
     /// Compares the months into which events came in the last days, or all.
@@ -93,8 +93,8 @@ impl Reconciler {
 
     /// Counts a month of a view anew, beside it, and puts it in the view's place if a day differs. Month 0 is all.
     async fn compare(&self, target: &str, day: &str, columns: &str, month: u32) -> Result<Vec<String>> {
-        let mut turn = self.turns.wait(PATIENCE).await?;
-        writer::replay(&mut turn, &self.clickhouse).await?;
+        let mut guard = self.lock.acquire(LOCK_WAIT_SECONDS).await?;
+        writer::replay(&mut guard, &self.clickhouse).await?;
         let view = migrate::view(target).ok_or_else(|| Error::internal(format!("no migration makes {target}")))?;
         let client = self.clickhouse.consistent_client();
         // All parts of these statements are constants of this crate.
@@ -132,7 +132,7 @@ impl Reconciler {
             client.query_raw(&migrate::fill(&replace)?).execute().await?;
         }
         client.query_raw(&migrate::fill(&format!("DROP TABLE {target}_anew ${{on_cluster}}"))?).execute().await?;
-        self.turns.end(turn).await?;
+        self.lock.release(guard).await?;
         Ok(days)
     }
 }

@@ -1,6 +1,6 @@
 //! Events into ClickHouse, each once: whatever is delivered again, in whatever batches, and wherever a writer dies.
 //!
-//! Under its turn a writer first finishes what a dead one left, then drops the events that are known, then
+//! Under the lock a writer first finishes what a dead one left, then drops the events that are known, then
 //! writes the block ahead into Postgres, inserts it under a token of its own and forgets it. While it asks for
 //! known ids it already writes ahead, in a transaction that ends well only if there are none, and sends the block
 //! but for its last byte. A block that is inserted twice changes nothing, since the raw table and every target of
@@ -17,15 +17,15 @@ use uuid::Uuid;
 
 use crate::analytics::block::Rows;
 use crate::analytics::event::Event;
-use crate::analytics::turn::{Turn, Turns};
+use crate::analytics::writer_lock::{WriterGuard, WriterLock};
 use crate::background;
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::store::clickhouse::{ClickHouse, span};
 use crate::store::postgres::Database;
 
-/// Seconds that a writer waits for its turn; the rest of the function's time is for the insert.
-const PATIENCE: u32 = 20;
+/// Seconds that a writer waits for the lock; the rest of the function's time is for the insert.
+const LOCK_WAIT_SECONDS: u32 = 20;
 /// Known ids between the first and the last of a batch, beyond which those of the batch are asked for by name.
 const NEIGHBOURS: usize = 20_000;
 /// Ids of one question: ClickHouse takes at most 128 KiB for a parameter, and an id has up to 39 digits.
@@ -34,7 +34,7 @@ const IDS: usize = 3000;
 /// Writes events.
 pub struct Writer {
     clickhouse: ClickHouse,
-    turns: Turns,
+    lock: WriterLock,
 }
 
 /// A block on its way, which Postgres knows of.
@@ -47,7 +47,7 @@ impl Writer {
     /// A writer to these stores.
     #[must_use]
     pub fn new(clickhouse: ClickHouse, database: &Database) -> Self {
-        Self { clickhouse, turns: Turns::new(database) }
+        Self { clickhouse, lock: WriterLock::new(database) }
     }
 
     /// Writes those events that are new; gives their number.
@@ -68,13 +68,13 @@ impl Writer {
         if rows.ids().is_empty() {
             return Ok(0);
         }
-        let mut turn = self.turns.wait(PATIENCE).await?;
-        replay(&mut turn, &self.clickhouse).await?;
+        let mut guard = self.lock.acquire(LOCK_WAIT_SECONDS).await?;
+        replay(&mut guard, &self.clickhouse).await?;
         // As a rule all are new.
         let all = firsts(rows.ids(), HashSet::new());
         let mut block = Block::of(rows, &all);
         let ahead = async {
-            let begun = async { Ok(turn.connection().begin().await?) };
+            let begun = async { Ok(guard.connection().begin().await?) };
             let (compressed, mut transaction) = futures_util::try_join!(block.compressed(), begun)?;
             write_ahead(&mut transaction, &block, &compressed).await?;
             Ok(transaction)
@@ -89,15 +89,15 @@ impl Writer {
             drop(upload);
             transaction.rollback().await?;
             if written == 0 {
-                return self.turns.end(turn).await.map(|()| 0);
+                return self.lock.release(guard).await.map(|()| 0);
             }
             block = Block::of(rows, &new);
             upload = Upload::begin(&self.clickhouse, &block).await?;
-            write_ahead(turn.connection(), &block, &block.compressed().await?).await?;
+            write_ahead(guard.connection(), &block, &block.compressed().await?).await?;
         }
         upload.end().await?;
-        forget(&mut turn, &block).await?;
-        self.turns.end(turn).await?;
+        forget(&mut guard, &block).await?;
+        self.lock.release(guard).await?;
         Ok(written)
     }
 
@@ -135,10 +135,10 @@ impl Writer {
 ///
 /// # Errors
 /// When a store does not answer; nothing is lost by it.
-pub async fn replay(turn: &mut Turn, clickhouse: &ClickHouse) -> Result<()> {
+pub async fn replay(guard: &mut WriterGuard, clickhouse: &ClickHouse) -> Result<()> {
     loop {
         let left = sqlx::query!("SELECT id, block, is_compressed FROM ingest_batches ORDER BY created_at LIMIT 1")
-            .fetch_optional(turn.connection())
+            .fetch_optional(guard.connection())
             .await?;
         let Some(left) = left else { return Ok(()) };
         let bytes = if left.is_compressed {
@@ -149,7 +149,7 @@ pub async fn replay(turn: &mut Turn, clickhouse: &ClickHouse) -> Result<()> {
         let block = Block { id: left.id, bytes: bytes.into() };
         tracing::warn!(batch.id = %block.id, "a batch that was cut short is inserted again");
         Upload::begin(clickhouse, &block).await?.end().await?;
-        forget(turn, &block).await?;
+        forget(guard, &block).await?;
     }
 }
 
@@ -219,12 +219,12 @@ impl Upload {
 }
 
 /// Without waiting for the disk: a block that comes back is inserted once more, which changes nothing.
-async fn forget(turn: &mut Turn, block: &Block) -> Result<()> {
+async fn forget(guard: &mut WriterGuard, block: &Block) -> Result<()> {
     sqlx::query!(
         "DELETE FROM ingest_batches WHERE id = $1 AND set_config('synchronous_commit', 'off', true) = 'off'",
         block.id
     )
-    .execute(turn.connection())
+    .execute(guard.connection())
     .await?;
     Ok(())
 }

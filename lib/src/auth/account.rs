@@ -12,13 +12,13 @@ use crate::auth::jwt::{AccessToken, Keys};
 use crate::auth::limits::Limits;
 use crate::auth::one_time::{OneTimeToken, OneTimeTokens, Purpose};
 use crate::auth::password::{self, Blocklist, NewPassword, Password};
-use crate::auth::session::{Client, Role, Session, SessionIssuer, SessionToken};
+use crate::auth::session::{Role, Session, SessionIssuer, SessionToken};
 use crate::billing::plan::Plan;
 use crate::clock;
 use crate::config::{self, Stage};
 use crate::error::{Code, Error, Result};
 use crate::events::{Event, Subject};
-use crate::mail::{Mail, Message, Recipient};
+use crate::mail::{Mail, MailKind, Recipient};
 use crate::store::postgres::{Database, Transaction};
 use crate::telemetry::trace::TraceContext;
 
@@ -80,7 +80,7 @@ impl Row {
     }
 }
 
-/// Who is calling, from where, within which trace.
+/// Where a request comes from, and its trace.
 #[derive(Debug, Clone)]
 pub struct Visit {
     /// The client's address.
@@ -98,10 +98,6 @@ impl Visit {
     #[must_use]
     pub fn subject(&self, user_id: Uuid, plan: Plan) -> Subject {
         Subject { user_id, plan, country: self.country.clone() }
-    }
-
-    fn client(&self) -> Client {
-        Client { device: self.device.clone(), ip: self.ip.to_string() }
     }
 }
 
@@ -241,7 +237,7 @@ impl Accounts {
     pub async fn sign_up(&self, new: NewAccount, visit: &Visit) -> Result<SignUp> {
         let now = clock::now();
         self.blocklist.check("password", &new.password, &personal(&new.email, new.name.as_deref()))?;
-        let attempt = self.limits.signup(visit.ip, now).await?;
+        let attempt = self.limits.sign_up(visit.ip, now).await?;
         let outcome = self.create(new, visit, now).await;
         self.limits.settle(attempt, outcome).await
     }
@@ -267,7 +263,7 @@ impl Accounts {
             }
             let attempt = self.limits.mail("signup-notice", NOTICES_PER_HOUR, new.email.as_str(), now).await?;
             if let Some(attempt) = attempt {
-                let outcome = commit_mail(transaction, Message::SignupAttempted, &new.email).await;
+                let outcome = commit_mail(transaction, MailKind::SignupAttempted, &new.email).await;
                 self.limits.settle(attempt, outcome).await?;
             } else {
                 transaction.commit().await?;
@@ -276,7 +272,7 @@ impl Accounts {
         };
         let user = row.user()?;
         transaction.publish(Event::about(&visit.subject(user.id, user.plan), "user.signup").with("method", "password"));
-        transaction.send_mail(&Mail::new(Message::VerifyEmail, Recipient::User(user.id)))?;
+        transaction.send_mail(&Mail::new(MailKind::VerifyEmail, Recipient::User(user.id)))?;
         transaction.commit().await?;
         if self.require_verification {
             return Ok(SignUp::VerificationRequired);
@@ -372,7 +368,7 @@ impl Accounts {
     async fn check_password(&self, email: &Email, row: Option<&Row>, password: Password, visit: &Visit) -> Result<()> {
         let version = row.map_or(1, |row| row.password_version);
         let account = format!("{}#{version}", email.as_str());
-        let attempt = self.limits.signin(&account, visit.ip, clock::now()).await?;
+        let attempt = self.limits.sign_in(&account, visit.ip, clock::now()).await?;
         let verified = password::verify(password.clone(), row.map(|row| row.password_hash.clone())).await;
         let verified = match verified {
             Ok(verified) => verified,
@@ -439,7 +435,7 @@ impl Accounts {
     /// # Errors
     /// When a store does not answer.
     pub async fn resend_verification(&self, email: &Email, visit: &Visit) -> Result<()> {
-        self.request_mail(email, Message::VerifyEmail, "verify", VERIFICATION_MAILS_PER_HOUR, visit).await
+        self.request_mail(email, MailKind::VerifyEmail, "verify", VERIFICATION_MAILS_PER_HOUR, visit).await
     }
 
     /// Asks for a link to set a new password; alike for unknown addresses.
@@ -447,22 +443,22 @@ impl Accounts {
     /// # Errors
     /// When a store does not answer.
     pub async fn forgot_password(&self, email: &Email, visit: &Visit) -> Result<()> {
-        self.request_mail(email, Message::ResetPassword, "reset", RESET_MAILS_PER_HOUR, visit).await
+        self.request_mail(email, MailKind::ResetPassword, "reset", RESET_MAILS_PER_HOUR, visit).await
     }
 
     async fn request_mail(
         &self,
         email: &Email,
-        message: Message,
-        kind: &str,
+        kind: MailKind,
+        name: &str,
         per_hour: i64,
         visit: &Visit,
     ) -> Result<()> {
-        let Some(attempt) = self.limits.mail(kind, per_hour, email.as_str(), clock::now()).await? else {
+        let Some(attempt) = self.limits.mail(name, per_hour, email.as_str(), clock::now()).await? else {
             return Ok(());
         };
         let outcome = match self.users.database.begin(&visit.trace).await {
-            Ok(transaction) => commit_mail(transaction, message, email).await,
+            Ok(transaction) => commit_mail(transaction, kind, email).await,
             Err(error) => Err(error),
         };
         self.limits.settle(attempt, outcome).await
@@ -496,7 +492,7 @@ impl Accounts {
         if proved {
             transaction.publish(Event::about(&subject, "user.email_verified"));
         }
-        transaction.send_mail(&Mail::new(Message::PasswordChanged, Recipient::User(user.id)))?;
+        transaction.send_mail(&Mail::new(MailKind::PasswordChanged, Recipient::User(user.id)))?;
         transaction.commit().await
     }
 
@@ -538,13 +534,13 @@ impl Accounts {
         let Some(notice) = self.limits.mail("password-notice", NOTICES_PER_HOUR, email.as_str(), now).await? else {
             return transaction.commit().await;
         };
-        transaction.send_mail(&Mail::new(Message::PasswordChanged, Recipient::User(user_id)))?;
+        transaction.send_mail(&Mail::new(MailKind::PasswordChanged, Recipient::User(user_id)))?;
         let outcome = transaction.commit().await;
         self.limits.settle(notice, outcome).await
     }
 
     async fn start_session(&self, user: User, visit: &Visit) -> Result<SignedIn> {
-        let (session, session_token) = self.issuer.start(user.id, user.role, &visit.client()).await?;
+        let (session, session_token) = self.issuer.start(user.id, user.role, visit).await?;
         let access_token = self.keys.sign(user.id, session.id, clock::now())?;
         Ok(SignedIn { user, session, session_token, access_token })
     }
@@ -559,8 +555,8 @@ fn admins_from_env() -> Result<Vec<String>> {
     config::list("ADMIN_EMAILS").into_iter().map(parse).collect()
 }
 
-async fn commit_mail(mut transaction: Transaction, message: Message, email: &Email) -> Result<()> {
-    transaction.send_mail(&Mail::new(message, Recipient::Address(email.as_str().to_owned())))?;
+async fn commit_mail(mut transaction: Transaction, kind: MailKind, email: &Email) -> Result<()> {
+    transaction.send_mail(&Mail::new(kind, Recipient::Address(email.as_str().to_owned())))?;
     transaction.commit().await
 }
 

@@ -88,7 +88,7 @@ impl Limits {
     ///
     /// # Errors
     /// 429 `too_many_attempts` beyond a limit.
-    pub async fn signin(&self, account: &str, ip: IpAddr, now: OffsetDateTime) -> Result<Attempt> {
+    pub async fn sign_in(&self, account: &str, ip: IpAddr, now: OffsetDateTime) -> Result<Attempt> {
         let window = self.window(15 * 60);
         let (account, ip) = (digest(account), network(ip));
         let rules = vec![
@@ -137,7 +137,7 @@ impl Limits {
     ///
     /// # Errors
     /// 429 `too_many_attempts` beyond the limit.
-    pub async fn signup(&self, ip: IpAddr, now: OffsetDateTime) -> Result<Attempt> {
+    pub async fn sign_up(&self, ip: IpAddr, now: OffsetDateTime) -> Result<Attempt> {
         let rule =
             Rule { key: format!("signup-ip#{}", network(ip)), limit: self.per_address(5), window: self.window(3600) };
         self.attempt(&[rule], now).await.map(|(attempt, _)| attempt)

@@ -122,17 +122,17 @@ impl Recipe {
         Ok(Self {
             algorithm: Algorithm::Argon2id,
             version: Version::V0x13,
-            params: Params::new(MEMORY_KIB, PASSES, LANES, None).map_err(text)?,
-            salt: Salt::new(&salt[..16]).map_err(text)?,
+            params: Params::new(MEMORY_KIB, PASSES, LANES, None).map_err(internal)?,
+            salt: Salt::new(&salt[..16]).map_err(internal)?,
         })
     }
 
     /// The one of a stored hash.
     fn of(stored: &PasswordHash) -> Result<Self> {
         Ok(Self {
-            algorithm: Algorithm::try_from(stored.algorithm.as_str()).map_err(text)?,
-            version: stored.version.map(Version::try_from).transpose().map_err(text)?.unwrap_or_default(),
-            params: Params::try_from(stored).map_err(text)?,
+            algorithm: Algorithm::try_from(stored.algorithm.as_str()).map_err(internal)?,
+            version: stored.version.map(Version::try_from).transpose().map_err(internal)?.unwrap_or_default(),
+            params: Params::try_from(stored).map_err(internal)?,
             salt: stored.salt.ok_or_else(|| Error::internal("a stored password hash has no salt"))?,
         })
     }
@@ -155,18 +155,18 @@ impl Recipe {
         tests::count(&self.params);
         Argon2::new(self.algorithm, self.version, self.params.clone())
             .hash_password_into_with_memory(password.0.as_bytes(), &self.salt, output, memory.as_mut_slice())
-            .map_err(text)?;
+            .map_err(internal)?;
         Ok(PasswordHash {
             algorithm: self.algorithm.ident(),
             version: Some(self.version.into()),
-            params: ParamsString::try_from(&self.params).map_err(text)?,
+            params: ParamsString::try_from(&self.params).map_err(internal)?,
             salt: Some(self.salt),
-            hash: Some(Output::new(output).map_err(text)?),
+            hash: Some(Output::new(output).map_err(internal)?),
         })
     }
 }
 
-fn text(error: impl fmt::Display) -> Error {
+fn internal(error: impl fmt::Display) -> Error {
     Error::internal(error.to_string())
 }
 
@@ -204,7 +204,7 @@ pub async fn verify(password: Password, stored: Option<String>) -> Result<Verifi
             Some(stored) => stored.as_str(),
             None => dummy()?,
         };
-        let stored = PasswordHash::new(phc).map_err(text)?;
+        let stored = PasswordHash::new(phc).map_err(internal)?;
         let recipe = Recipe::of(&stored)?;
         // Outputs are compared in constant time.
         let matches = stored.hash.is_some() && recipe.compute(&password)?.hash == stored.hash;

@@ -20,7 +20,7 @@ const PENDING: &str = "AWSPENDING";
 /// What Secrets Manager asks for.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-pub struct Request {
+pub struct RotationEvent {
     secret_id: String,
     /// The id of the version that is made.
     client_request_token: String,
@@ -70,7 +70,7 @@ impl Seeds {
 ///
 /// # Errors
 /// When Secrets Manager does not answer, or the new version does not sign.
-pub async fn run(request: &Request) -> Result<()> {
+pub async fn run(request: &RotationEvent) -> Result<()> {
     let id = &request.secret_id;
     match request.step {
         Step::Create => {

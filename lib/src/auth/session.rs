@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
+use crate::auth::account::Visit;
 use crate::auth::jwt::Claims;
 use crate::background;
 use crate::clock;
@@ -23,15 +24,15 @@ use crate::store::dynamo::{
 };
 
 /// A session ends when it has not been used for so long.
-pub const IDLE: Duration = Duration::days(7);
+pub const IDLE_LIFETIME: Duration = Duration::days(7);
 /// A session ends at this age, however much it is used.
-pub const ABSOLUTE: Duration = Duration::days(30);
+pub const ABSOLUTE_LIFETIME: Duration = Duration::days(30);
 /// A replaced token is answered with its successor for so long, for tabs that refresh at the same time.
 pub const GRACE: Duration = Duration::seconds(10);
 /// The last use is written down when the one on record is older than this.
 const SLIDE_AFTER: Duration = Duration::minutes(5);
 /// Every session token begins with this.
-pub const PREFIX: &str = "st_";
+pub const TOKEN_PREFIX: &str = "st_";
 /// Sessions of a user that are ended side by side: one by one, thousands would take longer than a function may.
 const ENDED_AT_ONCE: usize = 25;
 /// Rotations that are remembered, newest first; more within the grace would be no browser.
@@ -78,7 +79,7 @@ impl SessionToken {
     /// Takes a token apart; proves nothing yet.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        let bytes: [u8; 68] = crypto::from_base64url(text.strip_prefix(PREFIX)?)?.try_into().ok()?;
+        let bytes: [u8; 68] = crypto::from_base64url(text.strip_prefix(TOKEN_PREFIX)?)?.try_into().ok()?;
         let (ids, rest) = bytes.split_at(32);
         let (generation, secret) = rest.split_at(4);
         Some(Self {
@@ -97,7 +98,7 @@ impl SessionToken {
         bytes.extend_from_slice(self.session_id.as_bytes());
         bytes.extend_from_slice(&self.generation.to_be_bytes());
         bytes.extend_from_slice(&self.secret);
-        format!("{PREFIX}{}", crypto::base64url(&bytes))
+        format!("{TOKEN_PREFIX}{}", crypto::base64url(&bytes))
     }
 }
 
@@ -130,7 +131,7 @@ impl Session {
     /// When the session ends unless it is used.
     #[must_use]
     pub fn expires_at(&self) -> OffsetDateTime {
-        (self.last_seen_at + IDLE).min(self.created_at + ABSOLUTE)
+        (self.last_seen_at + IDLE_LIFETIME).min(self.created_at + ABSOLUTE_LIFETIME)
     }
 
     /// Whether an access token of this second was handed out together with the current session token.
@@ -164,15 +165,6 @@ impl Session {
             successor_used: item.get("successor_used").and_then(|v| v.as_bool().ok()).copied().unwrap_or(true),
         })
     }
-}
-
-/// The client that starts a session.
-#[derive(Debug, Clone)]
-pub struct Client {
-    /// Its `User-Agent`.
-    pub device: String,
-    /// Its address.
-    pub ip: String,
 }
 
 /// The sessions table, for checking and ending sessions.
@@ -249,7 +241,7 @@ impl Sessions {
 
     async fn touch(&self, session: &Session) -> Result<()> {
         let now = clock::now();
-        let expires = (now + IDLE).min(session.created_at + ABSOLUTE);
+        let expires = (now + IDLE_LIFETIME).min(session.created_at + ABSOLUTE_LIFETIME);
         let result = self
             .table
             .client()
@@ -418,7 +410,7 @@ impl SessionIssuer {
     ///
     /// # Errors
     /// When the table does not answer.
-    pub async fn start(&self, user_id: Uuid, role: Role, client: &Client) -> Result<(Session, SessionToken)> {
+    pub async fn start(&self, user_id: Uuid, role: Role, visit: &Visit) -> Result<(Session, SessionToken)> {
         let now = clock::now();
         let seed = crypto::random()?;
         let id = Uuid::now_v7();
@@ -427,8 +419,8 @@ impl SessionIssuer {
             id,
             user_id,
             role,
-            device: client.device.chars().take(200).collect(),
-            ip: client.ip.clone(),
+            device: visit.device.chars().take(200).collect(),
+            ip: visit.ip.to_string(),
             created_at: now,
             last_seen_at: now,
             generation: 0,

@@ -3,9 +3,9 @@
 
 use uuid::Uuid;
 
-use crate::billing::object::{self, Invoice, Subscription};
 use crate::billing::service::Billing;
 use crate::billing::stripe::Failure;
+use crate::billing::stripe_object::{self, StripeInvoice, StripeSubscription};
 use crate::error::{Error, Result};
 use crate::store::postgres::Transaction;
 
@@ -17,17 +17,17 @@ impl Billing {
         &self,
         transaction: &mut Transaction,
         user_id: Uuid,
-        now: Subscription,
-        told_running: bool,
-    ) -> Result<(Subscription, Vec<String>)> {
+        now: StripeSubscription,
+        was_running: bool,
+    ) -> Result<(StripeSubscription, Vec<String>)> {
         let mut ended = Vec::new();
         if !now.runs_for_a_plan() {
             return Ok((now, ended));
         }
         for id in others_running(transaction, user_id, &now.id).await? {
-            let other = self.read_subscription(&id).await?.filter(Subscription::runs_for_a_plan);
+            let other = self.read_subscription(&id).await?.filter(StripeSubscription::runs_for_a_plan);
             let Some(other) = other else { continue };
-            if !told_running || (other.created, &other.id) < (now.created, &now.id) {
+            if !was_running || (other.created, &other.id) < (now.created, &now.id) {
                 self.end_second(&now).await?;
                 let now = self.read_subscription(&now.id).await?;
                 let now = now.ok_or_else(|| Error::internal("Stripe lost the subscription that was ended"))?;
@@ -36,7 +36,7 @@ impl Billing {
             self.end_second(&other).await?;
             ended.push(id);
         }
-        if !told_running {
+        if !was_running {
             // Paid later, they would be second ones.
             for id in others_incomplete(transaction, user_id, &now.id).await? {
                 if let Some(other) = self.read_subscription(&id).await?.filter(|other| !other.is_over()) {
@@ -48,7 +48,7 @@ impl Billing {
         Ok((now, ended))
     }
 
-    async fn end_second(&self, second: &Subscription) -> Result<()> {
+    async fn end_second(&self, second: &StripeSubscription) -> Result<()> {
         self.give_back(second).await?;
         tracing::warn!(stripe.subscription = second.id, "a second subscription was ended and its money given back");
         Ok(())
@@ -56,7 +56,7 @@ impl Billing {
 
     /// Ends a subscription, voids what is unpaid of it and pays back what was paid last. The money goes first: whatever
     /// fails then, the subscription still runs and is found again.
-    pub(crate) async fn give_back(&self, subscription: &Subscription) -> Result<()> {
+    pub(crate) async fn give_back(&self, subscription: &StripeSubscription) -> Result<()> {
         // What is void before the payments are read is not paid after.
         self.void_unpaid_invoices(&subscription.id).await?;
         let path = format!("/subscriptions/{}", subscription.id);
@@ -64,7 +64,7 @@ impl Billing {
         let Some(mut found) = self.stripe.find(&path, &expand).await? else { return Ok(()) };
         let invoice = found["latest_invoice"].take();
         if invoice["amount_paid"].as_i64().unwrap_or(0) > 0 {
-            for intent in object::paid_intents_of(&invoice) {
+            for intent in stripe_object::paid_intents_of(&invoice) {
                 let form = vec![("payment_intent", intent.clone()), ("reason", "duplicate".to_owned())];
                 match self.stripe.post_repeatable("/refunds", &form, &format!("give-back-{intent}")).await {
                     Err(failure) if failure.has_code("charge_already_refunded") => {}
@@ -93,7 +93,7 @@ impl Billing {
             let key = format!("void-{}-{}", invoice.id, Uuid::now_v7());
             match self.stripe.post_repeatable(&format!("{path}/void"), &Vec::new(), &key).await {
                 Err(failure @ Failure::Refused { .. }) => {
-                    if Invoice::read(&self.stripe.get(&path, &Vec::new()).await?)?.is_unpaid() {
+                    if StripeInvoice::read(&self.stripe.get(&path, &Vec::new()).await?)?.is_unpaid() {
                         return Err(failure.into());
                     }
                 }

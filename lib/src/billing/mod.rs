@@ -6,13 +6,13 @@
 pub mod checkout;
 pub mod duplicate;
 pub mod invoice;
-pub mod object;
 pub mod payment;
 pub mod plan;
 pub mod reconcile;
 pub mod service;
 pub mod signature;
 pub mod stripe;
+pub mod stripe_object;
 pub mod subscription;
 pub mod sync;
 pub mod transition;

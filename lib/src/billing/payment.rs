@@ -5,9 +5,9 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::billing::object;
-use crate::billing::service::{Billing, Patience};
+use crate::billing::service::{Billing, LockTimeout};
 use crate::billing::stripe::Failure;
+use crate::billing::stripe_object;
 use crate::error::{Code, Error, Result};
 use crate::http::page::{self, Cursor, Limit};
 use crate::http::validate::{self, Field, Fields, FromFields, Invalid, Raw};
@@ -167,7 +167,7 @@ impl Billing {
         &self,
         user_id: Uuid,
         new: &NewPayment,
-        work: Uuid,
+        operation: Uuid,
         trace: &TraceContext,
     ) -> Result<(Payment, Option<String>)> {
         let customer = self.customer(user_id).await?;
@@ -176,30 +176,30 @@ impl Billing {
             ("currency", new.currency.0.to_lowercase()),
             ("customer", customer.clone()),
             ("payment_method_types[]", "card".to_owned()),
-            ("metadata[made_by]", work.to_string()),
+            ("metadata[made_by]", operation.to_string()),
         ];
         form.extend(
             new.description.as_ref().filter(|text| !text.0.is_empty()).map(|text| ("description", text.0.clone())),
         );
-        let made = || self.intent_of(&customer, work);
-        let made = self.stripe.post_once("/payment_intents", &form, &format!("pay-{work}"), made).await;
+        let made = || self.intent_of(&customer, operation);
+        let made = self.stripe.post_once("/payment_intents", &form, &format!("pay-{operation}"), made).await;
         let made = made.map_err(|failure| of_amount(&failure).unwrap_or_else(|| failure.into()))?;
-        let id = object::id_of(&made).ok_or_else(|| Error::internal("Stripe made a payment without an id"))?;
+        let id = stripe_object::id_of(&made).ok_or_else(|| Error::internal("Stripe made a payment without an id"))?;
         let form = vec![("payment_method", new.method.as_str().to_owned())];
         let path = format!("/payment_intents/{id}/confirm");
         let confirmed = || self.intent_where(&id, was_tried);
-        let outcome = match self.stripe.post_once(&path, &form, &format!("confirm-{work}"), confirmed).await {
+        let outcome = match self.stripe.post_once(&path, &form, &format!("confirm-{operation}"), confirmed).await {
             // An earlier try was on its way still.
             Err(failure) if failure.has_code("payment_intent_unexpected_state") => Ok(Value::Null),
             Err(failure @ Failure::Refused { .. }) => {
                 let path = format!("/payment_intents/{id}/cancel");
                 let canceled = || self.intent_where(&id, |intent| intent["status"] == "canceled");
-                self.stripe.post_once(&path, &Vec::new(), &format!("give-up-{work}"), canceled).await?;
+                self.stripe.post_once(&path, &Vec::new(), &format!("give-up-{operation}"), canceled).await?;
                 return Err(of_amount(&failure).unwrap_or_else(|| failure.of_method()));
             }
             outcome => outcome,
         };
-        let mut transaction = self.begin_in_time(user_id, Patience::Payer, trace).await?;
+        let mut transaction = self.begin_in_time(user_id, LockTimeout::Payer, trace).await?;
         let payment = self.mirror_payment(&mut transaction, user_id, &id).await?;
         let payment = payment.ok_or_else(|| Error::internal("Stripe lost the payment that it made"))?;
         transaction.commit().await?;
@@ -214,11 +214,11 @@ impl Billing {
     }
 
     /// The payment intent that an earlier try has made; if there are two, the one that was confirmed or is newer.
-    async fn intent_of(&self, customer: &str, work: Uuid) -> Result<Option<Value>, Failure> {
+    async fn intent_of(&self, customer: &str, operation: Uuid) -> Result<Option<Value>, Failure> {
         let query = vec![("customer", customer.to_owned()), ("limit", "100".to_owned())];
         let mut found = self.stripe.get("/payment_intents", &query).await?;
         let intents = found["data"].as_array_mut().into_iter().flatten().map(Value::take);
-        let own = intents.filter(|intent| intent["metadata"]["made_by"] == work.to_string().as_str());
+        let own = intents.filter(|intent| intent["metadata"]["made_by"] == operation.to_string().as_str());
         // Stripe lists the newest first.
         Ok(own.min_by_key(|intent| !was_tried(intent)))
     }

@@ -4,8 +4,8 @@ use serde::Serialize;
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
-use crate::billing::object;
-use crate::billing::service::{Billing, Patience};
+use crate::billing::service::{Billing, LockTimeout};
+use crate::billing::stripe_object;
 use crate::billing::sync;
 use crate::billing::webhook::{Notice, kind_of};
 use crate::clock;
@@ -88,7 +88,7 @@ impl Billing {
                     notice.event_id,
                     event["type"].as_str(),
                     notice.object_id,
-                    object::moment(&event["created"]).unwrap_or(until),
+                    stripe_object::moment(&event["created"]).unwrap_or(until),
                 )
                 .execute(self.database.pool())
                 .await?;
@@ -153,7 +153,7 @@ impl Billing {
 
     async fn end_grace(&self, user_id: Uuid) -> Result<()> {
         let trace = TraceContext::continue_or_begin(None);
-        let mut transaction = self.begin_in_time(user_id, Patience::Worker, &trace).await?;
+        let mut transaction = self.begin_in_time(user_id, LockTimeout::Worker, &trace).await?;
         sync::entitle(&mut transaction, user_id, clock::now()).await?;
         transaction.commit().await
     }

@@ -5,9 +5,9 @@ use sqlx::PgConnection;
 use time::Duration;
 use uuid::Uuid;
 
-use crate::billing::object;
 use crate::billing::plan::Plan;
 use crate::billing::stripe::{Failure, Stripe};
+use crate::billing::stripe_object;
 use crate::config;
 use crate::error::{Error, Result};
 use crate::store::postgres::{Database, Transaction};
@@ -48,7 +48,7 @@ impl Billing {
     /// # Errors
     /// 503 `unavailable` when the lock is not free in time.
     pub(crate) async fn begin_for(&self, user_id: Uuid, trace: &TraceContext) -> Result<Transaction> {
-        self.begin_in_time(user_id, Patience::Request, trace).await
+        self.begin_in_time(user_id, LockTimeout::Request, trace).await
     }
 
     /// The same with this lock time-out.
@@ -58,11 +58,11 @@ impl Billing {
     pub(crate) async fn begin_in_time(
         &self,
         user_id: Uuid,
-        patience: Patience,
+        timeout: LockTimeout,
         trace: &TraceContext,
     ) -> Result<Transaction> {
         let mut transaction = self.database.begin(trace).await?;
-        lock(transaction.connection(), user_id, patience).await?;
+        lock(transaction.connection(), user_id, timeout).await?;
         Ok(transaction)
     }
 
@@ -82,7 +82,7 @@ impl Billing {
             .ok_or_else(Error::unauthenticated)?;
         let own = user_id.to_string();
         // One that was made when its answer got lost is found again.
-        let found = self.customer_of(&user.email, &own).await?.as_ref().and_then(object::id_of);
+        let found = self.customer_of(&user.email, &own).await?.as_ref().and_then(stripe_object::id_of);
         let id = match found {
             Some(id) => id,
             None => {
@@ -95,7 +95,7 @@ impl Billing {
                 };
                 let made = || self.customer_of(&user.email, &own);
                 let made = self.stripe.post_once("/customers", &form, &key, made).await?;
-                object::id_of(&made).ok_or_else(|| Error::internal("Stripe made a customer without an id"))?
+                stripe_object::id_of(&made).ok_or_else(|| Error::internal("Stripe made a customer without an id"))?
             }
         };
         let stored = sqlx::query_scalar!(
@@ -121,7 +121,7 @@ impl Billing {
     pub(crate) async fn price(&self, plan: Plan) -> Result<String> {
         let (terms, key) = (plan.terms(), lookup_key(plan));
         let known = self.known_price(&key).await?;
-        if let Some(id) = known.as_ref().filter(|price| is_sold(price)).and_then(object::id_of) {
+        if let Some(id) = known.as_ref().filter(|price| is_sold(price)).and_then(stripe_object::id_of) {
             return Ok(id);
         }
         let form = vec![
@@ -135,7 +135,7 @@ impl Billing {
             ("metadata[plan]", plan.as_str().to_owned()),
         ];
         // The first key stands for the price that was made with it, archived or not.
-        let once = match known.as_ref().and_then(object::id_of) {
+        let once = match known.as_ref().and_then(stripe_object::id_of) {
             Some(archived) => format!("price-{key}-{archived}"),
             None => format!("price-{key}"),
         };
@@ -145,7 +145,7 @@ impl Billing {
             // Somebody else was faster: a lookup key is one price's.
             Err(failure) => sold().await?.ok_or(failure)?,
         };
-        object::id_of(&made).ok_or_else(|| Error::internal("Stripe made a price without an id"))
+        stripe_object::id_of(&made).ok_or_else(|| Error::internal("Stripe made a price without an id"))
     }
 
     /// The price that has a lookup key, archived or not, with its product.
@@ -169,7 +169,7 @@ fn lookup_key(plan: Plan) -> String {
 
 /// How long another's lock is waited for, with a connection that others lack meanwhile.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Patience {
+pub(crate) enum LockTimeout {
     /// However many requests a user sends at once, the last has given up after this.
     Request,
     /// Longer, for a request that has been paid for: what follows is only to be written down.
@@ -178,7 +178,7 @@ pub(crate) enum Patience {
     Worker,
 }
 
-impl Patience {
+impl LockTimeout {
     const fn as_setting(self) -> &'static str {
         match self {
             Self::Request => "5s",
@@ -192,11 +192,11 @@ impl Patience {
 ///
 /// # Errors
 /// 503 `unavailable` when the lock is not free in time.
-pub(crate) async fn lock(connection: &mut PgConnection, user_id: Uuid, patience: Patience) -> Result<()> {
+pub(crate) async fn lock(connection: &mut PgConnection, user_id: Uuid, timeout: LockTimeout) -> Result<()> {
     sqlx::query!(
         "WITH settings AS MATERIALIZED (SELECT set_config('lock_timeout', $1, true) AS patience)
          SELECT pg_advisory_xact_lock(hashtextextended($2, 0))::text AS locked FROM settings",
-        patience.as_setting(),
+        timeout.as_setting(),
         format!("billing:{user_id}"),
     )
     .fetch_one(connection)

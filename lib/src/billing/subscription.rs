@@ -6,11 +6,11 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::auth::limits::Limits;
-use crate::billing::object;
 use crate::billing::payment::PaymentMethod;
 use crate::billing::plan::Plan;
 use crate::billing::service::Billing;
 use crate::billing::stripe::Failure;
+use crate::billing::stripe_object::{self, StripeSubscription};
 use crate::clock;
 use crate::error::{Code, Error, Result};
 use crate::http::page::{self, Cursor, Limit};
@@ -136,8 +136,8 @@ pub(crate) async fn is_first(transaction: &mut Transaction, user_id: Uuid) -> Re
 
 impl Billing {
     /// All that a customer ever subscribed to, at Stripe.
-    pub(crate) async fn subscriptions_of(&self, customer: &str) -> Result<Vec<object::Subscription>> {
-        self.listed(customer).await?.iter().map(object::Subscription::read).collect()
+    pub(crate) async fn subscriptions_of(&self, customer: &str) -> Result<Vec<StripeSubscription>> {
+        self.listed(customer).await?.iter().map(StripeSubscription::read).collect()
     }
 
     async fn listed(&self, customer: &str) -> Result<Vec<Value>, Failure> {
@@ -152,8 +152,8 @@ impl Billing {
     }
 
     /// What an earlier try of the same request has made.
-    async fn made_by(&self, customer: &str, work: &str) -> Result<Option<Value>, Failure> {
-        let is_own = |value: &Value| object::Subscription::read(value).is_ok_and(|found| found.is_of(work));
+    async fn made_by(&self, customer: &str, operation: &str) -> Result<Option<Value>, Failure> {
+        let is_own = |value: &Value| StripeSubscription::read(value).is_ok_and(|found| found.is_made_by(operation));
         Ok(self.listed(customer).await?.into_iter().find(is_own))
     }
 
@@ -171,7 +171,7 @@ impl Billing {
         let has_subscribed = all.iter().any(|found| found.priced.is_some() && found.has_begun());
         let mut taken = false;
         for found in all {
-            if made_by.is_some_and(|work| found.is_of(work)) {
+            if made_by.is_some_and(|operation| found.is_made_by(operation)) {
                 return Ok(Unsubscribed { transaction, made: Some(found.id), has_subscribed });
             }
             if found.is_over() {
@@ -215,19 +215,19 @@ impl Billing {
         user_id: Uuid,
         plan: Plan,
         method: Option<&PaymentMethod>,
-        work: Uuid,
+        operation: Uuid,
         trace: &TraceContext,
     ) -> Result<(Subscription, Option<String>)> {
         let customer = self.customer(user_id).await?;
-        let work = work.to_string();
+        let operation = operation.to_string();
         let transaction = self.begin_for(user_id, trace).await?;
-        let standing = self.refuse_second(transaction, user_id, &customer, Some(&work)).await?;
+        let standing = self.refuse_second(transaction, user_id, &customer, Some(&operation)).await?;
         let mut transaction = standing.transaction;
         let id = match standing.made {
             Some(id) => id,
             None => {
                 let first = !standing.has_subscribed && is_first(&mut transaction, user_id).await?;
-                self.create(&customer, plan, method, first, &work).await?
+                self.create(&customer, plan, method, first, &operation).await?
             }
         };
         let mirrored = self.mirror_subscription(&mut transaction, user_id, &id).await?;
@@ -243,12 +243,12 @@ impl Billing {
         plan: Plan,
         method: Option<&PaymentMethod>,
         first: bool,
-        work: &str,
+        operation: &str,
     ) -> Result<String> {
         let mut form = vec![
             ("customer", customer.to_owned()),
             ("items[0][price]", self.price(plan).await?),
-            ("metadata[made_by]", work.to_owned()),
+            ("metadata[made_by]", operation.to_owned()),
             // A method of which the payment takes days would leave it open whether the plan is paid.
             ("payment_settings[payment_method_types][0]", "card".to_owned()),
             ("payment_settings[save_default_payment_method]", "on_subscription".to_owned()),
@@ -259,9 +259,9 @@ impl Billing {
             Some(method) => {
                 let attach = vec![("customer", customer.to_owned())];
                 let path = format!("/payment_methods/{}/attach", method.as_str());
-                let attached = self.stripe.post_repeatable(&path, &attach, &format!("attach-{work}")).await;
+                let attached = self.stripe.post_repeatable(&path, &attach, &format!("attach-{operation}")).await;
                 let attached = attached.map_err(|failure| failure.of_method())?;
-                let attached = object::id_of(&attached).unwrap_or_else(|| method.as_str().to_owned());
+                let attached = stripe_object::id_of(&attached).unwrap_or_else(|| method.as_str().to_owned());
                 form.push(("default_payment_method", attached));
                 // A declined card leaves no subscription behind.
                 form.push(("payment_behavior", "error_if_incomplete".to_owned()));
@@ -271,13 +271,13 @@ impl Billing {
         if first {
             form.extend(self.trial("trial_period_days", "trial_settings[end_behavior][missing_payment_method]"));
         }
-        let made = || self.made_by(customer, work);
-        let made = match self.stripe.post_once("/subscriptions", &form, &format!("subscribe-{work}"), made).await {
+        let made = || self.made_by(customer, operation);
+        let made = match self.stripe.post_once("/subscriptions", &form, &format!("subscribe-{operation}"), made).await {
             // Whether it was made, Stripe knows.
-            Err(failure) if failure.is_unclear() => self.made_by(customer, work).await?.ok_or(failure)?,
+            Err(failure) if failure.is_unclear() => self.made_by(customer, operation).await?.ok_or(failure)?,
             made => made?,
         };
-        object::id_of(&made).ok_or_else(|| Error::internal("Stripe made a subscription without an id"))
+        stripe_object::id_of(&made).ok_or_else(|| Error::internal("Stripe made a subscription without an id"))
     }
 
     /// The form fields, by their names, of the trial that a first subscription begins with, if there is one. It ends
@@ -293,11 +293,11 @@ impl Billing {
     async fn first_secret(&self, id: &str) -> Result<Option<String>> {
         let expand = vec![("expand[]", "latest_invoice.confirmation_secret".to_owned())];
         let value = self.stripe.get(&format!("/subscriptions/{id}"), &expand).await?;
-        Ok(object::Subscription::read(&value)?.client_secret)
+        Ok(StripeSubscription::read(&value)?.client_secret)
     }
 
     /// The user's subscription at Stripe, if it goes on. The user's lock is held.
-    async fn ongoing(&self, transaction: &mut Transaction, user_id: Uuid, id: Uuid) -> Result<object::Subscription> {
+    async fn ongoing(&self, transaction: &mut Transaction, user_id: Uuid, id: Uuid) -> Result<StripeSubscription> {
         let none = || Error::not_found("subscription");
         let known =
             sqlx::query_scalar!("SELECT stripe_id FROM subscriptions WHERE id = $1 AND user_id = $2", id, user_id);
@@ -362,7 +362,7 @@ impl Billing {
             let path = format!("/subscriptions/{}", now.id);
             let outcome = self.stripe.post(&path, &form, &format!("change-{}", Uuid::now_v7())).await;
             let outcome = outcome.map_err(Failure::of_own_card);
-            let is_done = |now: &object::Subscription| {
+            let is_done = |now: &StripeSubscription| {
                 let next = now.plans().map(|(plan, pending)| pending.unwrap_or(plan));
                 next == Some(to) && !now.cancel_at_period_end && !now.ends_by_date
             };
@@ -413,7 +413,7 @@ impl Billing {
                 true => Ok(()),
                 false => self.end(&now.id).await,
             };
-            let shown = self.finish(transaction, user_id, &now.id, outcome, object::Subscription::is_over).await?;
+            let shown = self.finish(transaction, user_id, &now.id, outcome, StripeSubscription::is_over).await?;
             // Only now: Stripe takes one whose unpaid invoice is void for paid. Its webhook has them voided, too.
             if let Err(error) = self.void_unpaid_invoices(&now.id).await {
                 tracing::warn!(error.cause = %error, "what is unpaid of an ended subscription was not voided yet");
@@ -434,7 +434,7 @@ impl Billing {
         user_id: Uuid,
         id: &str,
         outcome: Result<T, Failure>,
-        is_done: impl Fn(&object::Subscription) -> bool,
+        is_done: impl Fn(&StripeSubscription) -> bool,
     ) -> Result<Subscription> {
         let lost = match outcome {
             Err(failure) if failure.is_unclear() => Some(failure),

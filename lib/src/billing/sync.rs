@@ -5,15 +5,16 @@ use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use crate::billing::duplicate::others_running;
-use crate::billing::object::{self, Failed, Invoice, Payment, Subscription};
+use crate::billing::payment::Payment;
 use crate::billing::plan::Plan;
-use crate::billing::service::{Billing, Patience, lock};
-use crate::billing::subscription;
-use crate::billing::transition::{self, Change, Movement, Told};
+use crate::billing::service::{Billing, LockTimeout, lock};
+use crate::billing::stripe_object::{self, Failed, PaymentIntent, StripeInvoice, StripeSubscription};
+use crate::billing::subscription::{self, Subscription};
+use crate::billing::transition::{self, Change, Movement, Published};
 use crate::clock;
 use crate::error::Result;
 use crate::events::{Event, Subject};
-use crate::mail::{Mail, Message, Recipient};
+use crate::mail::{Mail, MailKind, Recipient};
 use crate::store::postgres::Transaction;
 use crate::telemetry::trace::TraceContext;
 
@@ -41,7 +42,7 @@ impl Billing {
     pub async fn sync(&self, kind: Kind, id: &str, trace: &TraceContext) -> Result<()> {
         let mut transaction = self.database.begin(trace).await?;
         let Some(user_id) = self.owner(&mut transaction, kind, id).await? else { return Ok(()) };
-        lock(transaction.connection(), user_id, Patience::Worker).await?;
+        lock(transaction.connection(), user_id, LockTimeout::Worker).await?;
         let subscription = match kind {
             Kind::Subscription => {
                 let mirrored = self.mirror_subscription(&mut transaction, user_id, id).await?;
@@ -83,8 +84,9 @@ impl Billing {
             return Ok(Some(user_id));
         }
         let Some(value) = self.stripe.find(&path(kind, id), &Vec::new()).await? else { return Ok(None) };
-        let Some(customer) = object::id_of(&value["customer"]) else { return Ok(None) };
-        let runs = kind == Kind::Subscription && Subscription::read(&value).is_ok_and(|now| now.runs_for_a_plan());
+        let Some(customer) = stripe_object::id_of(&value["customer"]) else { return Ok(None) };
+        let runs =
+            kind == Kind::Subscription && StripeSubscription::read(&value).is_ok_and(|now| now.runs_for_a_plan());
         let known = sqlx::query_scalar!("SELECT user_id FROM billing_customers WHERE stripe_id = $1", customer);
         if let Some(user_id) = known.fetch_optional(transaction.connection()).await? {
             return Ok(Some(user_id));
@@ -113,29 +115,30 @@ impl Billing {
     }
 
     /// A subscription as Stripe has it.
-    pub(crate) async fn read_subscription(&self, id: &str) -> Result<Option<Subscription>> {
+    pub(crate) async fn read_subscription(&self, id: &str) -> Result<Option<StripeSubscription>> {
         let value = self.stripe.find(&path(Kind::Subscription, id), &Vec::new()).await?;
-        value.as_ref().map(Subscription::read).transpose()
+        value.as_ref().map(StripeSubscription::read).transpose()
     }
 
     /// When the oldest of a subscription's open invoices was made: later ones do not prolong the grace.
-    async fn unpaid_since(&self, subscription: &Subscription) -> Result<OffsetDateTime> {
+    async fn unpaid_since(&self, subscription: &StripeSubscription) -> Result<OffsetDateTime> {
         let unpaid = self.unpaid_invoices(&subscription.id).await?;
         let open = unpaid.iter().filter(|invoice| invoice.status == "open");
         Ok(open.map(|invoice| invoice.created).min().unwrap_or(subscription.period_start))
     }
 
     /// Those of a subscription's newest hundred invoices that can still be paid, newest first.
-    pub(crate) async fn unpaid_invoices(&self, subscription: &str) -> Result<Vec<Invoice>> {
+    pub(crate) async fn unpaid_invoices(&self, subscription: &str) -> Result<Vec<StripeInvoice>> {
         let query = vec![("subscription", subscription.to_owned()), ("limit", "100".to_owned())];
         let all = self.stripe.get("/invoices", &query).await?;
-        let mut all = all["data"].as_array().into_iter().flatten().map(Invoice::read).collect::<Result<Vec<_>>>()?;
-        all.retain(Invoice::is_unpaid);
+        let mut all =
+            all["data"].as_array().into_iter().flatten().map(StripeInvoice::read).collect::<Result<Vec<_>>>()?;
+        all.retain(StripeInvoice::is_unpaid);
         Ok(all)
     }
 
     /// The attempts to collect an invoice that failed, first to last.
-    async fn failures(&self, invoice: &Invoice) -> Result<Vec<Failed>> {
+    async fn failures(&self, invoice: &StripeInvoice) -> Result<Vec<Failed>> {
         let mut failed = Vec::new();
         for intent in invoice.intents.iter().filter(|_| invoice.attempts > 0) {
             let query = vec![("payment_intent", intent.clone()), ("limit", "100".to_owned())];
@@ -152,7 +155,7 @@ impl Billing {
     async fn last_refund(&self, payment: &str) -> Result<Option<OffsetDateTime>> {
         let query = vec![("payment_intent", payment.to_owned()), ("limit", "1".to_owned())];
         let refunds = self.stripe.get("/refunds", &query).await?;
-        Ok(object::moment(&refunds["data"][0]["created"]))
+        Ok(stripe_object::moment(&refunds["data"][0]["created"]))
     }
 
     /// Mirrors a subscription and gives it as the API shows it, with Stripe's object.
@@ -161,7 +164,7 @@ impl Billing {
         transaction: &mut Transaction,
         user_id: Uuid,
         id: &str,
-    ) -> Result<Option<(subscription::Subscription, Subscription)>> {
+    ) -> Result<Option<(Subscription, StripeSubscription)>> {
         let Some(now) = self.read_subscription(id).await? else { return Ok(None) };
         let row = sqlx::query!(
             "SELECT id, plan, pending_plan, status, cancel_at_period_end, running, mrr_minor, trial_mail_sent, updated_at
@@ -170,11 +173,11 @@ impl Billing {
         )
         .fetch_optional(transaction.connection())
         .await?;
-        let told_running = row.as_ref().is_some_and(|row| row.running);
-        let (now, ended) = self.keep_first(transaction, user_id, now, told_running).await?;
-        let told = match &row {
-            None => Told::default(),
-            Some(row) => Told {
+        let was_running = row.as_ref().is_some_and(|row| row.running);
+        let (now, ended) = self.keep_first(transaction, user_id, now, was_running).await?;
+        let published = match &row {
+            None => Published::default(),
+            Some(row) => Published {
                 plan: Some(Plan::stored(&row.plan)?),
                 status: row.status.clone(),
                 pending: row.pending_plan.as_deref().map(Plan::stored).transpose()?,
@@ -184,7 +187,7 @@ impl Billing {
             },
         };
         // A price without a plan, to which somebody has moved a subscription of ours, leaves it the plan it had.
-        let now = now.known_as(told.plan);
+        let now = now.known_as(published.plan);
         let Some((plan, pending)) = now.plans() else { return Ok(None) };
         let returning = sqlx::query_scalar!(
             r#"SELECT EXISTS (SELECT FROM subscriptions WHERE user_id = $1 AND began) AS "any!""#,
@@ -192,7 +195,7 @@ impl Billing {
         )
         .fetch_one(transaction.connection())
         .await?;
-        let (next, change) = transition::change(&told, &now, plan, returning);
+        let (next, change) = transition::change(&published, &now, plan, returning);
         let own_id = row.as_ref().map_or_else(Uuid::now_v7, |row| row.id);
         let happened = match (change, &row) {
             (Some(Change::Began(..)), None) => Some(now.created),
@@ -258,10 +261,10 @@ impl Billing {
             transaction.publish(event);
         }
         if matches!(change, Some(Change::Ended(_))) && others_running(transaction, user_id, id).await?.is_empty() {
-            transaction.send_mail(&Mail::new(Message::SubscriptionEnded, Recipient::User(user_id)))?;
+            transaction.send_mail(&Mail::new(MailKind::SubscriptionEnded, Recipient::User(user_id)))?;
         }
         if notice_due {
-            transaction.send_mail(&Mail::new(Message::TrialEnding, Recipient::User(user_id)))?;
+            transaction.send_mail(&Mail::new(MailKind::TrialEnding, Recipient::User(user_id)))?;
         }
         // Duplicates that were ended are mirrored last, so that the user is never seen without a running subscription.
         for id in &ended {
@@ -277,10 +280,10 @@ impl Billing {
         transaction: &mut Transaction,
         user_id: Uuid,
         id: &str,
-    ) -> Result<Option<crate::billing::payment::Payment>> {
+    ) -> Result<Option<Payment>> {
         let expand = vec![("expand[]", "latest_charge".to_owned())];
         let Some(value) = self.stripe.find(&path(Kind::Payment, id), &expand).await? else { return Ok(None) };
-        let now = Payment::read(&value)?;
+        let now = PaymentIntent::read(&value)?;
         let row = sqlx::query!("SELECT id, status, failed_charge, refunded FROM payments WHERE stripe_id = $1", id)
             .fetch_optional(transaction.connection())
             .await?;
@@ -293,7 +296,7 @@ impl Billing {
         let refunded = now.refunded - row.as_ref().map_or(0, |row| row.refunded);
         let decline_code = now.failure.as_ref().and_then(|(_, code)| code.clone());
         let shown = sqlx::query_as!(
-            crate::billing::payment::Payment,
+            Payment,
             "INSERT INTO payments (id, user_id, stripe_id, amount, currency, status, description, decline_code,
                  failed_charge, refunded, created_at)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
@@ -343,10 +346,10 @@ impl Billing {
         transaction: &mut Transaction,
         user_id: Uuid,
         id: &str,
-    ) -> Result<Option<(Invoice, Option<Subscription>)>> {
+    ) -> Result<Option<(StripeInvoice, Option<StripeSubscription>)>> {
         let expand = vec![("expand[]", "payments".to_owned())];
         let Some(value) = self.stripe.find(&path(Kind::Invoice, id), &expand).await? else { return Ok(None) };
-        let now = Invoice::read(&value)?;
+        let now = StripeInvoice::read(&value)?;
         let failures = self.failures(&now).await?;
         // A person's own tries are charges that Stripe does not count; a try without a card is none.
         let failed = now.failed_attempts.max(i64::try_from(failures.len()).unwrap_or(i64::MAX));
@@ -355,7 +358,7 @@ impl Billing {
                 .fetch_optional(transaction.connection())
                 .await?;
         let own_id = row.as_ref().map_or_else(Uuid::now_v7, |row| row.id);
-        let told = row.as_ref().map_or(0, |row| row.failed_attempts);
+        let published = row.as_ref().map_or(0, |row| row.failed_attempts);
         let paid = now.status == "paid" && now.amount_paid > 0 && row.as_ref().is_none_or(|row| row.status != "paid");
         sqlx::query!(
             "INSERT INTO invoices (id, user_id, stripe_id, number, status, amount_due, amount_paid, currency,
@@ -397,7 +400,7 @@ impl Billing {
                 .with("amountMinor", amount)
                 .with("currency", now.currency.as_str())
         };
-        for attempt in told..failed {
+        for attempt in published..failed {
             let failed = usize::try_from(attempt).ok().and_then(|attempt| failures.get(attempt)).cloned();
             let Failed { decline_code, at } = failed.unwrap_or_default();
             let event = tell("billing.payment_failed", now.amount_due).with("declineCode", decline_code);
@@ -405,12 +408,12 @@ impl Billing {
         }
         // Of one that has not begun, Stripe tries no payment again, and no plan is to be kept. Where the bank asks for the
         // card's holder, no attempt has failed, and yet the subscription is past due.
-        let has_failed = failed > told && subscription.as_ref().is_some_and(Subscription::runs);
+        let has_failed = failed > published && subscription.as_ref().is_some_and(StripeSubscription::runs);
         let is_due = now.attempted
             && !row.is_some_and(|row| row.failure_mailed)
             && subscription.as_ref().is_some_and(|subscription| subscription.status == "past_due");
         if now.status == "open" && (has_failed || is_due) {
-            transaction.send_mail(&Mail::new(Message::PaymentFailed, Recipient::User(user_id)))?;
+            transaction.send_mail(&Mail::new(MailKind::PaymentFailed, Recipient::User(user_id)))?;
             sqlx::query!("UPDATE invoices SET failure_mailed = true WHERE stripe_id = $1", id)
                 .execute(transaction.connection())
                 .await?;
@@ -430,7 +433,7 @@ fn path(kind: Kind, id: &str) -> String {
     }
 }
 
-fn event(user_id: Uuid, id: Uuid, plan: Plan, now: &Subscription, change: Change) -> Event {
+fn event(user_id: Uuid, id: Uuid, plan: Plan, now: &StripeSubscription, change: Change) -> Event {
     let subject = Subject { user_id, plan, country: None };
     let (kind, movement, delta) = match change {
         Change::Began(movement, delta) => ("billing.subscription_created", movement, delta),
@@ -479,7 +482,7 @@ pub(crate) async fn entitle(transaction: &mut Transaction, user_id: Uuid, now: O
         .execute(transaction.connection())
         .await?;
     if best == Plan::Free && !running.is_empty() {
-        transaction.send_mail(&Mail::new(Message::PlanPaused, Recipient::User(user_id)))?;
+        transaction.send_mail(&Mail::new(MailKind::PlanPaused, Recipient::User(user_id)))?;
     }
     let up = best.terms().amount > before.terms().amount;
     let kind = if up { "user.plan_upgraded" } else { "user.plan_downgraded" };

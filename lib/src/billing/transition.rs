@@ -1,12 +1,12 @@
 //! What changes when a subscription is read anew: decided from what was told before and what is so now, and from
 //! nothing else. Reading it twice, or after webhooks in any order, tells the same.
 
-use crate::billing::object::Subscription;
 use crate::billing::plan::Plan;
+use crate::billing::stripe_object::StripeSubscription;
 
-/// What was told of a subscription.
+/// What was last published about a subscription.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Told {
+pub struct Published {
     /// The plan and status last told of.
     pub plan: Option<Plan>,
     /// Stripe's status.
@@ -73,9 +73,14 @@ pub enum Change {
 
 /// The state to store as last published, and the change to publish, if there is one.
 #[must_use]
-pub fn change(told: &Told, now: &Subscription, plan: Plan, returning: bool) -> (Told, Option<Change>) {
+pub fn change(
+    published: &Published,
+    now: &StripeSubscription,
+    plan: Plan,
+    returning: bool,
+) -> (Published, Option<Change>) {
     let pending = now.plans().and_then(|(_, pending)| pending);
-    let next = Told {
+    let next = Published {
         plan: Some(plan),
         status: now.status.clone(),
         pending,
@@ -83,19 +88,19 @@ pub fn change(told: &Told, now: &Subscription, plan: Plan, returning: bool) -> (
         running: now.runs(),
         mrr: now.mrr(),
     };
-    let delta = next.mrr - told.mrr;
-    let change = match (told.running, next.running) {
+    let delta = next.mrr - published.mrr;
+    let change = match (published.running, next.running) {
         (false, false) => None,
         (false, true) => Some(Change::Began(if returning { Movement::Reactivation } else { Movement::New }, next.mrr)),
-        (true, false) => Some(Change::Ended(-told.mrr)),
-        (true, true) if next == *told => None,
+        (true, false) => Some(Change::Ended(-published.mrr)),
+        (true, true) if next == *published => None,
         (true, true) => {
             let movement = match delta {
                 0 => Movement::None,
                 1.. => Movement::Expansion,
                 _ => Movement::Contraction,
             };
-            Some(Change::Moved { from: told.plan.unwrap_or(plan), movement, delta })
+            Some(Change::Moved { from: published.plan.unwrap_or(plan), movement, delta })
         }
     };
     (next, change)
@@ -108,11 +113,11 @@ mod tests {
     use super::*;
 
     /// The life of a subscription as Stripe would show it, one state after another.
-    fn life() -> Vec<Subscription> {
+    fn life() -> Vec<StripeSubscription> {
         let state = |status: &str, plan: Plan, period: i64, ends: bool, paid: Option<i64>| {
             let metadata =
                 paid.map_or(json!({}), |until| json!({"paid_plan": "enterprise", "paid_until": until.to_string()}));
-            Subscription::read(&json!({
+            StripeSubscription::read(&json!({
                 "id": "sub_1", "customer": "cus_1", "status": status, "created": 0, "metadata": metadata,
                 "cancel_at_period_end": ends,
                 "items": {"data": [{
@@ -155,14 +160,14 @@ mod tests {
         let life = life();
         for seed in 0..1000 {
             let mut random = Random(seed);
-            let (mut told, mut began, mut ended, mut mrr, mut at) = (Told::default(), 0, 0, 0, 0);
+            let (mut published, mut began, mut ended, mut mrr, mut at) = (Published::default(), 0, 0, 0, 0);
             // Deliveries come early, late and twice; Stripe's own state only ever goes on.
             for _ in 0..life.len() + random.below(30) {
                 at = (at + random.below(3)).min(life.len() - 1);
                 for _ in 0..=random.below(2) {
                     let now = &life[at];
-                    let (next, change) = change(&told, now, now.plans().unwrap().0, began > 0);
-                    told = next;
+                    let (next, change) = change(&published, now, now.plans().unwrap().0, began > 0);
+                    published = next;
                     match change {
                         Some(Change::Began(movement, delta)) => {
                             assert_eq!(movement, if began > 0 { Movement::Reactivation } else { Movement::New });
@@ -180,11 +185,11 @@ mod tests {
                         }
                         None => {}
                     }
-                    assert_eq!((mrr, began - ended), (told.mrr, i32::from(told.running)), "seed {seed}");
+                    assert_eq!((mrr, began - ended), (published.mrr, i32::from(published.running)), "seed {seed}");
                 }
             }
             let last = life.last().unwrap();
-            let (end, _) = change(&told, last, Plan::Pro, began > 0);
+            let (end, _) = change(&published, last, Plan::Pro, began > 0);
             assert!(began <= 1 && ended <= 1, "seed {seed}");
             assert_eq!((end.mrr, end.running, end.status.as_str()), (0, false, "canceled"), "seed {seed}");
         }
@@ -192,11 +197,11 @@ mod tests {
 
     #[test]
     fn a_life_in_order_tells_each_step_once() {
-        let mut told = Told::default();
+        let mut published = Published::default();
         let mut steps = Vec::new();
         for now in life() {
-            let (next, change) = change(&told, &now, now.plans().unwrap().0, false);
-            told = next;
+            let (next, change) = change(&published, &now, now.plans().unwrap().0, false);
+            published = next;
             steps.extend(change);
         }
         let moved = |from, movement, delta| Change::Moved { from, movement, delta };

@@ -3,9 +3,9 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::billing::object;
 use crate::billing::service::Billing;
 use crate::billing::signature;
+use crate::billing::stripe_object;
 use crate::billing::sync::Kind;
 use crate::clock;
 use crate::config::Secret;
@@ -34,8 +34,8 @@ impl Notice {
         let object = &event["data"]["object"];
         let event_type = event["type"].as_str()?;
         let object_id = match event_type {
-            "checkout.session.completed" => object::id_of(&object["subscription"]),
-            _ if event_type.starts_with("charge.") => object::id_of(&object["payment_intent"]),
+            "checkout.session.completed" => stripe_object::id_of(&object["subscription"]),
+            _ if event_type.starts_with("charge.") => stripe_object::id_of(&object["payment_intent"]),
             _ => object["id"].as_str().map(str::to_owned),
         };
         // It becomes part of a path.

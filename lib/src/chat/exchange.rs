@@ -1,753 +1,661 @@
-//! One question and its answer: reserve, ask, answer, settle.
+//! What an exchange reads before it begins and writes when it ends.
 
-use std::time::Duration;
-
-use bytes::Bytes;
-use futures_util::StreamExt;
-use serde::Serialize;
-use serde_json::Value;
-use sqlx::PgConnection;
-use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
-use tokio::time::{Instant, timeout};
-use tokio_stream::wrappers::UnboundedReceiverStream;
+use sqlx::{PgConnection, PgPool};
+use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::auth::account::Visit;
-use crate::background;
-use crate::chat::catalogue::{Choice, ProviderId};
-use crate::chat::conversation::{Message, usage_json};
-use crate::chat::live::{self, Recorder, Streams};
-use crate::chat::prompt;
-use crate::chat::provider::attempt::{Begun, Providers};
-use crate::chat::provider::{Call, Cause, Failure, FinishReason, Piece, Pieces, Usage};
-use crate::chat::quota::{self, Quota};
-use crate::chat::record::{self, Earlier, Exchange, Named, Outcome, Question, Stored};
-use crate::chat::stream::{self, Broken, Done, PING, Protocol, Start, StreamEvent};
-use crate::chat::title::{self, Untitled};
-use crate::clock;
-use crate::error::{Code, Error, Result};
-use crate::http::idempotency::Ticket;
-use crate::http::response::Chunks;
-use crate::store::postgres::Database;
+use crate::billing::plan::Plan;
+use crate::chat::answer::Reply;
+use crate::chat::catalogue::{Catalogue, Choice, ProviderId};
+use crate::chat::conversation::{Message, title_of, usage_json};
+use crate::chat::provider::{FinishReason, Role, Turn, Usage};
+use crate::chat::quota::{Quota, Reservation};
+use crate::chat::search;
+use crate::error::{Error, Result};
+use crate::events::outbox::Messages;
+use crate::events::{Event, Subject};
+use crate::store::postgres::{Database, LentConnection, Transaction};
 use crate::telemetry::trace::TraceContext;
 
-/// A stream silent for this long sends a ping.
-const PING_AFTER: Duration = Duration::from_secs(15);
-/// The longest answer, below what API Gateway allows.
-const TOTAL: Duration = Duration::from_secs(280);
-/// The longest silence within an answer.
-const SILENCE: Duration = Duration::from_secs(60);
-/// Kept back from the function's own time-out, for storing the answer.
-const RESERVE: Duration = Duration::from_secs(15);
-/// An answer that nobody reads goes on for so long, for a reader who comes back.
-const UNREAD: Duration = Duration::from_secs(30);
-/// A complete answer's connection is left open so long, for the usage that may follow it.
-const AFTER_THE_END: Duration = Duration::from_secs(3);
-/// How often to check whether anybody still reads.
-const LOOK: Duration = Duration::from_secs(1);
-/// Tries to store an answer that was produced.
-const STORE_ATTEMPTS: u32 = 5;
-/// An attempt that takes longer counts as hung.
-const LONGEST_STORE_ATTEMPT: Duration = Duration::from_secs(10);
-/// How much of `RESERVE` retries may use, so that a failure is still reported in time.
-const LATEST_STORE: Duration = Duration::from_secs(13);
+/// Messages of a conversation that are ever sent along.
+const HISTORY: i64 = 400;
+/// The index by which a user has one conversation of a client id.
+const ONE_OF_A_NAME: &str = "conversations_client_id";
 
-/// What the chat functions need.
-pub struct Chat {
-    /// The database.
-    pub database: Database,
-    providers: Providers,
-    streams: Option<Streams>,
-    title_model: Option<Choice>,
+/// How a request names its conversation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ConversationRef {
+    /// Not at all: a new one is made.
+    New,
+    /// By its id: it must exist.
+    Id(Uuid),
+    /// By a client library's own name: it is found again by it, or made.
+    ClientId(String),
 }
 
-/// A question as the client asks it.
-#[derive(Debug, Clone)]
-pub struct Ask {
-    /// Who asks.
-    pub user_id: Uuid,
-    /// The question; none where the last one is asked again.
-    pub message: Option<String>,
-    /// Whether to answer the last question again, replacing its answer. A `message` that differs from it is a new
-    /// question, whose first answer never came.
-    pub again: bool,
-    /// Answers that the client keeps, in order: the question stands after the last of them.
-    pub keeps: Vec<Uuid>,
-    /// What the client calls the question.
-    pub name: Option<String>,
-    /// The message that the client has replaced and dropped all that follows, by our id or its own: the question is an
-    /// earlier one in other words, or is asked `again`.
-    pub replaced: Option<String>,
-    /// Where an earlier try of the same request has left the question.
-    pub position: Option<i32>,
-    /// The conversation.
-    pub conversation: Named,
-    /// The provider, if the client cares.
-    pub provider: Option<ProviderId>,
-    /// The model, if the client cares.
+/// A conversation that goes on.
+#[derive(Debug)]
+pub struct Ongoing {
+    /// Its id.
+    pub id: Uuid,
+    /// Its model, if one was chosen.
     pub model: Option<String>,
-    /// Instructions to the model.
+    /// Its instructions.
     pub system_prompt: Option<String>,
-    /// How freely to choose words.
-    pub temperature: Option<f64>,
-    /// The longest answer.
-    pub max_tokens: Option<i64>,
-    /// Whether the answer will be streamed.
-    pub streamed: bool,
-    /// What all tries of the same request have in common, if the client can repeat it.
-    pub request_id: Option<Uuid>,
+    /// Whether nobody has named it yet.
+    pub is_untitled: bool,
 }
 
-/// An answer that was sent whole.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Reply {
-    /// The conversation.
-    pub conversation_id: Uuid,
+/// Whether a user has a conversation.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn exists(database: &PgPool, user_id: Uuid, conversation: Uuid) -> Result<bool> {
+    let found = sqlx::query_scalar!(
+        r#"SELECT EXISTS (SELECT FROM conversations WHERE id = $1 AND user_id = $2) AS "exists!""#,
+        conversation,
+        user_id,
+    );
+    Ok(found.fetch_one(database).await?)
+}
+
+/// What is known before an exchange.
+#[derive(Debug)]
+pub struct Standing {
+    /// Tokens of the month that nobody has spent or reserved, abandoned reservations counted as taken.
+    pub left: i64,
+    /// Whether an answer to the user is under way, in whatever conversation.
+    pub is_answering: bool,
+    /// The conversation, if there is one.
+    pub conversation: Option<Ongoing>,
+}
+
+/// Reads quota and conversation at once.
+///
+/// # Errors
+/// 401 when the user is gone.
+pub async fn standing(
+    connection: &mut PgConnection,
+    user_id: Uuid,
+    conversation: &ConversationRef,
+) -> Result<Standing> {
+    let (id, client_id) = match conversation {
+        ConversationRef::New => (None, None),
+        ConversationRef::Id(id) => (Some(*id), None),
+        // A library may well use our own id once it knows it.
+        ConversationRef::ClientId(name) => (Uuid::try_parse(name).ok(), Some(name.as_str())),
+    };
+    let row = sqlx::query!(
+        r#"SELECT u.plan, coalesce(q.used + q.reserved, 0) AS "taken!", c.id AS "id?", c.model, c.system_prompt,
+               c.untitled AS "untitled?",
+               EXISTS (SELECT FROM quota_reservations r WHERE r.user_id = u.id) AS "is_answering!"
+           FROM users u
+           LEFT JOIN quota_periods q
+                ON q.user_id = u.id AND q.period = date_trunc('month', now() AT TIME ZONE 'UTC')::date
+           LEFT JOIN conversations c ON c.user_id = u.id AND (c.id = $2 OR c.client_id = $3)
+           WHERE u.id = $1
+           ORDER BY (c.id = $2) DESC NULLS LAST LIMIT 1"#,
+        user_id,
+        id,
+        client_id,
+    )
+    .fetch_optional(connection)
+    .await?
+    .ok_or_else(Error::unauthenticated)?;
+    let is_untitled = row.untitled.unwrap_or_default();
+    let conversation = row.id.map(|id| Ongoing { id, model: row.model, system_prompt: row.system_prompt, is_untitled });
+    let left = Plan::stored(&row.plan)?.terms().tokens_per_month - row.taken;
+    Ok(Standing { left, is_answering: row.is_answering, conversation })
+}
+
+/// The newest messages of a conversation that fit in so many bytes, oldest first. What was refused is left out, question
+/// and answer: some models refuse all that follows it.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn history(
+    connection: &mut PgConnection,
+    conversation: Uuid,
+    before: Option<i32>,
+    bytes: i64,
+) -> Result<Vec<Turn>> {
+    let rows = sqlx::query!(
+        r#"SELECT role, content FROM (
+               SELECT position, role, content, sum(octet_length(content) + 16) OVER (ORDER BY position DESC) AS total
+               FROM (SELECT position, role, content,
+                         coalesce(finish_reason, lag(finish_reason) OVER (ORDER BY position DESC)) AS finish
+                     FROM (SELECT position, role, content, finish_reason FROM messages
+                           WHERE conversation_id = $1 AND position < $2 ORDER BY position DESC LIMIT $3) newest) exchanges
+               WHERE finish IS DISTINCT FROM 'content_filter'
+           ) fitting
+           WHERE total <= $4 ORDER BY position"#,
+        conversation,
+        before.unwrap_or(i32::MAX),
+        HISTORY,
+        bytes,
+    )
+    .fetch_all(connection)
+    .await?;
+    let role = |role: &str| if role == "assistant" { Role::Assistant } else { Role::User };
+    Ok(rows.into_iter().map(|row| Turn { role: role(&row.role), content: row.content }).collect())
+}
+
+/// A question of a conversation. Its answer has the next place.
+#[derive(Debug)]
+pub struct Question {
+    /// What was asked.
+    pub content: String,
+    /// Where it stands.
+    pub position: i32,
+    /// The answer's id.
+    pub answer_id: Uuid,
+}
+
+/// The question that follows an answer.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn question_after(
+    connection: &mut PgConnection,
+    conversation: Uuid,
+    answer: Uuid,
+) -> Result<Option<Question>> {
+    let row = sqlx::query_as!(
+        Question,
+        "SELECT q.content, q.position, a.id AS answer_id
+         FROM messages q JOIN messages a ON a.conversation_id = $1 AND a.position = q.position + 1
+         WHERE q.conversation_id = $1 AND q.role = 'user'
+             AND q.position = (SELECT position + 1 FROM messages WHERE conversation_id = $1 AND id = $2)",
+        conversation,
+        answer,
+    );
+    Ok(row.fetch_optional(connection).await?)
+}
+
+/// The question of a place.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn question_at(connection: &mut PgConnection, conversation: Uuid, position: i32) -> Result<Option<Question>> {
+    let row = sqlx::query_as!(
+        Question,
+        "SELECT q.content, q.position, a.id AS answer_id
+         FROM messages q JOIN messages a ON a.conversation_id = $1 AND a.position = q.position + 1
+         WHERE q.conversation_id = $1 AND q.role = 'user' AND q.position = $2",
+        conversation,
+        position,
+    );
+    Ok(row.fetch_optional(connection).await?)
+}
+
+/// The question that is called so, or whose answer is, by our id or the client's own.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn question_of(connection: &mut PgConnection, conversation: Uuid, name: &str) -> Result<Option<Question>> {
+    let row = sqlx::query_as!(
+        Question,
+        "SELECT q.content, q.position, a.id AS answer_id
+         FROM messages q JOIN messages a ON a.conversation_id = $1 AND a.position = q.position + 1
+         WHERE q.conversation_id = $1 AND q.role = 'user' AND ($2 IN (q.id, a.id) OR q.client_id = $3)
+         ORDER BY q.position DESC LIMIT 1",
+        conversation,
+        Uuid::try_parse(name).ok(),
+        name,
+    );
+    Ok(row.fetch_optional(connection).await?)
+}
+
+/// The last answer of a conversation, if there is one.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn last_answer(connection: &mut PgConnection, conversation: Uuid) -> Result<Option<Uuid>> {
+    let id = sqlx::query_scalar!(
+        "SELECT id FROM messages WHERE conversation_id = $1 ORDER BY position DESC LIMIT 1",
+        conversation,
+    );
+    Ok(id.fetch_optional(connection).await?)
+}
+
+/// The question that the conversation's last answer is about, if there is one.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn last_question(connection: &mut PgConnection, conversation: Uuid) -> Result<Option<Question>> {
+    let rows = sqlx::query!(
+        "SELECT id, position, role, content FROM messages WHERE conversation_id = $1 ORDER BY position DESC LIMIT 2",
+        conversation,
+    )
+    .fetch_all(connection)
+    .await?;
+    let mut rows = rows.into_iter();
+    Ok(match (rows.next(), rows.next()) {
+        (Some(answer), Some(question)) if answer.role == "assistant" && question.role == "user" => {
+            Some(Question { content: question.content, position: question.position, answer_id: answer.id })
+        }
+        _ => None,
+    })
+}
+
+/// What an earlier try of a request has stored.
+#[derive(Debug)]
+pub enum Earlier {
     /// The answer.
-    pub message: Message,
-    /// Its tokens and cost.
-    pub usage: Value,
-    /// Who answered.
-    pub provider: String,
-    /// What answered.
-    pub model: String,
+    Answer(Box<Reply>),
+    /// An answer that broke off: where its question stands.
+    Broken {
+        /// The conversation.
+        conversation_id: Uuid,
+        /// The question's position.
+        position: i32,
+    },
+}
+
+/// What was stored for a request in the last 24 hours.
+///
+/// # Errors
+/// 404 when it was billed and deleted since.
+pub async fn answered(connection: &mut PgConnection, user_id: Uuid, request_id: Uuid) -> Result<Option<Earlier>> {
+    let row = sqlx::query!(
+        r#"SELECT l.id, l.provider, l.model, l.input_tokens, l.cached_input_tokens, l.output_tokens,
+               l.reasoning_tokens, l.cost_micro_usd, l.estimated, m.conversation_id AS "conversation_id?",
+               m.content AS "content?", m.position AS "position?", m.finish_reason, m.created_at AS "created_at?", u.plan,
+               coalesce(q.used, 0) AS "used!", coalesce(q.reserved, 0) AS "reserved!"
+           FROM usage_ledger l
+           JOIN users u ON u.id = l.user_id
+           LEFT JOIN messages m ON m.id = l.id
+           LEFT JOIN quota_periods q
+                ON q.user_id = l.user_id AND q.period = date_trunc('month', now() AT TIME ZONE 'UTC')::date
+           WHERE l.request_id = $1 AND l.user_id = $2 AND l.created_at > now() - interval '24 hours'
+           ORDER BY l.created_at DESC LIMIT 1"#,
+        request_id,
+        user_id,
+    )
+    .fetch_optional(connection)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    let (Some(conversation_id), Some(content), Some(position), Some(created_at)) =
+        (row.conversation_id, row.content, row.position, row.created_at)
+    else {
+        return Err(Error::not_found("answer"));
+    };
+    if row.finish_reason.as_deref() == Some(FinishReason::Error.as_str()) {
+        return Ok(Some(Earlier::Broken { conversation_id, position: position - 1 }));
+    }
+    let usage = Usage {
+        input_tokens: row.input_tokens,
+        cached_input_tokens: row.cached_input_tokens,
+        output_tokens: row.output_tokens,
+        reasoning_tokens: row.reasoning_tokens,
+        estimated: row.estimated,
+        ..Usage::default()
+    };
+    let usage = usage_json(&usage, row.cost_micro_usd);
+    Ok(Some(Earlier::Answer(Box::new(Reply {
+        conversation_id,
+        finish_reason: row.finish_reason.as_deref().and_then(FinishReason::stored).unwrap_or(FinishReason::Stop),
+        message: Message {
+            id: row.id,
+            role: "assistant".to_owned(),
+            content,
+            provider: Some(row.provider.clone()),
+            model: Some(row.model.clone()),
+            usage: Some(usage.clone()),
+            finish_reason: row.finish_reason,
+            created_at,
+        },
+        usage,
+        provider: row.provider,
+        model: row.model,
+        quota: Quota::new(Plan::stored(&row.plan)?, row.used, row.reserved),
+        fallback_from: None,
+    }))))
+}
+
+/// What an exchange is about, fixed before it begins.
+#[derive(Debug, Clone)]
+pub struct Exchange {
+    /// Who asks.
+    pub subject: Subject,
+    /// The conversation, which may not exist yet.
+    pub conversation_id: Uuid,
+    /// Whether it is to be made.
+    pub is_new: bool,
+    /// Whether the question becomes its title.
+    pub titles: bool,
+    /// A client library's name for it.
+    pub client_id: Option<String>,
+    /// Instructions of a new conversation.
+    pub system_prompt: Option<String>,
+    /// The question.
+    pub question: String,
+    /// The question's id.
+    pub question_id: Uuid,
+    /// What the client calls it.
+    pub question_name: Option<String>,
+    /// When it was asked.
+    pub asked_at: OffsetDateTime,
+    /// The answer's id.
+    pub answer_id: Uuid,
+    /// Position of the question that is answered anew: the answer overwrites the message after it.
+    pub regenerates: Option<i32>,
+    /// The name of that question where it is overwritten, too.
+    pub edits: Option<String>,
+    /// Whether what follows them is deleted.
+    pub cuts: bool,
+    /// The model that was chosen.
+    pub chosen: Choice,
+    /// What the client called it.
+    pub requested_model: String,
+    /// Whether the answer is streamed.
+    pub streamed: bool,
+    /// What all tries of the same request have in common.
+    pub request_id: Option<Uuid>,
+    /// The tokens set aside.
+    pub reservation: Reservation,
+}
+
+/// How an exchange went.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// The model that answered.
+    pub model: Choice,
+    /// The text.
+    pub text: String,
+    /// Its tokens.
+    pub usage: Usage,
     /// Why it ended.
-    pub finish_reason: FinishReason,
-    /// What is left of the month.
-    pub quota: Quota,
+    pub finish: FinishReason,
+    /// The class of the failure that ended it, in the words of the analytics contract.
+    pub failure: Option<&'static str>,
+    /// Milliseconds to the first token.
+    pub ttft_ms: Option<i64>,
+    /// Milliseconds to the end.
+    pub latency_ms: i64,
+    /// Tries.
+    pub attempts: u32,
     /// Who should have answered.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub fallback_from: Option<ProviderId>,
 }
 
-impl Reply {
-    /// The same as a stream, in one piece.
+/// What was stored.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    /// The month after it.
+    pub quota: Quota,
+    /// The conversation that the messages are in.
+    pub conversation_id: Uuid,
+    /// Whether the question has become its title.
+    pub is_titled: bool,
+    /// The cost.
+    pub cost_micro_usd: Option<i64>,
+}
+
+impl Exchange {
+    /// The names of the conversation: its id, and the client's own name unless that is the id.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        let id = self.conversation_id.to_string();
+        let other = self.client_id.clone().filter(|name| *name != id);
+        std::iter::once(id).chain(other).collect()
+    }
+
+    /// Stores messages, tokens, cost and events, and settles the reservation, all in one statement. A second try after
+    /// one whose answer was lost changes nothing.
     ///
     /// # Errors
-    /// None in practice: when the quota cannot be written as JSON.
-    pub fn events(&self) -> Result<Vec<StreamEvent>> {
-        let start = StreamEvent::Start(Start {
-            stream_id: Uuid::now_v7(),
+    /// When the database does not answer.
+    pub async fn store(&self, database: &Database, outcome: &Outcome, trace: &TraceContext) -> Result<Stored> {
+        self.write(database, outcome, trace, true).await
+    }
+
+    /// The same without the messages, for what cannot be stored but was delivered.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn bill(&self, database: &Database, outcome: &Outcome, trace: &TraceContext) -> Result<()> {
+        self.write(database, outcome, trace, false).await.map(drop)
+    }
+
+    async fn write(
+        &self,
+        database: &Database,
+        outcome: &Outcome,
+        trace: &TraceContext,
+        with_messages: bool,
+    ) -> Result<Stored> {
+        let (cost, usage) = (outcome.model.model.cost(&outcome.usage), &outcome.usage);
+        let (provider, owner) = (outcome.model.model.provider.as_str(), self.subject.user_id);
+        let title = if self.titles { title_of(&self.question) } else { String::new() };
+        let mut messages = Messages::of(trace);
+        if self.is_new && with_messages {
+            let event = Event::about(&self.subject, "chat.conversation_created");
+            messages.event(event.with("conversationId", self.conversation_id.to_string()));
+        }
+        messages.event(self.event(outcome, cost)?);
+        let rows = messages.rows();
+        let mut connection = LentConnection::of(database.pool()).await?;
+        let place = match self.regenerates {
+            Some(position) => self.hold_still(&mut connection, position).await?,
+            None => None,
+        };
+        // In the order of the locks: the ledger, the user's month, the conversation. A conversation that was deleted
+        // meanwhile takes no messages.
+        let row = sqlx::query!(
+            r#"WITH noted AS (
+                   INSERT INTO usage_ledger (id, user_id, period, conversation_id, provider, model, input_tokens,
+                       cached_input_tokens, output_tokens, reasoning_tokens, cost_micro_usd, price_version, estimated,
+                       request_id)
+                   VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) ON CONFLICT DO NOTHING
+                   RETURNING input_tokens + output_tokens AS spent
+               ), settled AS (
+                   SELECT * FROM quota_settle($15, $2, $3, coalesce((SELECT spent FROM noted), 0))
+               ), made AS (
+                   INSERT INTO conversations (id, user_id, client_id, title, provider, model, system_prompt, terms,
+                       created_at, message_count, last_message_at, updated_at)
+                   SELECT $4, $2, $16, $17, $18, $19, $20, array_to_tsvector($21::text[]), $22, 2,
+                       date_trunc('milliseconds', clock_timestamp()), date_trunc('milliseconds', clock_timestamp())
+                   FROM noted WHERE $23::boolean AND $38::boolean
+                   RETURNING id, message_count
+               ), continued AS (
+                   UPDATE conversations
+                   SET message_count = CASE WHEN $24::integer IS NULL THEN message_count + 2
+                           WHEN $35::boolean THEN $24 + 2 ELSE message_count END,
+                       title = CASE WHEN untitled AND $37::boolean THEN $17 ELSE title END,
+                       terms = CASE WHEN untitled AND $37 THEN array_to_tsvector($21) ELSE terms END,
+                       untitled = untitled AND NOT $37,
+                       provider = $18, model = $19, last_message_at = date_trunc('milliseconds', clock_timestamp()),
+                       updated_at = date_trunc('milliseconds', clock_timestamp())
+                   WHERE id = $4 AND user_id = $2 AND NOT $23 AND $38 AND EXISTS (SELECT FROM noted)
+                   RETURNING id, message_count
+               ), cut AS (
+                   DELETE FROM messages
+                   WHERE $35 AND conversation_id = (SELECT id FROM continued) AND position > $24 + 1
+               ), place AS (
+                   SELECT * FROM made UNION ALL SELECT * FROM continued
+               ), written AS (
+                   INSERT INTO messages (conversation_id, position, id, role, content, provider, model, finish_reason,
+                       input_tokens, cached_input_tokens, output_tokens, reasoning_tokens, cost_micro_usd, estimated,
+                       terms, created_at, client_id)
+                   SELECT id, coalesce($24, message_count - 2), $25::uuid, 'user', $26::text, NULL, NULL, NULL,
+                       NULL, NULL, NULL, NULL, NULL, false, array_to_tsvector($27::text[]), $22, $36
+                   FROM place WHERE $24 IS NULL OR $34::boolean
+                   UNION ALL
+                   SELECT id, coalesce($24 + 1, message_count - 1), $1, 'assistant', $28::text, $5, $6, $29::text,
+                       $7, $8, $9, $10, $11, $13, array_to_tsvector($30::text[]),
+                       date_trunc('milliseconds', clock_timestamp()), NULL
+                   FROM place
+                   -- What is made anew is there; any other place that is taken fails the statement.
+                   ON CONFLICT (conversation_id, position) DO UPDATE
+                       SET id = CASE WHEN $24 IS NOT NULL THEN excluded.id END, content = excluded.content,
+                           provider = excluded.provider, model = excluded.model, finish_reason = excluded.finish_reason,
+                           input_tokens = excluded.input_tokens, cached_input_tokens = excluded.cached_input_tokens,
+                           output_tokens = excluded.output_tokens, reasoning_tokens = excluded.reasoning_tokens,
+                           cost_micro_usd = excluded.cost_micro_usd, estimated = excluded.estimated,
+                           terms = excluded.terms, created_at = excluded.created_at,
+                           client_id = excluded.client_id
+               ), told AS (
+                   INSERT INTO outbox (id, queue, body)
+                   SELECT * FROM unnest($31::uuid[], $32::text[], $33::text[]) WHERE EXISTS (SELECT FROM noted)
+               )
+               SELECT s.used AS "used!", s.reserved AS "reserved!", p.id IS NOT NULL AS "placed!",
+                   EXISTS (SELECT FROM noted) AS "noted!"
+               FROM settled s LEFT JOIN place p ON true"#,
+            self.answer_id,
+            owner,
+            self.reservation.month(),
+            self.conversation_id,
+            provider,
+            outcome.model.model.id,
+            usage.input_tokens,
+            usage.cached_input_tokens,
+            usage.output_tokens,
+            usage.reasoning_tokens,
+            cost,
+            cost.map(|_| Catalogue::get().map(Catalogue::price_version)).transpose()?,
+            usage.estimated,
+            self.request_id,
+            self.reservation.id(),
+            self.client_id,
+            title,
+            self.chosen.model.provider.as_str(),
+            self.chosen.model.id,
+            self.system_prompt,
+            &search::terms(owner, &title),
+            self.asked_at,
+            self.is_new,
+            place,
+            self.question_id,
+            self.question,
+            &search::terms(owner, &self.question),
+            outcome.text,
+            outcome.finish.as_str(),
+            &search::terms(owner, &outcome.text),
+            &rows.ids,
+            &rows.queues,
+            &rows.bodies,
+            self.edits.is_some(),
+            self.cuts && place.is_some(),
+            self.question_name,
+            self.titles,
+            with_messages,
+        )
+        .fetch_one(&mut *connection)
+        .await;
+        if self.regenerates.is_some() {
+            let end = if row.is_ok() { "COMMIT" } else { "ROLLBACK" };
+            sqlx::raw_sql(end).execute(&mut *connection).await?;
+        }
+        connection.give_back();
+        let row = match row {
+            Err(sqlx::Error::Database(refused)) if self.is_new && refused.constraint() == Some(ONE_OF_A_NAME) => {
+                return Box::pin(self.joining(database).await?.store(database, outcome, trace)).await;
+            }
+            row => row?,
+        };
+        if row.noted {
+            database.dispatch(messages);
+        }
+        Ok(Stored {
+            quota: Quota::new(self.reservation.plan(), row.used, row.reserved),
             conversation_id: self.conversation_id,
-            message_id: self.message.id,
-            provider: self.provider.clone(),
-            model: self.model.clone(),
-            fallback_from: self.fallback_from.map(|provider| provider.to_string()),
-        });
-        let done = StreamEvent::Done(Done {
-            message_id: self.message.id,
-            usage: self.usage.clone(),
-            finish_reason: self.finish_reason,
-            quota: serde_json::to_value(self.quota)?,
-        });
-        Ok(stream::in_short(start, self.message.content.clone(), done))
-    }
-}
-
-/// An answer that has begun.
-pub struct Answer {
-    chat: &'static Chat,
-    exchange: Exchange,
-    begun: Begun,
-    prompt_tokens: i64,
-    max_tokens: i64,
-    trace: TraceContext,
-    stream_id: Uuid,
-    recorder: Option<Recorder>,
-    started: Instant,
-    ttft_ms: i64,
-    deadline: Instant,
-}
-
-impl Chat {
-    /// Reads secrets; connects on first use.
-    ///
-    /// # Errors
-    /// When a variable or a secret is missing.
-    pub async fn init() -> Result<Self> {
-        let (database, providers) = futures_util::try_join!(Database::init(), Providers::init())?;
-        let title_model = title::model_from_env(&providers)?;
-        Ok(Self { title_model, ..Self::new(database, providers, Some(Streams::from_env()?)) })
-    }
-
-    /// Chat over this database and these providers; without a table, streams cannot be resumed.
-    #[must_use]
-    pub fn new(database: Database, providers: Providers, streams: Option<Streams>) -> Self {
-        Self { database, providers, streams, title_model: None }
-    }
-
-    /// The same with a model that writes titles.
-    #[must_use]
-    pub fn with_title_model(self, model: Choice) -> Self {
-        Self { title_model: Some(model), ..self }
-    }
-
-    /// Asks, and waits until an answer begins.
-    ///
-    /// # Errors
-    /// 404 for another's conversation, 400 `model_not_available`, 429 `quota_exceeded`, and the provider's
-    /// failure by its cause; then nothing is stored and nothing spent.
-    pub async fn ask(&'static self, ask: Ask, visit: &Visit, time_left: Duration) -> Result<Answer> {
-        let streams = self.streams.as_ref().filter(|_| ask.streamed);
-        let (exchange, call) = self.prepare(ask, visit).await?;
-        let (prompt_tokens, max_tokens) = (call.prompt_tokens(), call.max_tokens);
-        let stream_id = Uuid::now_v7();
-        // A thinking model may take its time: whoever reloads meanwhile finds the stream.
-        let mut recorder = streams.map(|streams| {
-            let subject = live::Subject { stream_id, user_id: exchange.subject.user_id, names: exchange.names() };
-            streams.record(subject)
-        });
-        let started = Instant::now();
-        let longest = TOTAL.min(time_left.saturating_sub(RESERVE));
-        let choice = call.choice.clone();
-        let begin = async {
-            tokio::select! {
-                begun = self.providers.begin(call, longest) => begun,
-                () = stopped(recorder.as_mut()) => Ok(Begun::stopped(choice, started.elapsed())),
-            }
-        };
-        let begun = exchange.reservation.keep_alive(self.database.pool(), begin).await;
-        let begun = match begun {
-            Ok(begun) => begun,
-            Err(refused) => {
-                let class = refused.failure.class(false);
-                self.give_up(&exchange, class, refused.attempts, millis(started), &visit.trace).await;
-                return Err(refused.failure.into());
-            }
-        };
-        let deadline = started + longest;
-        let ttft_ms = millis(started);
-        let trace = visit.trace;
-        Ok(Answer {
-            chat: self,
-            exchange,
-            begun,
-            prompt_tokens,
-            max_tokens,
-            trace,
-            stream_id,
-            recorder,
-            started,
-            ttft_ms,
-            deadline,
+            is_titled: self.titles && row.placed,
+            cost_micro_usd: cost,
         })
     }
 
-    /// What an earlier try of the same request has stored, if there is anything.
+    /// Begins a transaction in which nothing is added to the conversation, so that all that follows is seen and deleted.
+    /// Returns the place of the question unless that has gone meanwhile: then it is asked at the end.
+    async fn hold_still(&self, connection: &mut PgConnection, position: i32) -> Result<Option<i32>> {
+        sqlx::raw_sql("BEGIN").execute(&mut *connection).await?;
+        // In the order of the locks.
+        sqlx::query!(
+            "SELECT FROM quota_periods WHERE user_id = $1 AND period = $2 FOR UPDATE",
+            self.subject.user_id,
+            self.reservation.month(),
+        )
+        .execute(&mut *connection)
+        .await?;
+        sqlx::query!("SELECT FROM conversations WHERE id = $1 FOR UPDATE", self.conversation_id)
+            .execute(&mut *connection)
+            .await?;
+        let there = match &self.edits {
+            Some(name) => question_of(connection, self.conversation_id, name).await?,
+            None => question_at(connection, self.conversation_id, position).await?,
+        };
+        let there = there.filter(|there| self.edits.is_some() || there.content == self.question);
+        Ok(there.map(|there| there.position))
+    }
+
+    /// The same exchange in the conversation that another one has just made under the same client id.
+    async fn joining(&self, database: &Database) -> Result<Self> {
+        let id = sqlx::query_scalar!(
+            "SELECT id FROM conversations WHERE user_id = $1 AND client_id = $2",
+            self.subject.user_id,
+            self.client_id,
+        )
+        .fetch_one(database.pool())
+        .await?;
+        Ok(Self { conversation_id: id, is_new: false, ..self.clone() })
+    }
+
+    fn event(&self, outcome: &Outcome, cost: Option<i64>) -> Result<Event> {
+        let usage = &outcome.usage;
+        let event = match outcome.failure {
+            None => Event::about(&self.subject, "chat.message_sent")
+                .with("messageId", self.answer_id.to_string())
+                .with("ttftMs", outcome.ttft_ms)
+                .with("priceVersion", cost.map(|_| Catalogue::get().map(Catalogue::price_version)).transpose()?)
+                .with("finishReason", outcome.finish.as_str())
+                .with("streamed", self.streamed)
+                .with("regenerated", self.regenerates.is_some()),
+            Some(class) => Event::about(&self.subject, "chat.message_failed").with("errorClass", class),
+        };
+        Ok(event
+            .with("conversationId", self.conversation_id.to_string())
+            .with("provider", outcome.model.model.provider.as_str())
+            .with("model", outcome.model.model.id.as_str())
+            .with("requestedModel", self.requested_model.as_str())
+            .with("inputTokens", usage.input_tokens)
+            .with("cachedInputTokens", usage.cached_input_tokens)
+            .with("outputTokens", usage.output_tokens)
+            .with("reasoningTokens", usage.reasoning_tokens)
+            .with("costMicroUsd", cost)
+            .with("latencyMs", outcome.latency_ms)
+            .with("attempts", outcome.attempts)
+            .with("fallbackFrom", outcome.fallback_from.map(ProviderId::as_str)))
+    }
+
+    /// Releases the reservation and tells of the failure: nothing was produced, or nothing that anybody saw.
     ///
     /// # Errors
-    /// 404 when it was deleted since.
-    pub async fn answered(&self, user_id: Uuid, request_id: Uuid) -> Result<Option<Earlier>> {
-        let mut connection = self.database.pool().acquire().await?;
-        record::answered(&mut connection, user_id, request_id).await
-    }
-
-    /// Refuses what is about a conversation that was deleted since, whoever still keeps a copy.
-    ///
-    /// # Errors
-    /// 404 when it is not there any more.
-    pub async fn refuse_deleted(&self, user_id: Uuid, conversation: Option<Uuid>) -> Result<()> {
-        let Some(id) = conversation else { return Ok(()) };
-        let is_there = record::exists(self.database.pool(), user_id, id).await?;
-        if is_there { Ok(()) } else { Err(Error::not_found("answer")) }
-    }
-
-    /// Everything before the provider is called: one statement for a new conversation.
-    async fn prepare(&self, ask: Ask, visit: &Visit) -> Result<(Exchange, Call)> {
-        let asked_at = clock::now();
-        let mut connection = self.database.pool().acquire().await?;
-        let (ongoing, left) = match &ask.conversation {
-            Named::New => (None, 0),
-            named => {
-                let mut setting = record::setting(&mut connection, ask.user_id, named).await?;
-                if setting.is_answering {
-                    // Whoever waits holds no connection.
-                    drop(connection);
-                    self.end_unwanted(&ask).await?;
-                    connection = self.database.pool().acquire().await?;
-                    setting = record::setting(&mut connection, ask.user_id, named).await?;
-                }
-                if matches!(named, Named::Id(_)) && setting.conversation.is_none() {
-                    return Err(Error::not_found("conversation"));
-                }
-                (setting.conversation, setting.left)
-            }
-        };
-        // A provider that is named alone is asked for its default, whatever the conversation's model.
-        let usual = ongoing.as_ref().filter(|_| ask.provider.is_none()).and_then(|ongoing| ongoing.model.as_deref());
-        // A conversation outlives its model.
-        let usual = usual.filter(|model| self.providers.choose(None, Some(model)).is_ok());
-        let model = ask.model.as_deref().or(usual);
-        let chosen = self.providers.choose(ask.provider, model)?;
-        let anew = match &ongoing {
-            Some(ongoing) => Anew::find(&mut connection, ongoing.id, &ask).await?,
-            None => Anew::default(),
-        };
-        let question = anew.question.or(ask.message).ok_or_else(|| Error::not_found("answer to make anew"))?;
-        let system = ask.system_prompt.or(ongoing.as_ref().and_then(|ongoing| ongoing.system_prompt.clone()));
-        let system = system.filter(|text| !text.is_empty());
-        let bound = prompt::PER_MESSAGE + prompt::bound(&question) + system.as_deref().map_or(0, prompt::bound);
-        let longest = prompt::longest_answer(chosen.model, ask.max_tokens);
-        let history = match &ongoing {
-            Some(ongoing) => {
-                let room = prompt::history_room(chosen.model, bound, longest, left);
-                record::history(&mut connection, ongoing.id, anew.position, room).await?
-            }
-            None => Vec::new(),
-        };
-        let turns = prompt::turns(history, &question);
-        let input: i64 = turns.iter().map(|turn| prompt::bound(&turn.content)).sum::<i64>()
-            + prompt::PER_MESSAGE
-            + system.as_deref().map_or(0, prompt::bound);
-        let shortest = longest.min(prompt::SHORTEST_ANSWER);
-        let reservation = quota::reserve(&mut connection, ask.user_id, input + longest, input + shortest).await?;
-        let max_tokens = (reservation.tokens - input).clamp(1, longest);
-        let exchange = Exchange {
-            subject: visit.subject(ask.user_id, reservation.plan()),
-            conversation_id: ongoing.as_ref().map_or_else(Uuid::now_v7, |ongoing| ongoing.id),
-            is_new: ongoing.is_none(),
-            titles: ongoing.as_ref().is_none_or(|ongoing| ongoing.is_untitled),
-            client_id: match ask.conversation {
-                Named::Client(name) => Some(name),
-                Named::New | Named::Id(_) => None,
-            },
-            system_prompt: system.clone(),
-            question,
-            question_id: Uuid::now_v7(),
-            question_name: ask.name,
-            asked_at,
-            answer_id: Uuid::now_v7(),
-            regenerates: anew.position,
-            edits: anew.edits,
-            cuts: ask.replaced.is_some() && ask.position.is_none() && anew.position.is_some(),
-            requested_model: ask.model.unwrap_or_else(|| chosen.model.id.clone()),
-            chosen: chosen.clone(),
-            streamed: ask.streamed,
-            request_id: ask.request_id,
-            reservation,
-        };
-        let call = Call { choice: chosen, system, turns, max_tokens, temperature: ask.temperature };
-        Ok((exchange, call))
-    }
-
-    /// Has an answer under way in the conversation end and stored that nobody wants any more: what is said now comes
-    /// after it.
-    async fn end_unwanted(&self, ask: &Ask) -> Result<()> {
-        let name = match &ask.conversation {
-            Named::New => return Ok(()),
-            Named::Id(id) => id.to_string(),
-            Named::Client(name) => name.clone(),
-        };
-        match &self.streams {
-            Some(streams) => {
-                streams.end_unwanted(ask.user_id, &name, ask.again || ask.replaced.is_some()).await.map(drop)
-            }
-            None => Ok(()),
-        }
-    }
-
-    /// Releases what was reserved. If that fails the sweep does it, and the client still learns what happened.
-    async fn give_up(&self, exchange: &Exchange, class: &'static str, attempts: u32, ms: i64, trace: &TraceContext) {
-        let given_up = async { exchange.give_up(self.database.begin(trace).await?, class, attempts, ms).await };
-        if let Err(error) = given_up.await {
-            tracing::error!(error.cause = %error, "a failed exchange could not be noted");
-        }
-    }
-
-    /// Stores an answer that was produced, with patience: it was paid for and may have been read.
-    async fn store(
+    /// When the database does not answer; then the sweep releases the reservation.
+    pub async fn give_up(
         &self,
-        exchange: &Exchange,
-        outcome: &Outcome,
-        deadline: Instant,
-        trace: &TraceContext,
-    ) -> Result<Stored> {
-        let mut attempt = 1;
-        let until = deadline + LATEST_STORE;
-        loop {
-            let longest = LONGEST_STORE_ATTEMPT.min(until.saturating_duration_since(Instant::now()));
-            let stored = timeout(longest, exchange.store(&self.database, outcome, trace)).await;
-            let stored = stored.unwrap_or_else(|_| Err(Error::unavailable("the statement did not end in time")));
-            match stored {
-                Err(error) if attempt < STORE_ATTEMPTS && Instant::now() < until => {
-                    tracing::warn!(error.cause = %error, attempt, "an answer could not be stored yet");
-                    tokio::time::sleep(Duration::from_millis(100) * 2_u32.pow(attempt)).await;
-                    attempt += 1;
-                }
-                Err(error) if error.code() == Code::Internal => {
-                    // It was produced and may have been read: it is paid for where it cannot be kept.
-                    let billed = timeout(LONGEST_STORE_ATTEMPT, exchange.bill(&self.database, outcome, trace)).await;
-                    if !matches!(billed, Ok(Ok(_))) {
-                        tracing::error!("what could not be stored could not be billed");
-                    }
-                    return Err(error);
-                }
-                outcome => return outcome,
-            }
-        }
-    }
-}
-
-/// Waits until somebody stops what is recorded, if it is.
-async fn stopped(recorder: Option<&mut Recorder>) {
-    match recorder {
-        Some(recorder) => recorder.stop_wished().await,
-        None => std::future::pending().await,
-    }
-}
-
-/// The place of what is made anew, if anything is.
-#[derive(Default)]
-struct Anew {
-    position: Option<i32>,
-    /// The question that stands there.
-    question: Option<String>,
-    /// Its name where it is asked in other words.
-    edits: Option<String>,
-}
-
-impl Anew {
-    async fn find(connection: &mut PgConnection, conversation: Uuid, ask: &Ask) -> Result<Self> {
-        if let Some(position) = ask.position {
-            let question = match ask.message {
-                Some(_) => None,
-                None => record::question_at(connection, conversation, position).await?.map(|found| found.content),
-            };
-            return Ok(Self { position: Some(position), question, edits: None });
-        }
-        let named = match &ask.replaced {
-            Some(name) => record::question_of(connection, conversation, name).await?,
-            None => None,
+        mut transaction: Transaction,
+        class: &'static str,
+        attempts: u32,
+        latency_ms: i64,
+    ) -> Result<()> {
+        self.reservation.settle(transaction.connection(), 0).await?;
+        let outcome = Outcome {
+            model: self.chosen.clone(),
+            text: String::new(),
+            usage: Usage::default(),
+            finish: FinishReason::Error,
+            failure: Some(class),
+            ttft_ms: None,
+            latency_ms,
+            attempts,
+            fallback_from: None,
         };
-        if ask.again {
-            return Self::again(connection, conversation, ask, named).await;
+        let mut event = self.event(&outcome, None)?;
+        if self.is_new {
+            // The conversation was never made.
+            event = event.with("conversationId", serde_json::Value::Null);
         }
-        // What was never answered is not stored, and edited all the same. Where it would stand, nothing else may.
-        let is_lost = ask.replaced.is_some()
-            && named.is_none()
-            && record::last_answer(connection, conversation).await? != ask.keeps.last().copied();
-        if is_lost {
-            return Err(Error::not_found("message to replace"));
-        }
-        let edits = ask.replaced.clone().filter(|_| named.is_some());
-        Ok(Self { position: named.map(|found| found.position), question: None, edits })
+        transaction.publish(event);
+        transaction.commit().await
     }
-
-    async fn again(
-        connection: &mut PgConnection,
-        conversation: Uuid,
-        ask: &Ask,
-        named: Option<Question>,
-    ) -> Result<Self> {
-        let found = match (named, ask.keeps.last()) {
-            (Some(found), _) => Some(found),
-            (None, Some(kept)) if ask.replaced.is_some() => {
-                record::question_after(connection, conversation, *kept).await?
-            }
-            _ => record::last_question(connection, conversation).await?,
-        };
-        let is_meant = |found: &Question| {
-            // The first answer to a question that is given along may never have come.
-            ask.message.as_ref().is_none_or(|message| *message == found.content)
-                && !ask.keeps.contains(&found.answer_id)
-        };
-        Ok(found.filter(is_meant).map_or_else(Self::default, |found| Self {
-            position: Some(found.position),
-            question: Some(found.content),
-            edits: None,
-        }))
-    }
-}
-
-/// Has a title written for a conversation whose first question has become its title.
-fn improve_title(chat: &'static Chat, exchange: &Exchange, stored: &Stored, answer: &str) {
-    let Some(model) = chat.title_model.clone().filter(|_| stored.is_titled) else { return };
-    let untitled = Untitled {
-        id: stored.conversation_id,
-        user_id: exchange.subject.user_id,
-        question: exchange.question.clone(),
-        answer: answer.to_owned(),
-    };
-    title::improve(&chat.providers, &chat.database, model, untitled);
-}
-
-/// What generation takes from the provider.
-#[derive(Default)]
-struct Produced {
-    thinks: bool,
-    text: String,
-    usage: Option<Usage>,
-    finish: Option<FinishReason>,
-    failure: Option<Failure>,
-}
-
-impl Produced {
-    fn take(&mut self, piece: Piece) -> Option<String> {
-        match piece {
-            Piece::Text(text) => {
-                self.text.push_str(&text);
-                return Some(text);
-            }
-            Piece::Thinking => self.thinks = true,
-            Piece::Usage(usage) => self.usage = Some(usage),
-            Piece::Finish(reason) => self.finish = Some(reason),
-        }
-        None
-    }
-}
-
-impl Answer {
-    /// The whole answer, stored.
-    ///
-    /// # Errors
-    /// The provider's failure if the answer breaks off: what was produced is kept and billed then, like a stream's, and
-    /// the problem says where it is. And when the answer could not be stored: whether it was is not known, since the
-    /// database's reply may have been lost.
-    pub async fn complete(mut self) -> Result<Reply> {
-        let mut reader = Reader::default();
-        let produced = self.generate(&mut reader).await;
-        let failure = produced.failure.clone();
-        let outcome = self.outcome(produced);
-        let stored = self.chat.store(&self.exchange, &outcome, self.deadline, &self.trace).await?;
-        improve_title(self.chat, &self.exchange, &stored, &outcome.text);
-        match failure {
-            None => Ok(self.reply(outcome, &stored)),
-            Some(failure) => Err(Error::from(failure)
-                .with("conversationId", stored.conversation_id.to_string().into())
-                .with("messageId", self.exchange.answer_id.to_string().into())),
-        }
-    }
-
-    /// The answer as it comes. It is produced and stored whether or not it is read to the end.
-    pub fn stream(mut self, protocol: Protocol, ticket: Option<Ticket>) -> Chunks {
-        let (sender, receiver) = unbounded_channel();
-        let mut start = Start {
-            stream_id: self.stream_id,
-            conversation_id: self.exchange.conversation_id,
-            message_id: self.exchange.answer_id,
-            provider: self.begun.choice.model.provider.to_string(),
-            model: self.begun.choice.model.id.clone(),
-            fallback_from: self.begun.fallback_from.map(|provider| provider.to_string()),
-        };
-        let mut reader =
-            Reader { sink: Some(sender), protocol, last_id: 0, recorder: self.recorder.take(), left: None };
-        background::spawn(async move {
-            reader.send(StreamEvent::Start(start.clone()));
-            let produced = self.generate(&mut reader).await;
-            let failure = produced.failure.clone();
-            let outcome = self.outcome(produced);
-            let stored = self.chat.store(&self.exchange, &outcome, self.deadline, &self.trace).await;
-            let is_stored = stored.is_ok();
-            if let Ok(stored) = &stored {
-                // Another first message of the same name may have made the conversation.
-                start.conversation_id = stored.conversation_id;
-                improve_title(self.chat, &self.exchange, stored, &outcome.text);
-            }
-            let last = self.last_event(&outcome, failure, stored);
-            reader.send(last.clone());
-            match ticket {
-                Some(ticket) if is_stored => {
-                    let events = stream::in_short(StreamEvent::Start(start), outcome.text, last);
-                    ticket.keep_stream(&events, reader.last_id).await;
-                }
-                // It may be stored all the same: the next try looks for it.
-                Some(ticket) => ticket.pass_on().await,
-                None => {}
-            }
-        });
-        Box::pin(UnboundedReceiverStream::new(receiver))
-    }
-
-    /// Reads the provider to its end, its failure or our patience's, and passes the text on.
-    async fn generate(&mut self, reader: &mut Reader) -> Produced {
-        let mut produced = Produced::default();
-        for piece in std::mem::take(&mut self.begun.first) {
-            if let Some(text) = produced.take(piece) {
-                reader.send(StreamEvent::Delta(text));
-            }
-        }
-        let pool = self.chat.database.pool();
-        let reservation = self.exchange.reservation.clone();
-        let read = read(&mut self.begun.rest, &mut produced, reader, self.deadline);
-        let failure = reservation.keep_alive(pool, read).await.err();
-        produced.failure = failure;
-        produced
-    }
-
-    fn outcome(&self, produced: Produced) -> Outcome {
-        let failure = produced.failure.as_ref().map(|failure| failure.class(true));
-        let usage = match produced.usage {
-            Some(usage) if failure.is_none() && produced.finish != Some(FinishReason::Stopped) && !usage.estimated => {
-                usage
-            }
-            usage => {
-                // More than was allowed was not produced.
-                let room = (self.max_tokens - prompt::estimate(&produced.text)).max(0);
-                let thought =
-                    if produced.thinks { prompt::thought_in(self.begun.waited, self.prompt_tokens) } else { 0 };
-                prompt::estimated_usage(usage, self.prompt_tokens, &produced.text, thought.min(room))
-            }
-        };
-        let finish =
-            if failure.is_some() { FinishReason::Error } else { produced.finish.unwrap_or(FinishReason::Stop) };
-        Outcome {
-            model: self.begun.choice.clone(),
-            text: produced.text,
-            usage,
-            finish,
-            failure,
-            ttft_ms: Some(self.ttft_ms),
-            latency_ms: millis(self.started),
-            attempts: self.begun.attempts,
-            fallback_from: self.begun.fallback_from,
-        }
-    }
-
-    fn reply(&self, outcome: Outcome, stored: &Stored) -> Reply {
-        let usage = usage_json(&outcome.usage, stored.cost_micro_usd);
-        let (provider, model) = (outcome.model.model.provider.to_string(), outcome.model.model.id.clone());
-        let message = Message {
-            id: self.exchange.answer_id,
-            role: "assistant".to_owned(),
-            content: outcome.text,
-            provider: Some(provider.clone()),
-            model: Some(model.clone()),
-            usage: Some(usage.clone()),
-            finish_reason: Some(outcome.finish.as_str().to_owned()),
-            created_at: clock::now(),
-        };
-        Reply {
-            conversation_id: stored.conversation_id,
-            message,
-            usage,
-            provider,
-            model,
-            finish_reason: outcome.finish,
-            quota: stored.quota,
-            fallback_from: outcome.fallback_from,
-        }
-    }
-
-    fn last_event(&self, outcome: &Outcome, failure: Option<Failure>, stored: Result<Stored>) -> StreamEvent {
-        let broken = |code: Code, message: &str| {
-            StreamEvent::Error(Broken { code: code.as_str().to_owned(), message: message.to_owned() })
-        };
-        match (stored, failure) {
-            (Err(error), _) => {
-                tracing::error!(error.cause = %error, "an answer could not be stored");
-                broken(error.code(), "The answer could not be stored.")
-            }
-            (Ok(_), Some(failure)) => {
-                tracing::warn!(error.cause = %failure, "an answer broke off");
-                broken(failure.code(), failure.message())
-            }
-            (Ok(stored), None) => StreamEvent::Done(Done {
-                message_id: self.exchange.answer_id,
-                usage: usage_json(&outcome.usage, stored.cost_micro_usd),
-                finish_reason: outcome.finish,
-                quota: serde_json::to_value(stored.quota).unwrap_or_default(),
-            }),
-        }
-    }
-}
-
-/// Reads pieces until the provider closes the stream, or nobody wants more.
-async fn read(
-    pieces: &mut Pieces,
-    produced: &mut Produced,
-    reader: &mut Reader,
-    deadline: Instant,
-) -> Result<(), Failure> {
-    let (mut heard, mut pinged) = (Instant::now(), Instant::now());
-    loop {
-        if reader.is_unwanted() {
-            produced.finish.get_or_insert(FinishReason::Stopped);
-            return Ok(());
-        }
-        let wake = deadline.min(heard + SILENCE).min(pinged + PING_AFTER).min(Instant::now() + LOOK);
-        let next = tokio::select! {
-            next = tokio::time::timeout_at(wake, pieces.next()) => next,
-            () = reader.wish_changed() => continue,
-        };
-        match next {
-            Ok(None) => return Ok(()),
-            Ok(Some(Err(failure))) => return Err(failure),
-            Ok(Some(Ok(piece))) => {
-                heard = Instant::now();
-                if let Some(text) = produced.take(piece) {
-                    pinged = heard;
-                    reader.send(StreamEvent::Delta(text));
-                }
-            }
-            // What is complete but for the closing of the connection is complete.
-            Err(_) if produced.finish.is_some() && heard.elapsed() >= AFTER_THE_END => return Ok(()),
-            Err(_) if Instant::now() >= deadline || heard.elapsed() >= SILENCE => {
-                return Err(Failure::new(Cause::TimedOut, "the answer took too long"));
-            }
-            Err(_) if pinged.elapsed() >= PING_AFTER => {
-                pinged = Instant::now();
-                reader.ping();
-            }
-            Err(_) => {}
-        }
-    }
-}
-
-/// Whoever reads the answer as it comes, if anybody does.
-#[derive(Default)]
-struct Reader {
-    sink: Option<UnboundedSender<Bytes>>,
-    protocol: Protocol,
-    last_id: u64,
-    recorder: Option<Recorder>,
-    /// When the first reader was found gone.
-    left: Option<Instant>,
-}
-
-impl Reader {
-    fn send(&mut self, event: StreamEvent) {
-        self.last_id += 1;
-        self.write(self.protocol.encode(self.last_id, &event));
-        if let Some(recorder) = &self.recorder {
-            recorder.event(self.last_id, event, self.sink.as_ref());
-        }
-    }
-
-    fn ping(&self) {
-        self.write(PING);
-    }
-
-    fn write(&self, bytes: Bytes) {
-        if let Some(sink) = &self.sink {
-            // A reader who has left is not waited for.
-            let _ = sink.send(bytes);
-        }
-    }
-
-    /// Whether somebody asked for the end, or nobody has read for a while.
-    fn is_unwanted(&mut self) -> bool {
-        let wish = self.recorder.as_ref().map(Recorder::wish).unwrap_or_default();
-        if wish.stop {
-            return true;
-        }
-        if self.sink.as_ref().is_none_or(|sink| !sink.is_closed()) {
-            return false;
-        }
-        let left = *self.left.get_or_insert_with(Instant::now);
-        let read = clock::now() - clock::from_millis(wish.read_at) < UNREAD;
-        left.elapsed() >= UNREAD && !read
-    }
-
-    async fn wish_changed(&mut self) {
-        match &mut self.recorder {
-            Some(recorder) => recorder.wish_changed().await,
-            None => std::future::pending().await,
-        }
-    }
-}
-
-/// Milliseconds since then.
-fn millis(since: Instant) -> i64 {
-    i64::try_from(since.elapsed().as_millis()).unwrap_or(i64::MAX)
 }

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use crate::background;
 use crate::chat::ai_sdk::ChatId;
-use crate::chat::stream::{Broken, PING, Protocol, StreamEvent};
+use crate::chat::stream::{PING, Protocol, StreamError, StreamEvent};
 use crate::clock;
 use crate::error::{Code, Error, Result};
 use crate::http::response::Chunks;
@@ -58,7 +58,7 @@ const YOUNG: time::Duration = time::Duration::seconds(2);
 
 /// What a stream is about.
 #[derive(Debug, Clone)]
-pub struct Subject {
+pub struct StreamIdentity {
     /// The stream.
     pub stream_id: Uuid,
     /// Whose it is.
@@ -132,17 +132,17 @@ impl Streams {
 
     /// Begins to write a stream down, beside the work of its function. A stream that ends without an event is none.
     #[must_use]
-    pub fn record(&self, subject: Subject) -> Recorder {
+    pub fn record(&self, identity: StreamIdentity) -> StreamWriter {
         let (events, receiver) = unbounded_channel();
         let (wishes, wish) = watch::channel(Wish::default());
         let streams = self.clone();
-        background::spawn(async move { streams.write_down(subject, receiver, wishes).await });
-        Recorder { events, wish }
+        background::spawn(async move { streams.write_down(identity, receiver, wishes).await });
+        StreamWriter { events, wish }
     }
 
     async fn write_down(
         &self,
-        subject: Subject,
+        identity: StreamIdentity,
         mut receiver: UnboundedReceiver<Recorded>,
         wishes: watch::Sender<Wish>,
     ) {
@@ -163,7 +163,7 @@ impl Streams {
                     }
                     Ok(None) if is_empty => {
                         if begun {
-                            self.forget(&subject, &earlier).await;
+                            self.forget(&identity, &earlier).await;
                         }
                         return;
                     }
@@ -172,12 +172,12 @@ impl Streams {
                 }
             }
             if !begun && is_empty {
-                earlier = self.earlier(&subject).await;
+                earlier = self.earlier(&identity).await;
             }
             let written = if begun {
-                self.append(subject.stream_id, &mut unwritten).await
+                self.append(identity.stream_id, &mut unwritten).await
             } else {
-                self.open(&subject, &unwritten.batch).await
+                self.open(&identity, &unwritten.batch).await
             };
             match written {
                 Ok(wish) => {
@@ -192,13 +192,13 @@ impl Streams {
     }
 
     /// Writes the state, the names that lead to it, and the first events: all there is of a short stream.
-    async fn open(&self, subject: &Subject, batch: &[Recorded]) -> Result<Wish> {
+    async fn open(&self, identity: &StreamIdentity, batch: &[Recorded]) -> Result<Wish> {
         let now = clock::now();
         let progress = Progress::of(batch);
         let state = PutRequest::builder()
-            .item("stream_id", text(subject.stream_id))
+            .item("stream_id", text(identity.stream_id))
             .item("seq", number(0))
-            .item("user_id", text(subject.user_id))
+            .item("user_id", text(identity.user_id))
             .item("beat_at", number(clock::millis(now)))
             .item("read_at", number(0))
             .item("last_id", number(progress.last))
@@ -206,18 +206,18 @@ impl Streams {
             .item("is_delivered", AttributeValue::Bool(progress.delivered))
             .item("is_unread", AttributeValue::Bool(progress.unread))
             .item("expires", epoch_seconds(now + REMEMBERED));
-        let names = subject.names.iter().map(|name| {
+        let names = identity.names.iter().map(|name| {
             PutRequest::builder()
-                .item("stream_id", text(name_key(subject.user_id, name)))
+                .item("stream_id", text(name_key(identity.user_id, name)))
                 .item("seq", number(0))
-                .item("leads_to", text(subject.stream_id))
+                .item("leads_to", text(identity.stream_id))
                 .item("expires", epoch_seconds(now + LONGEST))
         });
         let mut puts: Vec<_> = std::iter::once(state).chain(names).collect();
         if let Some(first) = batch.first() {
             puts.push(
                 PutRequest::builder()
-                    .item("stream_id", text(subject.stream_id))
+                    .item("stream_id", text(identity.stream_id))
                     .item("seq", number(first.id))
                     .item("events", text(events_json(batch)?))
                     .item("expires", epoch_seconds(now + LONGEST + KEPT)),
@@ -235,29 +235,29 @@ impl Streams {
     }
 
     /// What the names of a stream that is silent yet lead to: it may come to nothing.
-    async fn earlier(&self, subject: &Subject) -> Vec<Option<Uuid>> {
-        let names = subject.names.iter();
-        let latest = names.map(|name| async { self.latest(subject.user_id, name).await.unwrap_or_default() });
+    async fn earlier(&self, identity: &StreamIdentity) -> Vec<Option<Uuid>> {
+        let names = identity.names.iter();
+        let latest = names.map(|name| async { self.latest(identity.user_id, name).await.unwrap_or_default() });
         futures_util::future::join_all(latest).await
     }
 
     /// Deletes the state of a stream that came to nothing, and has its names lead to where they led before.
-    async fn forget(&self, subject: &Subject, earlier: &[Option<Uuid>]) {
-        for (name, earlier) in subject.names.iter().zip(earlier) {
-            if let Err(error) = self.give_back(subject, name, *earlier).await {
+    async fn forget(&self, identity: &StreamIdentity, earlier: &[Option<Uuid>]) {
+        for (name, earlier) in identity.names.iter().zip(earlier) {
+            if let Err(error) = self.give_back(identity, name, *earlier).await {
                 tracing::warn!(error.cause = %error, "the name of a stream that came to nothing was not given back");
             }
         }
         let delete = self.table.client().delete_item().table_name(&self.table.name);
-        let deleted = delete.key("stream_id", text(subject.stream_id)).key("seq", number(0)).send().await;
+        let deleted = delete.key("stream_id", text(identity.stream_id)).key("seq", number(0)).send().await;
         if let Err(error) = deleted {
             tracing::warn!(error.cause = %Error::from(error), "a stream that came to nothing was not deleted");
         }
     }
 
     /// Has a name lead to an earlier stream or nowhere, unless it leads to a later one by now.
-    async fn give_back(&self, subject: &Subject, name: &str, earlier: Option<Uuid>) -> Result<()> {
-        let (client, key, own) = (self.table.client(), name_key(subject.user_id, name), text(subject.stream_id));
+    async fn give_back(&self, identity: &StreamIdentity, name: &str, earlier: Option<Uuid>) -> Result<()> {
+        let (client, key, own) = (self.table.client(), name_key(identity.user_id, name), text(identity.stream_id));
         let refused = match earlier {
             Some(earlier) => {
                 let update = client.update_item().table_name(&self.table.name).key("stream_id", text(key));
@@ -592,12 +592,12 @@ fn events_json(batch: &[Recorded]) -> Result<String> {
 }
 
 /// Takes events to be written down, and tells what others want.
-pub struct Recorder {
+pub struct StreamWriter {
     events: UnboundedSender<Recorded>,
     wish: watch::Receiver<Wish>,
 }
 
-impl Recorder {
+impl StreamWriter {
     /// Has an event written down that went out to its first reader, if there was one.
     pub fn event(&self, id: u64, event: StreamEvent, sink: Option<&UnboundedSender<Bytes>>) {
         let unread = sink.is_none_or(UnboundedSender::is_closed);
@@ -712,7 +712,7 @@ impl Follower {
     }
 
     fn give_up(&self, code: Code, message: &str) {
-        let event = StreamEvent::Error(Broken { code: code.as_str().to_owned(), message: message.to_owned() });
+        let event = StreamEvent::Error(StreamError { code: code.as_str().to_owned(), message: message.to_owned() });
         // It is none of the stream's own: whoever goes on after it misses nothing.
         let last = (self.next - 1).max(self.after);
         let _ = self.sink.send(self.protocol.encode(last, &event));

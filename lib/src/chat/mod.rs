@@ -1,6 +1,7 @@
 //! Chat: conversations, model providers, quotas and streams.
 
 pub mod ai_sdk;
+pub mod answer;
 pub mod catalogue;
 pub mod conversation;
 pub mod exchange;
@@ -9,7 +10,6 @@ pub mod live;
 pub mod prompt;
 pub mod provider;
 pub mod quota;
-pub mod record;
 pub mod request;
 pub mod search;
 pub mod stream;

@@ -25,13 +25,13 @@ const MARGIN: i64 = 256;
 /// An upper bound of a text's tokens: whatever the model, a token is at least a byte. Some are no more: of digits, and
 /// of letters and digits by turns.
 #[must_use]
-pub fn bound(text: &str) -> i64 {
+pub fn max_tokens_of(text: &str) -> i64 {
     i64::try_from(text.len()).unwrap_or(i64::MAX / 2) + PER_MESSAGE
 }
 
 /// A likely number of tokens, for what no provider has counted.
 #[must_use]
-pub fn estimate(text: &str) -> i64 {
+pub fn estimated_tokens(text: &str) -> i64 {
     i64::try_from(text.len().div_ceil(4)).unwrap_or(i64::MAX)
 }
 
@@ -76,7 +76,7 @@ pub fn estimated_usage(reported: Option<Usage>, prompt: i64, answer: &str, thoug
     let reported = reported.unwrap_or_default();
     let input_tokens = if reported.input_tokens > 0 { reported.input_tokens } else { prompt };
     let uncounted = if reported.reasoning_tokens > 0 { 0 } else { thought };
-    let output_tokens = reported.output_tokens.max(estimate(answer) + uncounted);
+    let output_tokens = reported.output_tokens.max(estimated_tokens(answer) + uncounted);
     let reasoning_tokens = reported.reasoning_tokens + uncounted;
     Usage { input_tokens, output_tokens, reasoning_tokens, estimated: true, ..reported }
 }
@@ -134,7 +134,7 @@ mod tests {
     #[test]
     fn the_bound_is_a_token_for_each_byte() {
         for (text, bytes) in [("Hello, world", 12), ("日本語", 9), ("a1a1a1", 6), ("31415926", 8), ("", 0)] {
-            assert_eq!(bound(text), bytes + PER_MESSAGE, "{text}");
+            assert_eq!(max_tokens_of(text), bytes + PER_MESSAGE, "{text}");
         }
     }
 

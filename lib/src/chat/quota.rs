@@ -15,7 +15,7 @@ use uuid::Uuid;
 use crate::billing::plan::Plan;
 use crate::clock;
 use crate::error::{Code, Error, Result};
-use crate::store::postgres::Lent;
+use crate::store::postgres::LentConnection;
 
 /// How often a reservation under way says so; it counts as abandoned after 60 s.
 const HEARTBEAT: Duration = Duration::from_secs(20);
@@ -177,12 +177,12 @@ impl Reservation {
     }
 
     async fn beat(&self, pool: &PgPool) -> Result<()> {
-        let mut lent = Lent::of(pool).await?;
+        let mut connection = LentConnection::of(pool).await?;
         let beaten =
             sqlx::query!("UPDATE quota_reservations SET progress_at = clock_timestamp() WHERE id = $1", self.id)
-                .execute(&mut *lent)
+                .execute(&mut *connection)
                 .await;
-        lent.give_back();
+        connection.give_back();
         beaten?;
         Ok(())
     }

@@ -5,11 +5,11 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::chat::ai_sdk::{ChatId, LastQuestion, MessageName, Trigger};
+use crate::chat::answer::{Ask, Chat, Reply};
 use crate::chat::catalogue::ProviderId;
-use crate::chat::exchange::{Ask, Chat, Reply};
+use crate::chat::exchange::{ConversationRef, Earlier};
 use crate::chat::fields::{MaxTokens, MessageText, ModelId, SystemPrompt, Temperature};
-use crate::chat::record::{Earlier, Named};
-use crate::chat::stream::{Protocol, StreamEvent, ids_in_short};
+use crate::chat::stream::{Protocol, StreamEvent, condensed_ids};
 use crate::error::Result;
 use crate::http::idempotency::{Claim, Idempotency, Kept, Key, Ticket};
 use crate::http::response::Chunks;
@@ -51,15 +51,15 @@ impl Answers {
         };
         let streamed = ask.streamed;
         if let Some(ticket) = &ticket {
-            ask.request_id = Some(ticket.work_id());
+            ask.request_id = Some(ticket.operation_id());
         }
         let ticket = match ticket {
-            Some(ticket) if ticket.takes_over() => match self.chat.answered(ask.user_id, ticket.work_id()).await {
+            Some(ticket) if ticket.takes_over() => match self.chat.answered(ask.user_id, ticket.operation_id()).await {
                 Ok(Some(Earlier::Answer(reply))) => {
                     return repeat(&reply, ticket, &request.id, protocol, streamed).await;
                 }
                 Ok(Some(Earlier::Broken { conversation_id, position })) => {
-                    ask.conversation = Named::Id(conversation_id);
+                    ask.conversation = ConversationRef::Id(conversation_id);
                     ask.position = Some(position);
                     Some(ticket)
                 }
@@ -136,7 +136,7 @@ fn replay(kept: Kept, request_id: &str, protocol: Protocol) -> Result<Response> 
 }
 
 fn all(events: Vec<StreamEvent>, last_event: u64, protocol: Protocol) -> Chunks {
-    let ids = ids_in_short(events.len(), last_event);
+    let ids = condensed_ids(events.len(), last_event);
     let encoded: Vec<_> = ids.zip(events).map(|(id, event)| protocol.encode(id, &event)).collect();
     Box::pin(stream::iter(encoded))
 }
@@ -174,7 +174,7 @@ impl AnswerQuery {
 /// The body of `POST /api/chat`: this API's own, or the AI SDK's.
 pub struct SendRequest {
     message: MessageText,
-    conversation: Named,
+    conversation: ConversationRef,
     again: bool,
     answers: Vec<Uuid>,
     name: Option<MessageName>,
@@ -213,7 +213,7 @@ impl FromFields for SendRequest {
                 let LastQuestion { message, name, answers } = messages??;
                 Some(Self {
                     message,
-                    conversation: Named::Client(id?.0),
+                    conversation: ConversationRef::ClientId(id?.0),
                     again: trigger? == Trigger::Regenerate,
                     answers,
                     name,
@@ -228,7 +228,7 @@ impl FromFields for SendRequest {
                 messages?;
                 Some(Self {
                     message: message??,
-                    conversation: conversation_id?.map_or(Named::New, Named::Id),
+                    conversation: conversation_id?.map_or(ConversationRef::New, ConversationRef::Id),
                     again: false,
                     answers: Vec::new(),
                     name: None,
@@ -255,7 +255,14 @@ impl SendRequest {
 }
 
 impl Options {
-    fn into_ask(self, user_id: Uuid, message: Option<String>, conversation: Named, again: bool, streamed: bool) -> Ask {
+    fn into_ask(
+        self,
+        user_id: Uuid,
+        message: Option<String>,
+        conversation: ConversationRef,
+        again: bool,
+        streamed: bool,
+    ) -> Ask {
         Ask {
             user_id,
             message,
@@ -300,7 +307,7 @@ impl RegenerateRequest {
         accept: Option<&str>,
     ) -> (Ask, Protocol) {
         let streamed = is_stream_wanted(self.stream, accept, query.protocol);
-        (self.options.into_ask(user_id, None, Named::Id(conversation), true, streamed), query.protocol)
+        (self.options.into_ask(user_id, None, ConversationRef::Id(conversation), true, streamed), query.protocol)
     }
 }
 
@@ -330,10 +337,10 @@ mod tests {
     #[test]
     fn both_bodies_are_told_apart() {
         let own = parse(&json!({ "message": "Hi", "stream": true })).unwrap();
-        assert_eq!((own.conversation, own.sdk), (Named::New, false));
+        assert_eq!((own.conversation, own.sdk), (ConversationRef::New, false));
         let messages = json!([{ "role": "user", "parts": [{ "type": "text", "text": "Hi" }] }]);
         let sdk = parse(&json!({ "id": "c1", "messages": messages, "trigger": "regenerate-message" })).unwrap();
-        assert_eq!((sdk.conversation, sdk.again, sdk.sdk), (Named::Client("c1".into()), true, true));
+        assert_eq!((sdk.conversation, sdk.again, sdk.sdk), (ConversationRef::ClientId("c1".into()), true, true));
     }
 
     #[test]

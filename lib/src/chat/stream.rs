@@ -36,7 +36,7 @@ pub enum StreamEvent {
     /// The answer is complete and stored.
     Done(Done),
     /// The answer broke off.
-    Error(Broken),
+    Error(StreamError),
 }
 
 /// Which answer it is, and whose.
@@ -74,7 +74,7 @@ pub struct Done {
 
 /// Why the answer broke off.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Broken {
+pub struct StreamError {
     /// The stable code.
     pub code: String,
     /// One sentence that can be shown.
@@ -91,14 +91,14 @@ impl StreamEvent {
 
 /// A whole stream in few events: the text in one.
 #[must_use]
-pub fn in_short(start: StreamEvent, text: String, last: StreamEvent) -> Vec<StreamEvent> {
+pub fn condensed(start: StreamEvent, text: String, last: StreamEvent) -> Vec<StreamEvent> {
     let delta = (!text.is_empty()).then_some(StreamEvent::Delta(text));
     std::iter::once(start).chain(delta).chain([last]).collect()
 }
 
-/// The ids of so many events of [`in_short`]. They keep the places that they had in the stream that was sent, so that
+/// The ids of so many events of [`condensed`]. They keep the places that they had in the stream that was sent, so that
 /// whoever goes on from one of them misses nothing and gets nothing twice.
-pub fn ids_in_short(events: usize, last_id: u64) -> impl Iterator<Item = u64> {
+pub fn condensed_ids(events: usize, last_id: u64) -> impl Iterator<Item = u64> {
     let rest = (events as u64).saturating_sub(1);
     std::iter::once(1).chain(last_id.saturating_sub(rest) + 1..=last_id)
 }
@@ -201,11 +201,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stream_in_short_keeps_places() {
-        let ids = |events, last_id| ids_in_short(events, last_id).collect::<Vec<_>>();
+    fn a_condensed_stream_keeps_places() {
+        let ids = |events, last_id| condensed_ids(events, last_id).collect::<Vec<_>>();
         assert_eq!((ids(3, 34), ids(3, 3), ids(2, 2)), (vec![1, 33, 34], vec![1, 2, 3], vec![1, 2]));
-        let broken = StreamEvent::Error(Broken { code: "c".to_owned(), message: "m".to_owned() });
-        let kept = |text: &str| in_short(broken.clone(), text.to_owned(), broken.clone()).len();
+        let broken = StreamEvent::Error(StreamError { code: "c".to_owned(), message: "m".to_owned() });
+        let kept = |text: &str| condensed(broken.clone(), text.to_owned(), broken.clone()).len();
         assert_eq!((kept("all"), kept("")), (3, 2));
     }
 
@@ -219,7 +219,7 @@ mod tests {
 
     #[test]
     fn the_sdk_gets_one_part_an_event_and_an_end() {
-        let error = StreamEvent::Error(Broken { code: "provider_unavailable".into(), message: "Sorry.".into() });
+        let error = StreamEvent::Error(StreamError { code: "provider_unavailable".into(), message: "Sorry.".into() });
         let bytes = Protocol::AiSdk.encode(3, &error);
         assert_eq!(bytes, &b"id: 3\ndata: {\"errorText\":\"Sorry.\",\"type\":\"error\"}\n\ndata: [DONE]\n\n"[..]);
         let start = StreamEvent::Start(Start {

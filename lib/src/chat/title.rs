@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::store::postgres::Database;
 
 /// A title that takes longer is not worth waiting for: the sandbox cannot rest until then.
-const PATIENCE: Duration = Duration::from_secs(15);
+const TITLE_TIMEOUT: Duration = Duration::from_secs(15);
 /// The longest title, in tokens.
 const LONGEST: i64 = 32;
 /// Characters of the question and of the answer that the model reads.
@@ -74,7 +74,7 @@ struct Written {
 async fn write(providers: &Providers, model: Choice, untitled: &Untitled) -> Result<Written> {
     let excerpt = |text: &str| text.chars().take(EXCERPT).collect::<String>();
     let content = format!("Question:\n{}\n\nAnswer:\n{}", excerpt(&untitled.question), excerpt(&untitled.answer));
-    let asked = prompt::estimate(INSTRUCTIONS) + prompt::estimate(&content);
+    let asked = prompt::estimated_tokens(INSTRUCTIONS) + prompt::estimated_tokens(&content);
     let call = Call {
         choice: model.clone(),
         system: Some(INSTRUCTIONS.to_owned()),
@@ -82,7 +82,7 @@ async fn write(providers: &Providers, model: Choice, untitled: &Untitled) -> Res
         max_tokens: LONGEST,
         temperature: None,
     };
-    let (text, usage) = providers.ask_once(&call, PATIENCE).await?;
+    let (text, usage) = providers.ask_once(&call, TITLE_TIMEOUT).await?;
     let usage = usage.unwrap_or_else(|| prompt::estimated_usage(None, asked, &text, 0));
     Ok(Written { model, text, usage })
 }

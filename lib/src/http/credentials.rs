@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::auth::account::{SignedIn, User};
 use crate::auth::jwt::{Claims, Keys};
-use crate::auth::session::{PREFIX, Session, SessionToken, Sessions};
+use crate::auth::session::{Session, SessionToken, Sessions, TOKEN_PREFIX};
 use crate::clock;
 use crate::config::Stage;
 use crate::crypto;
@@ -47,7 +47,7 @@ impl Credential {
             let token = token.trim();
             return Some(if !scheme.eq_ignore_ascii_case("bearer") {
                 Self::Malformed
-            } else if token.starts_with(PREFIX) {
+            } else if token.starts_with(TOKEN_PREFIX) {
                 SessionToken::parse(token).map_or(Self::Malformed, Self::Session)
             } else {
                 Self::Jwt(token.to_owned())
@@ -320,7 +320,7 @@ pub fn signed_out(outcome: Result<()>, request_id: &str) -> Result<Response> {
 
 fn set_cookie(session: &Session, token: &SessionToken) -> Result<String> {
     // As long as the session can live; the server decides earlier.
-    let age = (session.created_at + crate::auth::session::ABSOLUTE - clock::now()).whole_seconds().max(0);
+    let age = (session.created_at + crate::auth::session::ABSOLUTE_LIFETIME - clock::now()).whole_seconds().max(0);
     Ok(format!("{COOKIE}={}; Path=/; Max-Age={age}; HttpOnly; SameSite=Lax{}", token.reveal(), secure()?))
 }
 
@@ -363,7 +363,7 @@ mod tests {
 
     #[test]
     fn passes_over_cookies_of_the_same_name_that_others_have_set() {
-        let token = |byte| format!("{PREFIX}{}", crypto::base64url(&[byte; 68]));
+        let token = |byte| format!("{TOKEN_PREFIX}{}", crypto::base64url(&[byte; 68]));
         let (first, second) = (token(1), token(2));
         for cookies in [
             format!("session={first}"),
@@ -379,7 +379,7 @@ mod tests {
 
     #[test]
     fn beside_an_access_token_the_cookie_holds_the_session_token() {
-        let token = format!("{PREFIX}{}", crypto::base64url(&[1; 68]));
+        let token = format!("{TOKEN_PREFIX}{}", crypto::base64url(&[1; 68]));
         let cookie = format!("session={token}");
         let session = |pairs: &[(&'static str, &str)]| Credential::session(&headers(pairs));
         assert!(matches!(
@@ -415,7 +415,7 @@ mod tests {
     #[test]
     fn a_token_has_an_owner_until_it_is_refused() {
         let gate = gate();
-        let token = |byte| SessionToken::parse(&format!("{PREFIX}{}", crypto::base64url(&[byte; 68]))).unwrap();
+        let token = |byte| SessionToken::parse(&format!("{TOKEN_PREFIX}{}", crypto::base64url(&[byte; 68]))).unwrap();
         let owner = |byte| gate.recognize(&Credential::Session(token(byte))).owner;
         gate.proved.remember(digest(&token(1)));
         gate.proved.remember(digest(&token(2)));

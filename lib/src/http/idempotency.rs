@@ -170,7 +170,7 @@ impl Idempotency {
             Claim::Kept(kept) => return kept.response(&request.id),
             Claim::Fresh(ticket) => ticket,
         };
-        let id = ticket.as_ref().map_or_else(Uuid::now_v7, Ticket::work_id);
+        let id = ticket.as_ref().map_or_else(Uuid::now_v7, Ticket::operation_id);
         let outcome = work(id).await;
         match ticket {
             Some(ticket) => ticket.keep(outcome, &request.id).await,
@@ -216,7 +216,7 @@ impl Ticket {
 
     /// What all tries of the same request have in common.
     #[must_use]
-    pub fn work_id(&self) -> Uuid {
+    pub fn operation_id(&self) -> Uuid {
         let mut bytes = [0; 16];
         bytes.copy_from_slice(&crypto::hmac(&self.digest, &[self.pk.as_bytes()])[..16]);
         uuid::Builder::from_custom_bytes(bytes).into_uuid()

@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 /// What a mail says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Message {
+pub enum MailKind {
     /// A link that proves the address.
     VerifyEmail,
     /// A link that sets a new password.
@@ -58,15 +58,16 @@ pub enum Recipient {
 pub struct Mail {
     /// UUIDv7; the nonce of the mail's link.
     id: Uuid,
-    message: Message,
+    #[serde(rename = "message")]
+    kind: MailKind,
     recipient: Recipient,
 }
 
 impl Mail {
     /// A mail to be sent.
     #[must_use]
-    pub fn new(message: Message, recipient: Recipient) -> Self {
-        Self { id: Uuid::now_v7(), message, recipient }
+    pub fn new(kind: MailKind, recipient: Recipient) -> Self {
+        Self { id: Uuid::now_v7(), kind, recipient }
     }
 }
 
@@ -127,12 +128,12 @@ impl Mailer {
             tracing::info!(mail.id = %mail.id, "a mail was dropped because its address has no account");
             return Ok(());
         };
-        let link = match mail.message {
-            Message::VerifyEmail if user.email_verified => return Ok(()),
-            Message::VerifyEmail => self.link(&user, Purpose::VerifyEmail, mail.id, "verify-email").await?,
-            Message::ResetPassword => self.link(&user, Purpose::ResetPassword, mail.id, "reset-password").await?,
-            Message::SignupAttempted | Message::PasswordChanged => Some(self.app_url.clone()),
-            Message::PaymentFailed | Message::PlanPaused | Message::SubscriptionEnded | Message::TrialEnding => {
+        let link = match mail.kind {
+            MailKind::VerifyEmail if user.email_verified => return Ok(()),
+            MailKind::VerifyEmail => self.link(&user, Purpose::VerifyEmail, mail.id, "verify-email").await?,
+            MailKind::ResetPassword => self.link(&user, Purpose::ResetPassword, mail.id, "reset-password").await?,
+            MailKind::SignupAttempted | MailKind::PasswordChanged => Some(self.app_url.clone()),
+            MailKind::PaymentFailed | MailKind::PlanPaused | MailKind::SubscriptionEnded | MailKind::TrialEnding => {
                 Some(format!("{}/billing", self.app_url))
             }
         };
@@ -140,7 +141,7 @@ impl Mailer {
             tracing::info!(mail.id = %mail.id, "a mail was dropped because its link is void");
             return Ok(());
         };
-        let words = Words::of(mail.message);
+        let words = Words::of(mail.kind);
         let values = context! {
             name => greeted(&user),
             subject => words.subject,
@@ -214,51 +215,51 @@ struct Words {
 }
 
 impl Words {
-    const fn of(message: Message) -> Self {
-        match message {
-            Message::VerifyEmail => Self {
+    const fn of(kind: MailKind) -> Self {
+        match kind {
+            MailKind::VerifyEmail => Self {
                 subject: "Verify your e-mail address",
                 text: "Please confirm that this address is yours. The link is valid for 24 hours.",
                 action: "Verify the address",
                 footer: "If you did not sign up, you can ignore this mail.",
             },
-            Message::ResetPassword => Self {
+            MailKind::ResetPassword => Self {
                 subject: "Set a new password",
                 text: "Somebody, hopefully you, asked for a new password. The link is valid for 60 minutes and works once.",
                 action: "Set a new password",
                 footer: "If it was not you, ignore this mail: nothing has changed.",
             },
-            Message::SignupAttempted => Self {
+            MailKind::SignupAttempted => Self {
                 subject: "You already have an account",
                 text: "Somebody, perhaps you, tried to sign up with this address. It has an account already, so you can simply sign in, or ask for a new password if you forgot yours.",
                 action: "Go to sign-in",
                 footer: "If it was not you, you can ignore this mail: nothing has changed.",
             },
-            Message::PasswordChanged => Self {
+            MailKind::PasswordChanged => Self {
                 subject: "Your password was changed",
                 text: "The password of your account was just changed, and sessions on other devices were ended.",
                 action: "Open the app",
                 footer: "If it was not you, set a new password at once by way of \"Forgot password\".",
             },
-            Message::PaymentFailed => Self {
+            MailKind::PaymentFailed => Self {
                 subject: "Your payment failed",
                 text: "We could not collect the payment for your subscription. We will try again; please check your card, or confirm the payment if your bank asks you to, so that your plan goes on.",
                 action: "Check the card",
                 footer: "Until the payment is made, your plan stays as it is for a few days.",
             },
-            Message::PlanPaused => Self {
+            MailKind::PlanPaused => Self {
                 subject: "Your plan is paused",
                 text: "The payment for your subscription is still due, so your account is on the free plan for now. Your conversations are still there.",
                 action: "Pay the open invoice",
                 footer: "As soon as it is paid, your plan is back.",
             },
-            Message::SubscriptionEnded => Self {
+            MailKind::SubscriptionEnded => Self {
                 subject: "Your subscription has ended",
                 text: "Your subscription has ended, and your account is on the free plan. Your conversations are still there.",
                 action: "Subscribe again",
                 footer: "Thank you for having been with us.",
             },
-            Message::TrialEnding => Self {
+            MailKind::TrialEnding => Self {
                 subject: "Your trial ends soon",
                 text: "Your trial ends within three days. Then the first payment is due; without a card, your subscription ends.",
                 action: "Manage the subscription",

@@ -17,7 +17,7 @@ const CONNECT: Duration = Duration::from_secs(3);
 /// The server closes connections that were idle for three seconds.
 const IDLE: Duration = Duration::from_secs(2);
 /// What a reply waits for its figures: longer than the server works on one, shorter than its function may run.
-const PATIENCE: Duration = Duration::from_secs(12);
+const READ_TIMEOUT: Duration = Duration::from_secs(12);
 
 #[derive(serde::Deserialize)]
 struct ClickHouseSecret {
@@ -49,7 +49,7 @@ pub(crate) fn span(statement: &str) -> Span {
 /// # Errors
 /// Theirs; 503 when they take too long.
 pub(crate) async fn in_time<T>(reads: impl Future<Output = Result<T>>) -> Result<T> {
-    let outcome = tokio::time::timeout(PATIENCE, reads).await;
+    let outcome = tokio::time::timeout(READ_TIMEOUT, reads).await;
     outcome.unwrap_or_else(|_| Err(Error::unavailable("ClickHouse did not answer in time")))
 }
 

@@ -102,12 +102,12 @@ pub(crate) fn credentials_refused() {
 
 /// A pooled connection for a statement with a time limit. Unless it is given back, it is closed:
 /// one that hangs would keep its place in the pool, which has no other.
-pub struct Lent {
+pub struct LentConnection {
     connection: PoolConnection<Postgres>,
     is_well: bool,
 }
 
-impl Lent {
+impl LentConnection {
     /// The next connection that is free.
     ///
     /// # Errors
@@ -122,7 +122,7 @@ impl Lent {
     }
 }
 
-impl Deref for Lent {
+impl Deref for LentConnection {
     type Target = PgConnection;
 
     fn deref(&self) -> &PgConnection {
@@ -130,13 +130,13 @@ impl Deref for Lent {
     }
 }
 
-impl DerefMut for Lent {
+impl DerefMut for LentConnection {
     fn deref_mut(&mut self) -> &mut PgConnection {
         &mut self.connection
     }
 }
 
-impl Drop for Lent {
+impl Drop for LentConnection {
     fn drop(&mut self) {
         if !self.is_well {
             self.connection.close_on_drop();

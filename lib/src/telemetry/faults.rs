@@ -17,7 +17,7 @@ use crate::background;
 use crate::clock;
 use crate::config;
 use crate::error::{Error, Result};
-use crate::outbound::Reports;
+use crate::outbound::Reporter;
 use crate::telemetry::trace::TraceContext;
 
 /// Faults under way at most.
@@ -43,7 +43,7 @@ struct Tracker {
     path: String,
     key: String,
     /// Made for the first fault: loading certificates is not for every init.
-    reports: OnceLock<Reports>,
+    reporter: OnceLock<Reporter>,
     under_way: AtomicUsize,
 }
 
@@ -100,15 +100,15 @@ impl Tracker {
             host: format!("{scheme}://{host}"),
             path: format!("{prefix}/api/{project}/envelope/"),
             key: key.to_owned(),
-            reports: OnceLock::new(),
+            reporter: OnceLock::new(),
             under_way: AtomicUsize::new(0),
         })
     }
 
     fn report(&'static self, fault: &Fault<'_>) {
-        let reports = match self.reports() {
-            Ok(reports) if reports.rest() => return,
-            Ok(reports) => reports,
+        let reporter = match self.reporter() {
+            Ok(reporter) if reporter.is_resting() => return,
+            Ok(reporter) => reporter,
             Err(error) => return tracing::warn!(error.cause = %error, "the way to the error tracker is closed"),
         };
         if self.under_way.fetch_add(1, Ordering::AcqRel) >= AT_ONCE {
@@ -117,16 +117,16 @@ impl Tracker {
         }
         let envelope = fault.envelope();
         background::spawn(async move {
-            if let Err(error) = reports.send(envelope).await {
+            if let Err(error) = reporter.send(envelope).await {
                 tracing::warn!(error.cause = %error, "a fault was not sent to the error tracker");
             }
             self.under_way.fetch_sub(1, Ordering::AcqRel);
         });
     }
 
-    fn reports(&self) -> Result<&Reports> {
-        if let Some(reports) = self.reports.get() {
-            return Ok(reports);
+    fn reporter(&self) -> Result<&Reporter> {
+        if let Some(reporter) = self.reporter.get() {
+            return Ok(reporter);
         }
         let client = concat!("ai-chat-backend/", env!("CARGO_PKG_VERSION"));
         let authorization = format!("Sentry sentry_version=7, sentry_client={client}, sentry_key={}", self.key);
@@ -135,8 +135,8 @@ impl Tracker {
             ("user-agent", client.to_owned()),
             ("x-sentry-auth", authorization),
         ];
-        let reports = Reports::to(&self.host, self.path.clone(), headers)?;
-        Ok(self.reports.get_or_init(|| reports))
+        let reporter = Reporter::to(&self.host, self.path.clone(), headers)?;
+        Ok(self.reporter.get_or_init(|| reporter))
     }
 }
 
@@ -269,9 +269,9 @@ mod tests {
         }
         assert!(started.elapsed() < Duration::from_secs(1), "a report was waited for");
         background::drained().await;
-        assert!(tracker.reports().unwrap().rest());
+        assert!(tracker.reporter().unwrap().is_resting());
         assert_eq!(tracker.under_way.load(Ordering::Acquire), 0);
-        assert!(started.elapsed() < Reports::TIMEOUT * 3, "{:?}", started.elapsed());
+        assert!(started.elapsed() < Reporter::TIMEOUT * 3, "{:?}", started.elapsed());
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::background;
 use crate::clock;
 use crate::config;
 use crate::error::{Error, Result};
-use crate::outbound::Reports;
+use crate::outbound::Reporter;
 use crate::telemetry::trace::TraceContext;
 
 /// How long an unfrozen process gathers spans before it sends them.
@@ -37,7 +37,7 @@ const STATEMENT: &str = "sqlx::query";
 /// The way out of a process.
 struct Exporter {
     resource: Resource,
-    reports: Reports,
+    reporter: Reporter,
     /// Each is written when it ends, which takes less room and time than what it is written from.
     ended: Mutex<Vec<Box<RawValue>>>,
     something: Notify,
@@ -61,7 +61,7 @@ where
         return Err(Error::internal("environment variable OTEL_TRACES_SAMPLER_ARG is not a number from 0 to 1"));
     }
     SHARE.get_or_init(|| share);
-    let reports = reports_to(&endpoint)?;
+    let reporter = reporter_to(&endpoint)?;
     let exporter = EXPORTER.get_or_init(|| Exporter {
         resource: Resource {
             attributes: [
@@ -73,15 +73,15 @@ where
             .filter_map(|(key, value)| Some(Attribute { key, value: AnyValue::Text(value?) }))
             .collect(),
         },
-        reports,
+        reporter,
         ended: Mutex::new(Vec::new()),
         something: Notify::new(),
     });
     Ok(Some(Spans { exporter }.with_filter(Wanted)))
 }
 
-fn reports_to(endpoint: &str) -> Result<Reports> {
-    Reports::to(endpoint, "/v1/traces".to_owned(), vec![("content-type", "application/json".to_owned())])
+fn reporter_to(endpoint: &str) -> Result<Reporter> {
+    Reporter::to(endpoint, "/v1/traces".to_owned(), vec![("content-type", "application/json".to_owned())])
 }
 
 /// Whether a trace that begins here is recorded: a matter of its id alone, as `TraceIdRatioBased` of
@@ -132,11 +132,11 @@ impl Exporter {
             return;
         }
         // A collector that failed a moment ago costs nobody anything.
-        if self.reports.rest() {
+        if self.reporter.is_resting() {
             return;
         }
         let number = spans.len();
-        if let Err(error) = self.reports.send(self.body(&spans)).await {
+        if let Err(error) = self.reporter.send(self.body(&spans)).await {
             tracing::warn!(error.cause = %error, spans = number, "spans were not sent to the collector");
         }
     }
@@ -615,7 +615,7 @@ mod tests {
     fn recorded(work: impl FnOnce()) -> Vec<Value> {
         let exporter: &'static Exporter = Box::leak(Box::new(Exporter {
             resource: Resource { attributes: Vec::new() },
-            reports: reports_to("http://127.0.0.1:1").unwrap(),
+            reporter: reporter_to("http://127.0.0.1:1").unwrap(),
             ended: Mutex::new(Vec::new()),
             something: Notify::new(),
         }));

@@ -19,7 +19,7 @@ use tracing::Instrument;
 
 use crate::error::{Error, Result};
 use crate::http::runner::BoxFuture;
-use crate::runtime::{self, Unread};
+use crate::runtime::{self, RawEvent};
 use crate::telemetry::faults::{self, Fault};
 use crate::telemetry::spans;
 
@@ -218,10 +218,10 @@ type Init = Box<dyn FnOnce() -> BoxFuture<'static, Result<Handler>> + Send>;
 fn run(function: &'static str, init: Init) -> ExitCode {
     runtime::block_on(function, async move {
         let handler = init().await?;
-        let unread = Unread::default();
-        let past = unread.clone();
+        let raw_event = RawEvent::default();
+        let past = raw_event.clone();
         let service = lambda_runtime::service_fn(move |event: LambdaEvent<IgnoredAny>| {
-            let (handler, payload) = (handler.clone(), unread.take());
+            let (handler, payload) = (handler.clone(), raw_event.take());
             async move {
                 let started = Instant::now();
                 let deadline = started + runtime::time_left(Some(event.context.deadline()), SystemTime::now());

@@ -1,6 +1,6 @@
 //! Every event is counted once, whatever is delivered again and wherever a writer dies.
 
-use lib::analytics::turn::Turns;
+use lib::analytics::writer_lock::WriterLock;
 use serde_json::json;
 use uuid::Uuid;
 
@@ -101,12 +101,12 @@ async fn a_writer_that_is_killed_at_its_insert_gives_up_its_turn() {
 #[tokio::test]
 async fn who_waits_in_vain_for_a_turn_may_try_again() {
     let stores = Stores::empty().await;
-    let (first, second) = (Turns::new(&stores.database), Turns::new(&stores.database));
-    let turn = first.wait(1).await.expect("nobody else writes");
-    let error = second.wait(1).await.err().expect("somebody else writes");
+    let (first, second) = (WriterLock::new(&stores.database), WriterLock::new(&stores.database));
+    let guard = first.acquire(1).await.expect("nobody else writes");
+    let error = second.acquire(1).await.err().expect("somebody else writes");
     assert_eq!(error.code(), lib::error::Code::Unavailable, "{error}");
-    first.end(turn).await.expect("the end");
-    second.wait(1).await.expect("nobody else writes any more");
+    first.release(guard).await.expect("the end");
+    second.acquire(1).await.expect("nobody else writes any more");
     stores.drop().await;
 }
 

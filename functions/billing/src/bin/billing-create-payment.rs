@@ -40,8 +40,8 @@ async fn handle(context: &Context, request: Request) -> Result<Response> {
     let (new, trace) = (&new, &request.trace);
     context
         .idempotency
-        .once(&request, key, async |work| {
-            let charge = context.billing.pay(user_id, new, work, trace);
+        .once(&request, key, async |operation| {
+            let charge = context.billing.pay(user_id, new, operation, trace);
             let (payment, client_secret) = context.limits.card(user_id, clock::now(), charge).await?;
             Response::created(&CreatePaymentResponse { payment, client_secret })
         })

@@ -46,8 +46,8 @@ async fn handle(context: &Context, request: Request) -> Result<Response> {
     let (method, trace) = (payment_method_id.as_ref(), &request.trace);
     context
         .idempotency
-        .once(&request, key, async |work| {
-            let subscribing = context.billing.subscribe(user_id, plan.0, method, work, trace);
+        .once(&request, key, async |operation| {
+            let subscribing = context.billing.subscribe(user_id, plan.0, method, operation, trace);
             let (subscription, client_secret) = match method {
                 Some(_) => context.limits.card(user_id, clock::now(), subscribing).await?,
                 None => subscribing.await?,

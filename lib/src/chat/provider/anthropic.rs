@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::chat::provider::sse::SseEvent;
-use crate::chat::provider::transport::{Decoder, Refusal, Settings, count, json, open, push_text, words};
+use crate::chat::provider::transport::{Decoder, Endpoint, Refusal, count, json, open, push_text, words};
 use crate::chat::provider::{Call, Cause, Failure, FinishReason, Piece, Pieces, Provider, Usage};
 use crate::http::runner::BoxFuture;
 
@@ -11,7 +11,7 @@ use crate::http::runner::BoxFuture;
 const VERSION: &str = "2023-06-01";
 
 /// Anthropic.
-pub struct Anthropic(pub Settings);
+pub struct Anthropic(pub Endpoint);
 
 impl Provider for Anthropic {
     fn start<'a>(&'a self, call: &'a Call) -> BoxFuture<'a, Result<Pieces, Failure>> {

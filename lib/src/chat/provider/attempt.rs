@@ -19,9 +19,9 @@ const LONGEST_BEGINNING: Duration = Duration::from_secs(150);
 /// Of them, so long for one try, which leaves some to another provider.
 const LONGEST_TRY: Duration = Duration::from_secs(125);
 
-/// How patient to be.
+/// How often and for how long a provider is tried.
 #[derive(Debug, Clone, Copy)]
-pub struct Patience {
+pub struct RetryPolicy {
     /// Tries with one provider.
     pub attempts: u32,
     /// The wait before the second try; each further one doubles it.
@@ -34,7 +34,7 @@ pub struct Patience {
     pub first_token_reasoning: Duration,
 }
 
-impl Default for Patience {
+impl Default for RetryPolicy {
     fn default() -> Self {
         Self {
             attempts: 3,
@@ -46,7 +46,7 @@ impl Default for Patience {
     }
 }
 
-impl Patience {
+impl RetryPolicy {
     fn for_first_token(&self, call: &Call) -> Duration {
         let thinking = if call.choice.model.reasoning { self.first_token_reasoning } else { self.first_token };
         (prompt::reading(call.prompt_tokens()) + thinking).min(LONGEST_TRY)
@@ -65,7 +65,7 @@ struct Deadlines {
 /// The providers that are configured.
 pub struct Providers {
     list: Vec<(ProviderId, Box<dyn Provider>)>,
-    patience: Patience,
+    retry: RetryPolicy,
 }
 
 /// An answer that has begun: its first token, or its end, is known.
@@ -96,7 +96,7 @@ impl Begun {
 
 /// No provider began an answer: the failure of the one that should have.
 #[derive(Debug)]
-pub struct Refused {
+pub struct NoAnswer {
     /// Why.
     pub failure: Failure,
     /// Tries, over all providers.
@@ -109,13 +109,13 @@ impl Providers {
     /// # Errors
     /// When the secret cannot be read.
     pub async fn init() -> Result<Self> {
-        Ok(Self::new(from_env().await?, Patience::default()))
+        Ok(Self::new(from_env().await?, RetryPolicy::default()))
     }
 
     /// These providers.
     #[must_use]
-    pub fn new(list: Vec<(ProviderId, Box<dyn Provider>)>, patience: Patience) -> Self {
-        Self { list, patience }
+    pub fn new(list: Vec<(ProviderId, Box<dyn Provider>)>, retry: RetryPolicy) -> Self {
+        Self { list, retry }
     }
 
     fn get(&self, id: ProviderId) -> Option<&dyn Provider> {
@@ -149,20 +149,22 @@ impl Providers {
     ///
     /// # Errors
     /// When no provider begins an answer.
-    pub async fn begin(&self, mut call: Call, time_left: Duration) -> Result<Begun, Refused> {
+    pub async fn begin(&self, mut call: Call, time_left: Duration) -> Result<Begun, NoAnswer> {
         let wanted = call.choice.model.provider;
         let (prompt, max_tokens) = (call.prompt_tokens(), call.max_tokens);
-        let patience = self.patience.for_first_token(&call);
+        let first_token = self.retry.for_first_token(&call);
         let now = Instant::now();
-        let deadlines =
-            Deadlines { silent: now + (patience * 3).min(LONGEST_BEGINNING).min(time_left), thinking: now + time_left };
+        let deadlines = Deadlines {
+            silent: now + (first_token * 3).min(LONGEST_BEGINNING).min(time_left),
+            thinking: now + time_left,
+        };
         let mut attempts = 0;
         let mut first_failure = None;
-        for choice in self.line_up(&call.choice) {
+        for choice in self.candidates(&call.choice) {
             let Some(provider) = self.get(choice.model.provider) else { continue };
             call.max_tokens = max_tokens.min(prompt::answer_room(choice.model, prompt));
             call.choice = choice;
-            match self.insist(provider, &call, deadlines, &mut attempts).await {
+            match self.attempt_with_retries(provider, &call, deadlines, &mut attempts).await {
                 Ok((first, rest, waited)) => {
                     let answered = call.choice.model.provider;
                     let fallback_from = (answered != wanted).then_some(wanted);
@@ -182,13 +184,13 @@ impl Providers {
                     // Another provider's objection to the request would only puzzle who asked this one.
                     let failure = first_failure.get_or_insert(failure);
                     if final_word || Instant::now() >= deadlines.silent {
-                        return Err(Refused { failure: failure.clone(), attempts });
+                        return Err(NoAnswer { failure: failure.clone(), attempts });
                     }
                 }
             }
         }
         let failure = first_failure.unwrap_or_else(|| Failure::new(Cause::UnknownModel, "no provider"));
-        Err(Refused { failure, attempts })
+        Err(NoAnswer { failure, attempts })
     }
 
     /// The whole answer of the call's own model, at the first try, within some time.
@@ -222,14 +224,14 @@ impl Providers {
     }
 
     /// The wanted model, then the default models of the other providers.
-    fn line_up(&self, wanted: &Choice) -> Vec<Choice> {
+    fn candidates(&self, wanted: &Choice) -> Vec<Choice> {
         let Ok(catalogue) = Catalogue::get() else { return vec![wanted.clone()] };
         let others = ProviderId::ALL.into_iter().filter(|id| *id != wanted.model.provider);
         std::iter::once(wanted.clone()).chain(others.filter_map(|id| catalogue.default_of(id))).collect()
     }
 
     /// Tries one provider until it begins, has no more tries, or asks for a longer wait than is bearable.
-    async fn insist(
+    async fn attempt_with_retries(
         &self,
         provider: &dyn Provider,
         call: &Call,
@@ -247,15 +249,14 @@ impl Providers {
             };
             // A second silence is answer enough, and so is the first where a second would leave no time to others.
             let allowed = match failure.cause {
-                Cause::TimedOut if deadlines.silent - Instant::now() < self.patience.for_first_token(call) => 1,
-                Cause::TimedOut => self.patience.attempts.min(2),
-                _ => self.patience.attempts,
+                Cause::TimedOut if deadlines.silent - Instant::now() < self.retry.for_first_token(call) => 1,
+                Cause::TimedOut => self.retry.attempts.min(2),
+                _ => self.retry.attempts,
             };
-            let wait =
-                failure.retry_after.unwrap_or_else(|| clock::jitter(self.patience.backoff * 2_u32.pow(tries - 1)));
+            let wait = failure.retry_after.unwrap_or_else(|| clock::jitter(self.retry.backoff * 2_u32.pow(tries - 1)));
             if !failure.is_passing()
                 || tries >= allowed
-                || wait > self.patience.longest_wait
+                || wait > self.retry.longest_wait
                 || Instant::now() + wait >= deadlines.silent
             {
                 return Err(failure);
@@ -271,7 +272,7 @@ impl Providers {
         call: &Call,
         deadlines: Deadlines,
     ) -> Result<(Vec<Piece>, Pieces), Failure> {
-        let silent = deadlines.silent.min(Instant::now() + self.patience.for_first_token(call));
+        let silent = deadlines.silent.min(Instant::now() + self.retry.for_first_token(call));
         let span = debug_span!(
             "chat",
             otel.name = format!("chat {}", call.choice.model.id),
@@ -386,7 +387,7 @@ mod tests {
         Err(Failure::new(cause, "scripted"))
     }
 
-    fn begin(list: Vec<(ProviderId, Box<dyn Provider>)>) -> Result<Begun, Refused> {
+    fn begin(list: Vec<(ProviderId, Box<dyn Provider>)>) -> Result<Begun, NoAnswer> {
         begin_within(list, "gpt-4", Duration::from_secs(60))
     }
 
@@ -394,7 +395,7 @@ mod tests {
         list: Vec<(ProviderId, Box<dyn Provider>)>,
         model: &str,
         time_left: Duration,
-    ) -> Result<Begun, Refused> {
+    ) -> Result<Begun, NoAnswer> {
         begin_call(list, call(model), time_left)
     }
 
@@ -412,14 +413,14 @@ mod tests {
         list: Vec<(ProviderId, Box<dyn Provider>)>,
         call: Call,
         time_left: Duration,
-    ) -> Result<Begun, Refused> {
-        let patience = Patience {
+    ) -> Result<Begun, NoAnswer> {
+        let retry = RetryPolicy {
             backoff: Duration::from_millis(1),
             first_token: Duration::from_millis(50),
             first_token_reasoning: Duration::from_millis(100),
-            ..Patience::default()
+            ..RetryPolicy::default()
         };
-        let providers = Providers::new(list, patience);
+        let providers = Providers::new(list, retry);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(providers.begin(call, time_left))
     }
@@ -508,7 +509,7 @@ mod tests {
     fn a_long_prompt_is_read_in_its_time_and_leaves_some_to_others() {
         let wait = |model: &str, tokens: usize| {
             let turns = vec![Turn { role: Role::User, content: "word".repeat(tokens) }];
-            Patience::default().for_first_token(&Call { turns, ..call(model) }).as_secs()
+            RetryPolicy::default().for_first_token(&Call { turns, ..call(model) }).as_secs()
         };
         assert_eq!((wait("gpt-4.1", 100), wait("gpt-4.1", 500_000)), (20, 120));
         assert_eq!((wait("gpt-5", 100), wait("gpt-5", 200_000)), (120, LONGEST_TRY.as_secs()));

@@ -5,12 +5,12 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::chat::provider::sse::SseEvent;
-use crate::chat::provider::transport::{Decoder, Refusal, Settings, count, json, open, push_text, words};
+use crate::chat::provider::transport::{Decoder, Endpoint, Refusal, count, json, open, push_text, words};
 use crate::chat::provider::{Call, Cause, Failure, FinishReason, Piece, Pieces, Provider, Role, Usage};
 use crate::http::runner::BoxFuture;
 
 /// Google.
-pub struct Google(pub Settings);
+pub struct Google(pub Endpoint);
 
 impl Provider for Google {
     fn start<'a>(&'a self, call: &'a Call) -> BoxFuture<'a, Result<Pieces, Failure>> {

@@ -19,7 +19,7 @@ use crate::chat::prompt;
 use crate::error::{Code, Error};
 use crate::http::runner::BoxFuture;
 
-pub use transport::{Settings, configured, from_env};
+pub use transport::{Endpoint, configured, from_env};
 
 /// Who said something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,7 +71,7 @@ impl Call {
     #[must_use]
     pub fn prompt_tokens(&self) -> i64 {
         let turns = self.turns.iter().map(|turn| turn.content.as_str());
-        turns.chain(self.system.as_deref()).map(prompt::estimate).sum()
+        turns.chain(self.system.as_deref()).map(prompt::estimated_tokens).sum()
     }
 
     fn api(&self) -> Api {

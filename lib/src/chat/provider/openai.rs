@@ -4,12 +4,12 @@ use serde_json::{Value, json};
 
 use crate::chat::catalogue::Api;
 use crate::chat::provider::sse::SseEvent;
-use crate::chat::provider::transport::{Decoder, Refusal, Settings, count, json, open, push_text, words};
+use crate::chat::provider::transport::{Decoder, Endpoint, Refusal, count, json, open, push_text, words};
 use crate::chat::provider::{Call, Cause, Failure, FinishReason, Piece, Pieces, Provider, Usage};
 use crate::http::runner::BoxFuture;
 
 /// OpenAI, or a server like it.
-pub struct OpenAi(pub Settings);
+pub struct OpenAi(pub Endpoint);
 
 impl Provider for OpenAi {
     fn start<'a>(&'a self, call: &'a Call) -> BoxFuture<'a, Result<Pieces, Failure>> {

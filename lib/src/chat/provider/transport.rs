@@ -29,13 +29,13 @@ const LONGEST_WORDS: usize = 240;
 
 /// Where a provider is and what opens it.
 #[derive(Clone)]
-pub struct Settings {
+pub struct Endpoint {
     base: String,
     pub(super) key: Secret,
     pub(super) client: reqwest::Client,
 }
 
-impl Settings {
+impl Endpoint {
     /// A provider at a base URL, which may end in the version that its paths begin with.
     ///
     /// # Errors
@@ -73,13 +73,13 @@ pub async fn from_env() -> Result<Vec<(ProviderId, Box<dyn Provider>)>> {
         if key.expose().is_empty() {
             continue;
         }
-        let settings = Settings::new(&config::required(variable)?, key)?;
+        let endpoint = Endpoint::new(&config::required(variable)?, key)?;
         providers.push((
             id,
             match id {
-                ProviderId::Openai => Box::new(openai::OpenAi(settings)),
-                ProviderId::Anthropic => Box::new(anthropic::Anthropic(settings)),
-                ProviderId::Google => Box::new(google::Google(settings)),
+                ProviderId::Openai => Box::new(openai::OpenAi(endpoint)),
+                ProviderId::Anthropic => Box::new(anthropic::Anthropic(endpoint)),
+                ProviderId::Google => Box::new(google::Google(endpoint)),
             },
         ));
     }

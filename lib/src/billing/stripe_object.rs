@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 
 /// A subscription.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Subscription {
+pub struct StripeSubscription {
     /// Stripe's id.
     pub id: String,
     /// Stripe's id of the customer.
@@ -51,7 +51,7 @@ pub struct Subscription {
     pub client_secret: Option<String>,
 }
 
-impl Subscription {
+impl StripeSubscription {
     /// Reads Stripe's object.
     ///
     /// # Errors
@@ -135,8 +135,8 @@ impl Subscription {
     /// Whether this idempotent request created it and it still lives: a key that comes again after its subscription has
     /// ended makes another one.
     #[must_use]
-    pub fn is_of(&self, work: &str) -> bool {
-        self.made_by.as_deref() == Some(work) && !self.is_over()
+    pub fn is_made_by(&self, operation: &str) -> bool {
+        self.made_by.as_deref() == Some(operation) && !self.is_over()
     }
 
     /// Whether it is over for good, or never began and never will.
@@ -164,7 +164,7 @@ impl Subscription {
 
 /// A payment intent.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Payment {
+pub struct PaymentIntent {
     /// Stripe's id.
     pub id: String,
     /// Stripe's id of the customer.
@@ -189,7 +189,7 @@ pub struct Payment {
     pub created: OffsetDateTime,
 }
 
-impl Payment {
+impl PaymentIntent {
     /// Reads Stripe's object, with `latest_charge` expanded or `charges` in it.
     ///
     /// # Errors
@@ -221,7 +221,7 @@ impl Payment {
 
 /// An invoice.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Invoice {
+pub struct StripeInvoice {
     /// Stripe's id.
     pub id: String,
     /// Stripe's id of the customer.
@@ -262,7 +262,7 @@ pub struct Invoice {
     pub paid: Option<OffsetDateTime>,
 }
 
-impl Invoice {
+impl StripeInvoice {
     /// Reads Stripe's object.
     ///
     /// # Errors
@@ -424,10 +424,10 @@ mod tests {
         item.remove("current_period_end");
         let plan = item.remove("price").unwrap();
         item.insert("plan".to_owned(), json!({"metadata": plan["metadata"], "amount": 2999, "currency": "usd"}));
-        assert!(Subscription::read(&old).is_err());
+        assert!(StripeSubscription::read(&old).is_err());
         old["current_period_start"] = 1000.into();
         old["current_period_end"] = 2000.into();
-        assert_eq!(Subscription::read(&old).unwrap(), Subscription::read(&new).unwrap());
+        assert_eq!(StripeSubscription::read(&old).unwrap(), StripeSubscription::read(&new).unwrap());
     }
 
     #[test]
@@ -437,7 +437,7 @@ mod tests {
             let price = &mut value["items"]["data"][0]["price"];
             price["unit_amount"] = amount.into();
             price["recurring"] = json!({"interval": interval, "interval_count": count});
-            Subscription::read(&value).unwrap().mrr()
+            StripeSubscription::read(&value).unwrap().mrr()
         };
         assert_eq!([mrr("month", 1, 2_999), mrr("month", 3, 6_000), mrr("year", 1, 29_990)], [2_999, 2_000, 2_499]);
         assert_eq!([mrr("year", 2, 48_000), mrr("week", 1, 600), mrr("day", 1, 120)], [2_000, 2_600, 3_650]);
@@ -445,7 +445,7 @@ mod tests {
         let item = &mut old["items"]["data"][0];
         item["plan"] = json!({"metadata": {"plan": "pro"}, "amount": 12_000, "currency": "usd", "interval": "year"});
         item["price"] = Value::Null;
-        assert_eq!(Subscription::read(&old).unwrap().mrr(), 1_000);
+        assert_eq!(StripeSubscription::read(&old).unwrap().mrr(), 1_000);
     }
 
     #[test]
@@ -454,7 +454,7 @@ mod tests {
             let mut value = subscription();
             value["status"] = status.into();
             value["latest_invoice"] = invoice;
-            Subscription::read(&value).unwrap().has_begun()
+            StripeSubscription::read(&value).unwrap().has_begun()
         };
         let invoice = |reason: &str, status: &str| json!({"id": "in_1", "billing_reason": reason, "status": status});
         assert!(!begun("canceled", invoice("subscription_create", "void")));
@@ -470,8 +470,8 @@ mod tests {
         let (mut old, mut new) = (bare.clone(), bare);
         old["subscription"] = "sub_1".into();
         new["parent"] = json!({"subscription_details": {"subscription": {"id": "sub_1"}}});
-        assert_eq!(Invoice::read(&old).unwrap(), Invoice::read(&new).unwrap());
-        assert_eq!(Invoice::read(&new).unwrap().subscription.as_deref(), Some("sub_1"));
+        assert_eq!(StripeInvoice::read(&old).unwrap(), StripeInvoice::read(&new).unwrap());
+        assert_eq!(StripeInvoice::read(&new).unwrap().subscription.as_deref(), Some("sub_1"));
     }
 
     #[test]
@@ -497,7 +497,7 @@ mod tests {
             "lines": {"data": []},
         });
         let period = |value: &Value| {
-            let invoice = Invoice::read(value).unwrap();
+            let invoice = StripeInvoice::read(value).unwrap();
             (invoice.period_start.unix_timestamp(), invoice.period_end.unix_timestamp())
         };
         assert_eq!(period(&value), (1000, 2000));
@@ -524,10 +524,10 @@ mod tests {
     fn a_cheaper_plan_begins_with_the_next_period() {
         let mut value = subscription();
         value["metadata"] = json!({"paid_plan": "enterprise", "paid_until": "2000"});
-        let now = Subscription::read(&value).unwrap();
+        let now = StripeSubscription::read(&value).unwrap();
         assert_eq!((now.plans(), now.mrr()), (Some((Plan::Enterprise, Some(Plan::Pro))), 9_999));
         value["items"]["data"][0]["current_period_start"] = 2000.into();
-        let then = Subscription::read(&value).unwrap();
+        let then = StripeSubscription::read(&value).unwrap();
         assert_eq!((then.plans(), then.mrr()), (Some((Plan::Pro, None)), 2_999));
     }
 
@@ -536,7 +536,7 @@ mod tests {
         let read = |flag: bool, date: Value| {
             let mut value = subscription();
             (value["cancel_at_period_end"], value["cancel_at"]) = (flag.into(), date);
-            let now = Subscription::read(&value).unwrap();
+            let now = StripeSubscription::read(&value).unwrap();
             (now.cancel_at_period_end, now.ends_by_date)
         };
         assert_eq!(read(false, Value::Null), (false, false));
@@ -550,23 +550,23 @@ mod tests {
     fn what_has_ended_is_of_no_try() {
         let mut value = subscription();
         value["metadata"]["made_by"] = "work".into();
-        let now = Subscription::read(&value).unwrap();
-        assert!(now.is_of("work") && !now.is_of("other"));
+        let now = StripeSubscription::read(&value).unwrap();
+        assert!(now.is_made_by("work") && !now.is_made_by("other"));
         value["status"] = "canceled".into();
-        assert!(!Subscription::read(&value).unwrap().is_of("work"));
+        assert!(!StripeSubscription::read(&value).unwrap().is_made_by("work"));
     }
 
     #[test]
     fn what_has_no_plans_price_runs_for_no_plan() {
         let mut value = subscription();
-        assert!(Subscription::read(&value).unwrap().runs_for_a_plan());
+        assert!(StripeSubscription::read(&value).unwrap().runs_for_a_plan());
         value["items"]["data"][0]["price"]["metadata"] = json!({});
-        let other = Subscription::read(&value).unwrap();
+        let other = StripeSubscription::read(&value).unwrap();
         assert!(other.runs() && !other.runs_for_a_plan());
         // A subscription that was told to be a plan's stays that plan's.
         let known = other.known_as(Some(Plan::Pro));
         assert_eq!((known.plans(), known.mrr()), (Some((Plan::Pro, None)), 2_999));
-        assert!(Subscription::read(&value).unwrap().known_as(None).plans().is_none());
+        assert!(StripeSubscription::read(&value).unwrap().known_as(None).plans().is_none());
     }
 
     #[test]
@@ -574,7 +574,7 @@ mod tests {
         let invoice = |status: &str, attempts: i64| {
             let value =
                 json!({"id": "in_1", "status": status, "attempt_count": attempts, "created": 5, "currency": "usd"});
-            Invoice::read(&value).unwrap().failed_attempts
+            StripeInvoice::read(&value).unwrap().failed_attempts
         };
         assert_eq!([invoice("open", 0), invoice("open", 2), invoice("paid", 0), invoice("paid", 3)], [0, 2, 0, 2]);
     }

@@ -9,37 +9,37 @@ use crate::store::postgres::Database;
 /// The advisory lock's number; arbitrary, but the same in every release.
 const LOCK: i64 = 0x616e_616c_7974_6963;
 
-/// Hands out turns.
-pub struct Turns {
+/// The lock of the writers.
+pub struct WriterLock {
     /// For its connect options, which follow a rotation of the password.
     pool: PgPool,
     idle: Mutex<Option<PgConnection>>,
 }
 
 /// The right to write, as long as its connection lives: a writer that dies leaves it to the next one.
-pub struct Turn {
+pub struct WriterGuard {
     connection: PgConnection,
 }
 
-impl Turns {
-    /// Turns that are kept in the database.
+impl WriterLock {
+    /// The lock in this database.
     #[must_use]
     pub fn new(database: &Database) -> Self {
         Self { pool: database.pool().clone(), idle: Mutex::new(None) }
     }
 
-    /// Waits for a turn, for so many seconds at most.
+    /// Waits for the lock, for so many seconds at most.
     ///
     /// # Errors
     /// When the database does not answer, or others keep writing.
-    pub async fn wait(&self, seconds: u32) -> Result<Turn> {
+    pub async fn acquire(&self, seconds: u32) -> Result<WriterGuard> {
         let idle = self.idle.lock().await.take();
         let mut connection = match idle {
             Some(connection) => revive(connection, &self.pool).await?,
             None => connect(&self.pool).await?,
         };
-        // A machine that vanishes says no goodbye: without keepalives its turn would last for hours. They are not among
-        // the options of the connection, which a proxy before the database refuses.
+        // A machine that vanishes says no goodbye: without keepalives it would hold the lock for hours. They are not
+        // among the options of the connection, which a proxy before the database refuses.
         sqlx::query!(
             "WITH settings AS MATERIALIZED (
                 SELECT set_config('lock_timeout', $1, false) AS patience,
@@ -53,22 +53,22 @@ impl Turns {
         )
         .fetch_one(&mut connection)
         .await?;
-        Ok(Turn { connection })
+        Ok(WriterGuard { connection })
     }
 
-    /// Ends a turn. One that is dropped instead ends with its connection.
+    /// Releases the lock. A guard that is dropped instead releases it with its connection.
     ///
     /// # Errors
-    /// When the database does not answer; then the turn has ended all the same.
-    pub async fn end(&self, mut turn: Turn) -> Result<()> {
-        sqlx::query!("SELECT pg_advisory_unlock($1) AS unlocked", LOCK).fetch_one(&mut turn.connection).await?;
-        *self.idle.lock().await = Some(turn.connection);
+    /// When the database does not answer; then the lock is free all the same.
+    pub async fn release(&self, mut guard: WriterGuard) -> Result<()> {
+        sqlx::query!("SELECT pg_advisory_unlock($1) AS unlocked", LOCK).fetch_one(&mut guard.connection).await?;
+        *self.idle.lock().await = Some(guard.connection);
         Ok(())
     }
 }
 
-impl Turn {
-    /// The connection that holds the turn.
+impl WriterGuard {
+    /// The connection that holds the lock.
     pub fn connection(&mut self) -> &mut PgConnection {
         &mut self.connection
     }
@@ -102,7 +102,7 @@ mod tests {
     async fn connects_as_the_pool_does_now_and_without_options() {
         let ((_old, before), (new, after)) = (server().await, server().await);
         let database = Database::connect_lazy(&before).unwrap();
-        let turns = Turns::new(&database);
+        let lock = WriterLock::new(&database);
         database.pool().set_connect_options(after.parse().unwrap());
 
         let asked = async {
@@ -115,7 +115,7 @@ mod tests {
         let asked = tokio::time::timeout(Duration::from_secs(5), asked);
         let startup = tokio::select! {
             startup = asked => startup.unwrap(),
-            turn = turns.wait(1) => panic!("nobody gave a turn: {:?}", turn.err()),
+            guard = lock.acquire(1) => panic!("nobody gave a guard: {:?}", guard.err()),
         };
 
         let startup = String::from_utf8_lossy(&startup).into_owned();
