@@ -365,8 +365,8 @@ def queue_attribute(sqs: Any, queue: str, name: str) -> str:
 
 def emulator_client() -> Any:
     """The running local stack's SQS, by `stack.py env`."""
-    stack = [sys.executable, str(ROOT / "localstack" / "stack.py"), "env"]
-    done = subprocess.run(["python3", *stack[1:]], capture_output=True, text=True, check=False)
+    stack = ["python3", str(ROOT / "localstack" / "stack.py"), "env"]
+    done = subprocess.run(stack, capture_output=True, text=True, check=False)
     if done.returncode:
         raise Refused("The local stack is down; run `make up`, or name a stage.")
     os.environ.update(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)

@@ -153,7 +153,7 @@ def _resource_faults(resource: dict[str, Any]) -> Iterator[str]:
         yield f"opens a stage that nothing guards, {properties['StageName']}"
 
 
-def _database_readers(resources: dict[str, Any]) -> Iterator[str] | list[str]:
+def _database_readers(resources: dict[str, Any]) -> list[str]:
     """The credentials may be in a secret of RDS, which every function of the database must be able to read."""
     readers = {
         resource["Properties"]["Role"]["Fn::GetAtt"][0]

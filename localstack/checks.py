@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
 
 import cloudformation
+import tools
 from settings import DEPLOY, HERE, REGION, ROOT, SAM_VENV, TOOLS, VENV, Failure
 
 CARGO_DENY = "0.20.2"
@@ -32,27 +32,13 @@ def run() -> int:
         "Python": [*ruff, "check", *sources],
         "Python format": [*ruff, "format", "--check", *sources],
     }
-    failed = [name for name, command in checks.items() if not _passes(name, command)]
+    variables = {"SAM_CLI_TELEMETRY": "0", "AWS_DEFAULT_REGION": REGION}
+    failed = [name for name, command in checks.items() if not tools.passes(name, command, TOOLS, variables)]
     if failed:
         print(f"\nFailed: {', '.join(failed)}.")
         return 1
     print("\nAll checks passed.")
     return 0
-
-
-def _passes(name: str, command: list[str]) -> bool:
-    print(f"\n== {name}", flush=True)
-    started = time.monotonic()
-    environment = {
-        **os.environ,
-        "SQLX_OFFLINE": "true",
-        "SAM_CLI_TELEMETRY": "0",
-        "AWS_DEFAULT_REGION": REGION,
-        "PATH": f"{TOOLS / 'bin'}{os.pathsep}{os.environ['PATH']}",
-    }
-    code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
-    print(f"== {name}: {'passed' if code == 0 else 'failed'} in {time.monotonic() - started:.0f} s", flush=True)
-    return code == 0
 
 
 def _ensure_cargo_deny() -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import time
 
 import build
 import deploy
@@ -127,19 +125,11 @@ def _node_tools() -> dict[str, str]:
 
 
 def _passes(name: str, command: list[str], addresses: dict[str, str]) -> bool:
-    print(f"\n== {name}", flush=True)
-    started = time.monotonic()
-    # Queries are checked against the committed descriptions, although there is a database to ask.
     variables = {
-        **os.environ,
         **addresses,
-        "SQLX_OFFLINE": "true",
         # Most tests wait for the stack longer than they compute; of the stack there is one on any machine.
         "RUST_TEST_THREADS": os.environ.get("RUST_TEST_THREADS") or str(min(2 * (os.cpu_count() or 1), 4)),
         # The Stripe replica brings a pytest plugin that needs a newer Python.
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-        "PATH": f"{VENV / 'bin'}{os.pathsep}{os.environ['PATH']}",
     }
-    code = subprocess.run(command, cwd=ROOT, env=variables, check=False).returncode
-    print(f"== {name}: {'passed' if code == 0 else 'failed'} in {time.monotonic() - started:.0f} s", flush=True)
-    return code == 0
+    return tools.passes(name, command, VENV, variables)

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -201,6 +202,22 @@ def ensure_test_packages() -> None:
     log = TOOLS / "install-tests.log"
     _run(["npm", "ci", "--prefix", tests], log, f"npm packages could not be installed; {log} says why.")
     stamp.write_text(wanted)
+
+
+def passes(name: str, command: list[str], programs: Path, variables: dict[str, str]) -> bool:
+    """Whether a check or a suite passes, with programs of this folder before others and these variables; says so."""
+    print(f"\n== {name}", flush=True)
+    started = time.monotonic()
+    environment = {
+        **os.environ,
+        **variables,
+        # Queries are checked against the committed descriptions, even where there is a database to ask.
+        "SQLX_OFFLINE": "true",
+        "PATH": f"{programs / 'bin'}{os.pathsep}{os.environ['PATH']}",
+    }
+    code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    print(f"== {name}: {'passed' if code == 0 else 'failed'} in {time.monotonic() - started:.0f} s", flush=True)
+    return code == 0
 
 
 def _debian(*packages: str) -> None:

@@ -20,18 +20,18 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("cargo::rerun-if-changed={input}");
     }
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
-    describe(&out)?;
-    draw(&out)?;
-    draw_analytics(&out)
+    openapi_json(&out)?;
+    docs_page(&out)?;
+    analytics_page(&out)
 }
 
-fn describe(out: &Path) -> Result<(), Box<dyn Error>> {
+fn openapi_json(out: &Path) -> Result<(), Box<dyn Error>> {
     let description: serde_json::Value = serde_saphyr::from_str(&std::fs::read_to_string(DESCRIPTION)?)?;
     std::fs::write(out.join("openapi.json"), description.to_string())?;
     Ok(())
 }
 
-fn draw(out: &Path) -> Result<(), Box<dyn Error>> {
+fn docs_page(out: &Path) -> Result<(), Box<dyn Error>> {
     let mut archive = zip::ZipArchive::new(Cursor::new(utoipa_swagger_ui_vendored::SWAGGER_UI_VENDORED))?;
     let bundle = inline(&asset(&mut archive, "/dist/swagger-ui-bundle.js")?);
     let style = asset(&mut archive, "/dist/swagger-ui.css")?;
@@ -41,38 +41,24 @@ fn draw(out: &Path) -> Result<(), Box<dyn Error>> {
         .replace("{{style}}", &style)
         .replace("{{bundle}}", &bundle)
         .replace("{{start}}", &start);
-    let policy = format!(
-        "default-src 'none'; script-src {} {}; style-src {}; img-src data:; connect-src 'self'; \
-         base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-        hash(&bundle),
-        hash(&start),
-        hash(&style),
-    );
 
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
     gzip.write_all(page.as_bytes())?;
     std::fs::write(out.join("docs.html.gz"), gzip.finish()?)?;
     std::fs::write(out.join("docs.html"), page)?;
-    std::fs::write(out.join("docs.policy"), policy)?;
+    std::fs::write(out.join("docs.policy"), policy(&bundle, &start, &style))?;
     Ok(())
 }
 
 /// The dashboard, with the chart library that is kept beside it.
-fn draw_analytics(out: &Path) -> Result<(), Box<dyn Error>> {
+fn analytics_page(out: &Path) -> Result<(), Box<dyn Error>> {
     let read = |name: &str| std::fs::read_to_string(Path::new(ANALYTICS).join(name));
     let style = read("uplot.css")? + &read("page.css")?;
     let (chart, start) = (inline(&read("uplot.js")?), read("page.js")?);
     let page =
         read("page.html")?.replace("{{style}}", &style).replace("{{chart}}", &chart).replace("{{start}}", &start);
-    let policy = format!(
-        "default-src 'none'; script-src {} {}; style-src {}; img-src data:; connect-src 'self'; \
-         base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-        hash(&chart),
-        hash(&start),
-        hash(&style),
-    );
     std::fs::write(out.join("analytics.html"), page)?;
-    std::fs::write(out.join("analytics.policy"), policy)?;
+    std::fs::write(out.join("analytics.policy"), policy(&chart, &start, &style))?;
     Ok(())
 }
 
@@ -92,6 +78,17 @@ fn asset(archive: &mut zip::ZipArchive<Cursor<&[u8]>>, suffix: &str) -> Result<S
 /// The end tag of a script ends the element even within a string of the script.
 fn inline(script: &str) -> String {
     script.replace("</script", "<\\/script")
+}
+
+/// Allows a page these two scripts and this style, and no others.
+fn policy(script: &str, start: &str, style: &str) -> String {
+    format!(
+        "default-src 'none'; script-src {} {}; style-src {}; img-src data:; connect-src 'self'; \
+         base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        hash(script),
+        hash(start),
+        hash(style),
+    )
 }
 
 fn hash(text: &str) -> String {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
+use uuid::Uuid;
 
 use crate::crypto;
 
@@ -27,6 +28,19 @@ pub fn millis(at: OffsetDateTime) -> i64 {
 #[must_use]
 pub fn from_millis(millis: i64) -> OffsetDateTime {
     OffsetDateTime::from_unix_timestamp_nanos(i128::from(millis) * 1_000_000).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+}
+
+/// Whole milliseconds of a time that has passed.
+#[must_use]
+pub fn whole_millis(passed: Duration) -> u64 {
+    u64::try_from(passed.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The second within an id of version 7; `None` for one that does not tell.
+#[must_use]
+pub fn of_uuid(id: Uuid) -> Option<OffsetDateTime> {
+    let (seconds, _) = id.get_timestamp()?.to_unix();
+    OffsetDateTime::from_unix_timestamp(i64::try_from(seconds).ok()?).ok()
 }
 
 /// Between half of a wait and all of it, so that those who failed together do not return together.

@@ -89,6 +89,15 @@ pub fn list(name: &str) -> Vec<String> {
         .collect()
 }
 
+/// Where the pages are that mails and Stripe lead to: `APP_URL`, without a slash at its end.
+///
+/// # Errors
+/// When it is missing.
+#[track_caller]
+pub fn app_url() -> Result<String> {
+    Ok(required("APP_URL")?.trim_end_matches('/').to_owned())
+}
+
 /// Where the function is deployed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {

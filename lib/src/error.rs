@@ -233,6 +233,12 @@ impl Error {
         self.0.code
     }
 
+    /// Whether it says that nobody is signed in.
+    #[must_use]
+    pub fn is_unauthorized(&self) -> bool {
+        self.code().status() == http::StatusCode::UNAUTHORIZED
+    }
+
     /// The sentence for the client.
     #[must_use]
     pub fn detail(&self) -> &str {

@@ -1,5 +1,6 @@
 //! Health checks: each dependency is asked for something trivial, all at once, within a deadline.
 
+use std::collections::BTreeMap;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -8,14 +9,15 @@ use serde::Serialize;
 use tokio::sync::OnceCell;
 
 use crate::auth::session::Sessions;
+use crate::clock;
 use crate::config;
 use crate::error::Result;
 use crate::http::response::Response;
-use crate::http::runner::BoxFuture;
 use crate::secrets;
 use crate::store::clickhouse::ClickHouse;
 use crate::store::postgres::Database;
 use crate::store::queue::Queue;
+use futures_util::future::BoxFuture;
 
 /// A dependency that has not answered by then counts as down.
 const DEADLINE: Duration = Duration::from_secs(3);
@@ -30,7 +32,6 @@ enum Status {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Dependency {
-    name: &'static str,
     status: Status,
     latency_ms: u64,
 }
@@ -41,7 +42,7 @@ struct Report {
     status: Status,
     version: &'static str,
     uptime_seconds: u64,
-    dependencies: serde_json::Map<String, serde_json::Value>,
+    dependencies: BTreeMap<&'static str, Dependency>,
 }
 
 /// The dependencies that the function's environment names.
@@ -78,7 +79,7 @@ impl Health {
     /// # Errors
     /// When the report cannot be written.
     pub async fn report(&self) -> Result<Response> {
-        let mut checks: Vec<BoxFuture<'_, Dependency>> = Vec::new();
+        let mut checks: Vec<BoxFuture<'_, (&'static str, Dependency)>> = Vec::new();
         if let Some(database) = &self.database {
             let ping = async { database.get_or_try_init(Database::init).await?.ping().await };
             checks.push(Box::pin(check("postgres", ping)));
@@ -96,27 +97,20 @@ impl Health {
         if let Some(variable) = self.secret {
             checks.push(Box::pin(check("secrets", secrets::ping(variable))));
         }
-        let dependencies = join_all(checks).await;
-        let up = dependencies.iter().all(|dependency| dependency.status == Status::Up);
-        let mut members = serde_json::Map::new();
-        for dependency in &dependencies {
-            members.insert(
-                dependency.name.to_owned(),
-                serde_json::json!({ "status": dependency.status, "latencyMs": dependency.latency_ms }),
-            );
-        }
+        let dependencies: BTreeMap<_, _> = join_all(checks).await.into_iter().collect();
+        let up = dependencies.values().all(|dependency| dependency.status == Status::Up);
         let report = Report {
             status: if up { Status::Up } else { Status::Down },
             version: env!("CARGO_PKG_VERSION"),
             uptime_seconds: self.started.elapsed().as_secs(),
-            dependencies: members,
+            dependencies,
         };
         let status = if up { http::StatusCode::OK } else { http::StatusCode::SERVICE_UNAVAILABLE };
         Response::json(status, &report)
     }
 }
 
-async fn check(name: &'static str, ping: impl Future<Output = Result<()>> + Send) -> Dependency {
+async fn check(name: &'static str, ping: impl Future<Output = Result<()>> + Send) -> (&'static str, Dependency) {
     let started = Instant::now();
     let status = match tokio::time::timeout(DEADLINE, ping).await {
         Ok(Ok(())) => Status::Up,
@@ -129,7 +123,7 @@ async fn check(name: &'static str, ping: impl Future<Output = Result<()>> + Send
             Status::Down
         }
     };
-    Dependency { name, status, latency_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX) }
+    (name, Dependency { status, latency_ms: clock::whole_millis(started.elapsed()) })
 }
 
 fn process_start() -> Instant {

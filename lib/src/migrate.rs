@@ -179,7 +179,7 @@ struct Applied {
 
 /// Tells a migration that was changed from the one that was applied.
 fn checksum(statements: &str) -> String {
-    crypto::hex(&crypto::sha256(statements.as_bytes()))
+    hex::encode(crypto::sha256(statements.as_bytes()))
 }
 
 /// Makes database and table of versions; gives the migrations that are in place.

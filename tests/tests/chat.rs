@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
 use futures_util::future::join_all;
 use lib::auth::account::Visit;
 use lib::billing::plan::Plan;
@@ -20,20 +21,17 @@ use lib::chat::search;
 use lib::chat::stream::Protocol;
 use lib::error::Code;
 use lib::http::page::{Cursor, Limit};
-use lib::http::runner::BoxFuture;
 use lib::http::validate::{Field, Raw};
 use lib::store::postgres::Database;
 use lib::telemetry::trace::TraceContext;
 use sandbox::plans::{Question, Talker};
+use sandbox::variable;
 use sqlx::AssertSqlSafe;
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-#[expect(clippy::disallowed_methods, reason = "this file's one home of environment access")]
 fn database() -> Database {
-    let url = std::env::var("DATABASE_URL")
-        .expect("DATABASE_URL is not set: these tests need a running stack; `make test` starts one and runs them");
-    Database::connect_lazy(&url).unwrap()
+    Database::connect_lazy(&variable("DATABASE_URL")).unwrap()
 }
 
 /// What a provider has done, for comparing with what was stored.
@@ -141,12 +139,7 @@ fn ask(user_id: Uuid, message: &str) -> Ask {
 }
 
 fn visit() -> Visit {
-    Visit {
-        ip: [127, 0, 0, 1].into(),
-        device: String::new(),
-        country: None,
-        trace: TraceContext::continue_or_begin(None),
-    }
+    Visit { ip: [127, 0, 0, 1].into(), device: String::new(), country: None, trace: TraceContext::begin() }
 }
 
 const TIME: Duration = Duration::from_secs(60);
@@ -860,7 +853,7 @@ async fn titles_cost(conversation: Uuid) -> Vec<(i64, i64, bool)> {
     rows.bind(conversation).fetch_all(database().pool()).await.unwrap()
 }
 
-async fn until<T: PartialEq + std::fmt::Debug>(expected: T, look: impl AsyncFn() -> T) {
+async fn eventually<T: PartialEq + std::fmt::Debug>(expected: T, look: impl AsyncFn() -> T) {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         let found = look().await;
@@ -878,7 +871,7 @@ async fn a_title_is_there_at_once_and_better_a_moment_later() {
     let (conversation, may_write) = untitled(user, Ok("\"Weather in Bern.\"")).await;
     assert_eq!(title(conversation).await, "What is the weather in Bern?");
     may_write.notify_one();
-    until("Weather in Bern".to_owned(), async || title(conversation).await).await;
+    eventually("Weather in Bern".to_owned(), async || title(conversation).await).await;
     // What the house asks for is kept, and is not the user's.
     assert_eq!(titles_cost(conversation).await, [(40, 7, true)]);
     assert_eq!((month(user).await, count(user, "ledger tokens").await), ((45, 0), 45));
@@ -897,7 +890,7 @@ async fn a_title_that_the_user_sets_meanwhile_stays() {
     let change = Change { title: Some("My own".to_owned()), pinned: None, archived: None };
     Conversations::new(database()).change(user, conversation, change).await.unwrap();
     may_write.notify_one();
-    until(1, async || titles_cost(conversation).await.len()).await;
+    eventually(1, async || titles_cost(conversation).await.len()).await;
     assert_eq!(title(conversation).await, "My own");
 }
 
@@ -906,7 +899,7 @@ async fn without_a_written_title_the_first_one_stays() {
     let (empty, broken) = (new_user(0).await, new_user(0).await);
     let (conversation, may_write) = untitled(empty, Ok(" \"\" ")).await;
     may_write.notify_one();
-    until(1, async || titles_cost(conversation).await.len()).await;
+    eventually(1, async || titles_cost(conversation).await.len()).await;
     assert_eq!(title(conversation).await, "What is the weather in Bern?");
     let (conversation, may_write) = untitled(broken, Err(Cause::RateLimited)).await;
     may_write.notify_one();

@@ -9,8 +9,8 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::{join, try_join_all};
-use sandbox::Sandbox;
 use sandbox::deployed::{Deployed, random_address, root};
+use sandbox::{Sandbox, variable};
 use serde_json::{Value, json};
 use sqlx::postgres::PgPool;
 use tokio::sync::RwLock;
@@ -26,13 +26,6 @@ const PATIENCE_WITH_RELAY: Duration = Duration::from_secs(120);
 /// Whoever kills what others need is alone; who only needs it is not.
 static STACK: RwLock<()> = RwLock::const_new(());
 
-#[expect(clippy::disallowed_methods, reason = "this file's one home of environment access")]
-fn variable(name: &str) -> String {
-    std::env::var(name).unwrap_or_else(|_| {
-        panic!("{name} is not set: these tests need a running stack; `make test` starts one and runs them")
-    })
-}
-
 fn client() -> reqwest::Client {
     // Installed by whichever test comes first.
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -40,7 +33,7 @@ fn client() -> reqwest::Client {
 }
 
 /// Asks again and again until the answer is there.
-async fn until<T>(what: &str, patience: Duration, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+async fn eventually<T>(what: &str, patience: Duration, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + patience;
     loop {
         if let Some(answer) = ask().await {
@@ -149,7 +142,7 @@ impl Crowd {
         let batches: Vec<Value> = (0..EVENTS / 10).map(|_| self.batch()).collect();
         let lanes = batches.chunks(EVENTS / 10 / 8).map(async |lane| {
             for batch in lane {
-                until("the queue takes events", PATIENCE, async || {
+                eventually("the queue takes events", PATIENCE, async || {
                     let reply = sqs(&self.client, "SendMessageBatch", batch).await?;
                     (reply["Successful"].as_array()?.len() == 10).then_some(())
                 })
@@ -186,7 +179,7 @@ impl Crowd {
     /// Waits until some of them are counted, and others are not.
     async fn midway(&self) -> usize {
         let counted =
-            until("some events are counted", PATIENCE, async || self.counted().await.filter(|n| *n > 0)).await;
+            eventually("some events are counted", PATIENCE, async || self.counted().await.filter(|n| *n > 0)).await;
         assert!(counted < EVENTS, "all events were counted before anything was killed");
         counted
     }
@@ -220,21 +213,21 @@ impl Crowd {
 
     /// All are counted, each once, in the table and in the figure; and it stays so when the queue is empty.
     async fn arrives(&self, figure_before: i64) {
-        until("all events are counted", PATIENCE, async || self.counted().await.filter(|n| *n == EVENTS)).await;
-        until("the queue is empty", PATIENCE, async || {
+        eventually("all events are counted", PATIENCE, async || self.counted().await.filter(|n| *n == EVENTS)).await;
+        eventually("the queue is empty", PATIENCE, async || {
             let names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"];
             let asked = json!({ "QueueUrl": self.queue_url, "AttributeNames": names });
             let reply = sqs(&self.client, "GetQueueAttributes", &asked).await?;
             names.iter().all(|name| reply["Attributes"][name] == "0").then_some(())
         })
         .await;
-        let figure = until("the figure is answered", PATIENCE, async || self.figure().await).await;
+        let figure = eventually("the figure is answered", PATIENCE, async || self.figure().await).await;
         assert_eq!(figure - figure_before, i64::try_from(EVENTS).unwrap(), "the figure of {}", self.day);
         assert_eq!(self.counted().await, Some(EVENTS), "distinct events of {}", self.source);
     }
 
     async fn figure_before(&self) -> i64 {
-        until("the figure is answered", PATIENCE, async || self.figure().await).await
+        eventually("the figure is answered", PATIENCE, async || self.figure().await).await
     }
 }
 
@@ -250,7 +243,8 @@ async fn killing_the_ingest_worker_loses_no_event() {
         let counted = crowd.midway().await;
         assert!(kill_worker("workers-ingest") > 0, "no ingest worker runs");
         // The next worker, too.
-        until("a new worker counts events", PATIENCE, async || crowd.counted().await.filter(|n| *n > counted)).await;
+        eventually("a new worker counts events", PATIENCE, async || crowd.counted().await.filter(|n| *n > counted))
+            .await;
         kill_worker("workers-ingest");
     })
     .await;
@@ -360,12 +354,12 @@ async fn the_relay_delivers_what_a_function_killed_after_its_commit_did_not_send
     };
     assert_eq!(in_outbox().await, 1, "the event is in the outbox");
     let client = client();
-    until("the relayed event is counted once", PATIENCE_WITH_RELAY, async || {
+    eventually("the relayed event is counted once", PATIENCE_WITH_RELAY, async || {
         let sql = format!("SELECT uniqExact(id) FROM events WHERE type = 'user.signup' AND subject = '{user_id}'");
         count(&client, sql).await.filter(|counted| *counted == 1)
     })
     .await;
-    until("the outbox has forgotten it", PATIENCE, async || (in_outbox().await == 0).then_some(())).await;
+    eventually("the outbox has forgotten it", PATIENCE, async || (in_outbox().await == 0).then_some(())).await;
 }
 
 #[tokio::test]

@@ -56,7 +56,7 @@ impl Record<'_> {
 
     /// When SQS took the message, in milliseconds since the epoch.
     #[must_use]
-    pub fn sent_millis(&self) -> Option<i64> {
+    fn sent_millis(&self) -> Option<i64> {
         self.attributes.sent_timestamp.parse().ok()
     }
 

@@ -145,7 +145,7 @@ impl Query {
         let (start, end) = (fields.read::<Option<Day>>("start_date"), fields.read::<Option<Day>>("end_date"));
         let (interval, limit) = (fields.read("interval"), fields.read::<Limit>("limit"));
         let range = Range::between(start?, end?, today);
-        let range = range.map_err(|invalid| fields.refuse("startDate", invalid)).ok();
+        let range = range.map_err(|invalid| fields.refuse("start_date", invalid)).ok();
         Some(Self { range: range?, interval: interval?, limit: limit?.0.unsigned_abs(), today })
     }
 

@@ -38,7 +38,7 @@ pub struct Writer {
 }
 
 /// A block on its way, which Postgres knows of.
-pub struct Block {
+struct Block {
     id: Uuid,
     bytes: Bytes,
 }

@@ -12,7 +12,8 @@ use crate::auth::jwt::{AccessToken, Keys};
 use crate::auth::limits::Limits;
 use crate::auth::one_time::{OneTimeToken, OneTimeTokens, Purpose};
 use crate::auth::password::{self, Blocklist, NewPassword, Password};
-use crate::auth::session::{Role, Session, SessionIssuer, SessionToken};
+use crate::auth::role::Role;
+use crate::auth::session::{Session, SessionIssuer, SessionToken};
 use crate::billing::plan::Plan;
 use crate::clock;
 use crate::config::{self, Stage};
@@ -136,7 +137,7 @@ pub enum SignUp {
 #[derive(Clone)]
 pub struct Users {
     /// The database.
-    pub database: Database,
+    pub(crate) database: Database,
 }
 
 impl Users {
@@ -161,15 +162,18 @@ impl Users {
     /// # Errors
     /// When the database does not answer.
     pub async fn by_id(&self, id: Uuid) -> Result<Option<User>> {
-        let row = sqlx::query_as!(
+        self.row_by_id(id).await?.map(|row| row.user()).transpose()
+    }
+
+    async fn row_by_id(&self, id: Uuid) -> Result<Option<Row>> {
+        Ok(sqlx::query_as!(
             Row,
             "SELECT id, email, name, role, plan, password_hash, password_version, email_verified_at, created_at
              FROM users WHERE id = $1",
             id,
         )
         .fetch_optional(self.database.pool())
-        .await?;
-        row.map(|row| row.user()).transpose()
+        .await?)
     }
 
     /// The user of an address.
@@ -195,7 +199,7 @@ impl Users {
 /// Everything that happens to accounts.
 pub struct Accounts {
     /// The users.
-    pub users: Users,
+    pub(crate) users: Users,
     issuer: SessionIssuer,
     tokens: OneTimeTokens,
     limits: Limits,
@@ -510,15 +514,7 @@ impl Accounts {
         new: NewPassword,
         visit: &Visit,
     ) -> Result<()> {
-        let row = sqlx::query_as!(
-            Row,
-            "SELECT id, email, name, role, plan, password_hash, password_version, email_verified_at, created_at
-             FROM users WHERE id = $1",
-            user_id,
-        )
-        .fetch_optional(self.users.database.pool())
-        .await?
-        .ok_or_else(Error::unauthenticated)?;
+        let row = self.users.row_by_id(user_id).await?.ok_or_else(Error::unauthenticated)?;
         let email = stored(&row.email)?;
         self.check_password(&email, Some(&row), current, visit).await?;
         self.blocklist.check("newPassword", &new, &personal(&email, row.name.as_deref()))?;

@@ -11,13 +11,12 @@ use signature::{Signer, Verifier};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::config::Secret;
 use crate::crypto;
 use crate::error::{Code, Error, Result};
 use crate::secrets;
 
 /// How long an access token is valid, in seconds.
-pub const LIFETIME_SECONDS: i64 = 15 * 60;
+const LIFETIME_SECONDS: i64 = 15 * 60;
 
 const ISSUER: &str = "ai-chat-backend";
 const AUDIENCE: &str = "ai-chat-api";
@@ -45,18 +44,15 @@ pub struct AccessToken {
     pub expires_at: OffsetDateTime,
 }
 
-#[derive(Deserialize)]
-struct SigningSecret {
-    current: Secret,
+/// The seeds of the keys, as the secret holds them. They do not print.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Seeds {
+    pub(super) current: String,
     /// Signs after the next rotation; known before, so that a sandbox that lives through one knows it.
-    #[serde(default = "no_secret")]
-    next: Secret,
-    #[serde(default = "no_secret")]
-    previous: Secret,
-}
-
-fn no_secret() -> Secret {
-    Secret::new(String::new())
+    #[serde(default)]
+    pub(super) next: String,
+    #[serde(default)]
+    pub(super) previous: String,
 }
 
 /// A key of which only the seed is known until it is needed: the derivation would be a tenth of what an init
@@ -83,8 +79,12 @@ impl Keys {
     /// # Errors
     /// When it cannot be read.
     pub async fn init() -> Result<Self> {
-        let secret: SigningSecret = secrets::read("SIGNING_SECRET_ARN").await?;
-        Self::derive(&[secret.current.expose(), secret.next.expose(), secret.previous.expose()])
+        Self::of(&secrets::read("SIGNING_SECRET_ARN").await?)
+    }
+
+    /// The keys of these seeds.
+    pub(super) fn of(seeds: &Seeds) -> Result<Self> {
+        Self::derive(&[&seeds.current, &seeds.next, &seeds.previous])
     }
 
     /// The keys of these secrets, the current one first; empty ones are left out.

@@ -12,8 +12,7 @@ use uuid::Uuid;
 use crate::config;
 use crate::crypto;
 use crate::error::{Code, Error, Result};
-use crate::http::rate_limit::network;
-use crate::store::dynamo::{Table, get_number, number, text};
+use crate::store::counter::{Counters, network, seconds_until};
 
 /// The more wrong passwords an account has seen lately, whoever sent them, the later the next is answered.
 /// A right one is answered at once, so that nobody can lock the owner out.
@@ -68,7 +67,7 @@ impl Attempt {
 /// The limits of the credential routes.
 #[derive(Clone)]
 pub struct Limits {
-    table: Table,
+    counters: Counters,
     strictness: Strictness,
 }
 
@@ -78,7 +77,7 @@ impl Limits {
     /// # Errors
     /// When a variable is missing or malformed.
     pub fn from_env() -> Result<Self> {
-        Ok(Self { table: Table::from_env("RATE_LIMITS_TABLE")?, strictness: Strictness::from_env()? })
+        Ok(Self { counters: Counters::from_env()?, strictness: Strictness::from_env()? })
     }
 
     /// Counts a sign-in attempt: 5 failures per account and address, 10 per address, in 15 minutes. One beyond them is
@@ -113,7 +112,7 @@ impl Limits {
     /// When the table does not answer.
     pub async fn forgive(&self, attempt: Attempt) -> Result<()> {
         // Each is awaited, so that one that fails leaves no other undone.
-        join_all(attempt.keys.iter().map(|key| self.add(key, -1, None)))
+        join_all(attempt.keys.iter().map(|key| self.counters.add(key, -1, None)))
             .await
             .into_iter()
             .try_for_each(|count| count.map(drop))
@@ -232,35 +231,14 @@ impl Limits {
 
     async fn count(&self, rule: &Rule, now: OffsetDateTime) -> Result<(i64, String)> {
         let (key, ends) = slot(&rule.key, rule.window, now);
-        let count = self.add(&key, 1, Some(ends)).await?;
+        let count = self.counters.add(&key, 1, Some(ends)).await?;
         Ok((count, key))
-    }
-
-    /// Adds to a counter atomically and gives the new value.
-    async fn add(&self, key: &str, delta: i64, expires: Option<i64>) -> Result<i64> {
-        let mut request = self
-            .table
-            .client()
-            .update_item()
-            .table_name(&self.table.name)
-            .key("pk", text(key))
-            .expression_attribute_values(":delta", number(delta))
-            .expression_attribute_names("#count", "count")
-            .return_values(aws_sdk_dynamodb::types::ReturnValue::UpdatedNew);
-        request = match expires {
-            Some(at) => request
-                .update_expression("ADD #count :delta SET expires = :expires")
-                .expression_attribute_values(":expires", number(at)),
-            None => request.update_expression("ADD #count :delta"),
-        };
-        get_number(&request.send().await?.attributes.unwrap_or_default(), "count")
     }
 }
 
 fn too_many(rule: &Rule, now: OffsetDateTime) -> Error {
     let (_, ends) = slot("", rule.window, now);
-    let wait = u64::try_from(ends - now.unix_timestamp()).unwrap_or(1).max(1);
-    Error::too_many(Code::TooManyAttempts, wait)
+    Error::too_many(Code::TooManyAttempts, seconds_until(ends, now))
 }
 
 /// The counter of the window that holds this moment, and the second at which the window ends.
@@ -272,7 +250,7 @@ fn slot(key: &str, window: Duration, now: OffsetDateTime) -> (String, i64) {
 
 /// Addresses are personal data: keys hold a digest.
 fn digest(account: &str) -> String {
-    crypto::hex(&crypto::sha256(account.as_bytes())[..16])
+    hex::encode(&crypto::sha256(account.as_bytes())[..16])
 }
 
 #[cfg(test)]

@@ -2,19 +2,18 @@
 //! one. The item holds the token's hash; the mail job holds a nonce, which the mail worker turns into the
 //! token with a key from Secrets Manager, so that no token waits in a queue.
 
-use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use crate::auth::session::TokenKey;
+use crate::clock;
 use crate::crypto;
 use crate::error::{Code, Error, Result};
 use crate::http::validate::{Field, Invalid, Raw};
-use crate::store::dynamo::{Table, binary, condition_failed, epoch_seconds, number, text};
+use crate::store::dynamo::{Table, binary, condition_failed, epoch_seconds, get_digest, get_number, number, text};
 
 /// What a token is good for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// Proving that an address is read by its owner.
     VerifyEmail,
@@ -24,8 +23,7 @@ pub enum Purpose {
 
 impl Purpose {
     /// How long a token of this purpose is valid.
-    #[must_use]
-    pub const fn lifetime(self) -> Duration {
+    const fn lifetime(self) -> Duration {
         match self {
             Self::VerifyEmail => Duration::hours(24),
             Self::ResetPassword => Duration::minutes(60),
@@ -143,8 +141,8 @@ impl OneTimeTokens {
             .send()
             .await?;
         let item = reply.item.ok_or_else(invalid)?;
-        let hash = crate::store::dynamo::get_digest(&item, "hash")?;
-        let expires = crate::store::dynamo::get_number(&item, "expires")?;
+        let hash = get_digest(&item, "hash")?;
+        let expires = get_number(&item, "expires")?;
         let unused = !item.contains_key("used");
         if crypto::equal(&hash, &crypto::sha256(&token.secret)) && expires > now.unix_timestamp() && unused {
             Ok(())
@@ -208,9 +206,7 @@ fn token(key: &TokenKey, user_id: Uuid, purpose: Purpose, nonce: Uuid) -> OneTim
 
 /// When the token of a nonce expires; nothing for a nonce that does not tell when it was made.
 fn expiry(nonce: Uuid, purpose: Purpose) -> Option<OffsetDateTime> {
-    let (seconds, _) = nonce.get_timestamp()?.to_unix();
-    let asked_at = OffsetDateTime::from_unix_timestamp(i64::try_from(seconds).ok()?).ok()?;
-    asked_at.checked_add(purpose.lifetime())
+    clock::of_uuid(nonce)?.checked_add(purpose.lifetime())
 }
 
 fn key(user_id: Uuid, purpose: Purpose) -> String {

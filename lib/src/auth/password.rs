@@ -175,12 +175,7 @@ fn internal(error: impl fmt::Display) -> Error {
 /// # Errors
 /// When there is no memory or randomness for it.
 pub async fn hash(password: NewPassword) -> Result<String> {
-    hash_any(password.0).await
-}
-
-async fn hash_any(password: Password) -> Result<String> {
-    let recipe = Recipe::new()?;
-    background::blocking(move || recipe.compute(&password).map(|hash| hash.to_string())).await?
+    rehash(password.0).await
 }
 
 /// What a password check found.
@@ -218,7 +213,8 @@ pub async fn verify(password: Password, stored: Option<String>) -> Result<Verifi
 /// # Errors
 /// When there is no memory or randomness for it.
 pub async fn rehash(password: Password) -> Result<String> {
-    hash_any(password).await
+    let recipe = Recipe::new()?;
+    background::blocking(move || recipe.compute(&password).map(|hash| hash.to_string())).await?
 }
 
 /// A hash that no password is checked against in earnest.

@@ -1,11 +1,39 @@
-//! Roles, given and taken by an operator.
+//! Roles, which an operator gives and takes.
 
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::auth::email::Email;
-use crate::auth::session::{Role, Sessions};
+use crate::auth::session::Sessions;
 use crate::error::{Error, Result};
 use crate::store::postgres::Database;
+
+/// What a user may do beyond their own objects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Nothing.
+    User,
+    /// Read everybody's figures.
+    Admin,
+}
+
+impl Role {
+    /// The role as it is stored and shown.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::User => "user",
+            Self::Admin => "admin",
+        }
+    }
+
+    /// Reads a stored role; anything unknown may do nothing.
+    #[must_use]
+    pub fn stored(text: &str) -> Self {
+        if text == "admin" { Self::Admin } else { Self::User }
+    }
+}
 
 /// Sets roles.
 pub struct Roles {

@@ -5,10 +5,10 @@
 //! lives through a rotation knows every key that the others sign with, and no token ends before its time.
 
 use aws_sdk_secretsmanager::error::SdkError;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use uuid::Uuid;
 
-use crate::auth::jwt::Keys;
+use crate::auth::jwt::{Keys, Seeds};
 use crate::clock;
 use crate::crypto;
 use crate::error::{Error, Result};
@@ -39,16 +39,6 @@ enum Step {
     Finish,
 }
 
-/// The seeds, as the secret holds them.
-#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Seeds {
-    current: String,
-    #[serde(default)]
-    next: String,
-    #[serde(default)]
-    previous: String,
-}
-
 impl Seeds {
     /// Each key moves on by one. Where no next key was announced, one is, and the current one stays.
     fn advance(self, fresh: String) -> Self {
@@ -60,7 +50,7 @@ impl Seeds {
 
     /// Whether these seeds make keys, and what the current one signs is accepted by both.
     fn prove(&self) -> Result<()> {
-        let keys = Keys::derive(&[&self.current, &self.next, &self.previous])?;
+        let keys = Keys::of(self)?;
         let token = keys.sign(Uuid::nil(), Uuid::nil(), clock::now())?;
         keys.verify(&token.token).map(drop)
     }
@@ -78,7 +68,7 @@ pub async fn run(request: &RotationEvent) -> Result<()> {
                 return Ok(());
             }
             let (_, seeds) = current(id).await?;
-            let seeds = seeds.advance(crypto::hex(&crypto::random()?));
+            let seeds = seeds.advance(hex::encode(crypto::random()?));
             secrets::client()?
                 .put_secret_value()
                 .secret_id(id)
@@ -152,7 +142,7 @@ mod tests {
 
     #[test]
     fn whoever_knows_the_seeds_before_or_after_a_rotation_accepts_the_tokens_of_both() {
-        let keys = |seeds: &Seeds| Keys::derive(&[&seeds.current, &seeds.next, &seeds.previous]).unwrap();
+        let keys = |seeds: &Seeds| Keys::of(seeds).unwrap();
         let before = seeds("a", "b", "");
         let after = before.clone().advance("c".to_owned());
         let sign = |keys: &Keys| keys.sign(Uuid::nil(), Uuid::nil(), clock::now()).unwrap().token;

@@ -7,12 +7,13 @@
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use futures_util::future::try_join_all;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use crate::auth::account::Visit;
 use crate::auth::jwt::Claims;
+use crate::auth::role::Role;
 use crate::background;
 use crate::clock;
 use crate::config::Secret;
@@ -28,7 +29,7 @@ pub const IDLE_LIFETIME: Duration = Duration::days(7);
 /// A session ends at this age, however much it is used.
 pub const ABSOLUTE_LIFETIME: Duration = Duration::days(30);
 /// A replaced token is answered with its successor for so long, for tabs that refresh at the same time.
-pub const GRACE: Duration = Duration::seconds(10);
+const GRACE: Duration = Duration::seconds(10);
 /// The last use is written down when the one on record is older than this.
 const SLIDE_AFTER: Duration = Duration::minutes(5);
 /// Every session token begins with this.
@@ -37,33 +38,6 @@ pub const TOKEN_PREFIX: &str = "st_";
 const ENDED_AT_ONCE: usize = 25;
 /// Rotations that are remembered, newest first; more within the grace would be no browser.
 const REMEMBERED_ROTATIONS: usize = 16;
-
-/// What a user may do beyond their own objects.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// Nothing.
-    User,
-    /// Read everybody's figures.
-    Admin,
-}
-
-impl Role {
-    /// The role as it is stored and shown.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::User => "user",
-            Self::Admin => "admin",
-        }
-    }
-
-    /// Reads a stored role; anything unknown may do nothing.
-    #[must_use]
-    pub fn stored(text: &str) -> Self {
-        if text == "admin" { Self::Admin } else { Self::User }
-    }
-}
 
 /// A session token, taken apart.
 #[derive(Clone)]
@@ -131,7 +105,7 @@ impl Session {
     /// When the session ends unless it is used.
     #[must_use]
     pub fn expires_at(&self) -> OffsetDateTime {
-        (self.last_seen_at + IDLE_LIFETIME).min(self.created_at + ABSOLUTE_LIFETIME)
+        ends(self.last_seen_at, self.created_at)
     }
 
     /// Whether an access token of this second was handed out together with the current session token.
@@ -241,7 +215,7 @@ impl Sessions {
 
     async fn touch(&self, session: &Session) -> Result<()> {
         let now = clock::now();
-        let expires = (now + IDLE_LIFETIME).min(session.created_at + ABSOLUTE_LIFETIME);
+        let expires = ends(now, session.created_at);
         let result = self
             .table
             .client()
@@ -393,7 +367,7 @@ impl TokenKey {
 #[derive(Clone)]
 pub struct SessionIssuer {
     /// The table.
-    pub sessions: Sessions,
+    pub(crate) sessions: Sessions,
     key: TokenKey,
 }
 
@@ -455,7 +429,7 @@ impl SessionIssuer {
 
     /// Replaces a token by its successor.
     ///
-    /// The current token is rotated. A token replaced less than [`GRACE`] ago, or whose successor nobody has
+    /// The current token is rotated. A token replaced less than 10 seconds ago, or whose successor nobody has
     /// used yet, gets the same successor again. Any older token is taken as stolen and ends the session.
     ///
     /// # Errors
@@ -553,6 +527,11 @@ enum Verdict {
     Grace,
     Stolen,
     Forged,
+}
+
+/// When a session ends that is not used any more.
+fn ends(last_seen: OffsetDateTime, created: OffsetDateTime) -> OffsetDateTime {
+    (last_seen + IDLE_LIFETIME).min(created + ABSOLUTE_LIFETIME)
 }
 
 fn ended() -> Error {

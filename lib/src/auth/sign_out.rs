@@ -1,7 +1,5 @@
 //! Signing out.
 
-use http::StatusCode;
-
 use crate::auth::account::{Users, Visit};
 use crate::auth::session::{Session, Sessions};
 use crate::error::Result;
@@ -53,7 +51,7 @@ impl SignOut {
             && let Some(Credential::Cookie(token)) = cookie
         {
             match self.sessions.authenticate(&token).await {
-                Err(error) if error.code().status() == StatusCode::UNAUTHORIZED => {}
+                Err(error) if error.is_unauthorized() => {}
                 session => return session,
             }
         }

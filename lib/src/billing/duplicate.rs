@@ -91,9 +91,9 @@ impl Billing {
             }
             // Under the same key, Stripe would refuse for a day what it has refused once.
             let key = format!("void-{}-{}", invoice.id, Uuid::now_v7());
-            match self.stripe.post_repeatable(&format!("{path}/void"), &Vec::new(), &key).await {
+            match self.stripe.post_repeatable(&format!("{path}/void"), &[], &key).await {
                 Err(failure @ Failure::Refused { .. }) => {
-                    if StripeInvoice::read(&self.stripe.get(&path, &Vec::new()).await?)?.is_unpaid() {
+                    if StripeInvoice::read(&self.stripe.get(&path, &[]).await?)?.is_unpaid() {
                         return Err(failure.into());
                     }
                 }

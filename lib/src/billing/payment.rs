@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::billing::service::{Billing, LockTimeout};
 use crate::billing::stripe::Failure;
 use crate::billing::stripe_object;
-use crate::error::{Code, Error, Result};
+use crate::error::{Error, Result};
 use crate::http::page::{self, Cursor, Limit};
 use crate::http::validate::{self, Field, Fields, FromFields, Invalid, Raw};
 use crate::store::postgres::Database;
@@ -194,7 +194,7 @@ impl Billing {
             Err(failure @ Failure::Refused { .. }) => {
                 let path = format!("/payment_intents/{id}/cancel");
                 let canceled = || self.intent_where(&id, |intent| intent["status"] == "canceled");
-                self.stripe.post_once(&path, &Vec::new(), &format!("give-up-{operation}"), canceled).await?;
+                self.stripe.post_once(&path, &[], &format!("give-up-{operation}"), canceled).await?;
                 return Err(of_amount(&failure).unwrap_or_else(|| failure.of_method()));
             }
             outcome => outcome,
@@ -204,8 +204,12 @@ impl Billing {
         let payment = payment.ok_or_else(|| Error::internal("Stripe lost the payment that it made"))?;
         transaction.commit().await?;
         match (payment.status.as_str(), outcome) {
-            ("requires_payment_method", Err(Failure::Declined(code))) => Err(declined(payment.decline_code.or(code))),
-            ("requires_payment_method", _) if payment.decline_code.is_some() => Err(declined(payment.decline_code)),
+            ("requires_payment_method", Err(Failure::Declined(code))) => {
+                Err(Failure::Declined(payment.decline_code.or(code)).into())
+            }
+            ("requires_payment_method", _) if payment.decline_code.is_some() => {
+                Err(Failure::Declined(payment.decline_code).into())
+            }
             // It was not confirmed, and is not going to be.
             ("requires_payment_method" | "requires_confirmation", Err(failure)) => Err(failure.into()),
             ("requires_action", _) => Ok((payment, made["client_secret"].as_str().map(str::to_owned))),
@@ -225,7 +229,7 @@ impl Billing {
 
     /// A payment intent, if it is as wanted.
     async fn intent_where(&self, id: &str, is_wanted: fn(&Value) -> bool) -> Result<Option<Value>, Failure> {
-        let found = self.stripe.get(&format!("/payment_intents/{id}"), &Vec::new()).await?;
+        let found = self.stripe.get(&format!("/payment_intents/{id}"), &[]).await?;
         Ok(Some(found).filter(is_wanted))
     }
 }
@@ -245,16 +249,12 @@ fn of_amount(failure: &Failure) -> Option<Error> {
     Some(Error::invalid_field("amount", "out_of_range", message))
 }
 
-#[track_caller]
-fn declined(code: Option<String>) -> Error {
-    Error::new(Code::CardDeclined, "The card was declined.").with("declineCode", code.into())
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::error::Code;
 
     #[test]
     fn amounts_are_whole_and_of_a_size_that_can_be_charged() {

@@ -39,7 +39,7 @@ impl Billing {
             stripe,
             grace: Duration::days(config::parsed("PAST_DUE_GRACE_DAYS", 7)?),
             trial_days: config::parsed("TRIAL_DAYS", 0)?,
-            app_url: config::required("APP_URL")?.trim_end_matches('/').to_owned(),
+            app_url: config::app_url()?,
         })
     }
 
@@ -71,7 +71,7 @@ impl Billing {
         let known = sqlx::query_scalar!("SELECT stripe_id FROM billing_customers WHERE user_id = $1", user_id);
         let known = known.fetch_optional(self.database.pool()).await?;
         if let Some(id) = &known {
-            let found = self.stripe.find(&format!("/customers/{id}"), &Vec::new()).await?;
+            let found = self.stripe.find(&format!("/customers/{id}"), &[]).await?;
             if found.is_some_and(|customer| customer["deleted"] != true) {
                 return Ok(id.clone());
             }

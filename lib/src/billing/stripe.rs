@@ -29,7 +29,7 @@ const KEYS: u32 = 3;
 const USER_AGENT: &str = concat!("ai-chat-backend/", env!("CARGO_PKG_VERSION"));
 
 /// Fields of a form or a query: names as Stripe writes them, `items[0][price]`.
-pub type Form = Vec<(&'static str, String)>;
+pub type Form<'a> = &'a [(&'static str, String)];
 
 /// Why Stripe did not do what it was asked.
 #[derive(Debug)]
@@ -158,7 +158,7 @@ impl Stripe {
     ///
     /// # Errors
     /// Those of Stripe.
-    pub async fn get(&self, path: &str, query: &Form) -> Result<Value, Failure> {
+    pub async fn get(&self, path: &str, query: Form<'_>) -> Result<Value, Failure> {
         let request = || {
             let mut request = RequestBuilder::new(StripeMethod::Get, path);
             request.query = (!query.is_empty()).then(|| encode(query));
@@ -171,7 +171,7 @@ impl Stripe {
     ///
     /// # Errors
     /// Those of Stripe.
-    pub async fn find(&self, path: &str, query: &Form) -> Result<Option<Value>, Failure> {
+    pub async fn find(&self, path: &str, query: Form<'_>) -> Result<Option<Value>, Failure> {
         match self.get(path, query).await {
             Ok(value) => Ok(Some(value)),
             Err(failure) if failure.is_missing() => Ok(None),
@@ -183,7 +183,7 @@ impl Stripe {
     ///
     /// # Errors
     /// Those of Stripe.
-    pub async fn post(&self, path: &str, form: &Form, key: &str) -> Result<Value, Failure> {
+    pub async fn post(&self, path: &str, form: Form<'_>, key: &str) -> Result<Value, Failure> {
         let request = || {
             let mut request = RequestBuilder::new(StripeMethod::Post, path);
             request.body = Some(encode(form));
@@ -198,7 +198,13 @@ impl Stripe {
     ///
     /// # Errors
     /// Those of Stripe.
-    pub async fn post_once<F>(&self, path: &str, form: &Form, key: &str, done: impl Fn() -> F) -> Result<Value, Failure>
+    pub async fn post_once<F>(
+        &self,
+        path: &str,
+        form: Form<'_>,
+        key: &str,
+        done: impl Fn() -> F,
+    ) -> Result<Value, Failure>
     where
         F: Future<Output = Result<Option<Value>, Failure>>,
     {
@@ -219,7 +225,7 @@ impl Stripe {
     ///
     /// # Errors
     /// Those of Stripe.
-    pub async fn post_repeatable(&self, path: &str, form: &Form, key: &str) -> Result<Value, Failure> {
+    pub async fn post_repeatable(&self, path: &str, form: Form<'_>, key: &str) -> Result<Value, Failure> {
         self.post_once(path, form, key, || async { Ok(None) }).await
     }
 
@@ -258,7 +264,7 @@ impl Stripe {
         if outcome.is_err() {
             spans::fail(&span, status);
         }
-        let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let duration_ms = clock::whole_millis(started.elapsed());
         tracing::info!(stripe.method = ?built.method, stripe.path = built.path, stripe.status = status, duration_ms, "Stripe was asked");
         outcome
     }
@@ -326,7 +332,7 @@ fn strategy(key: &str) -> Result<RequestStrategy, Failure> {
     Ok(RequestStrategy::Idempotent(key))
 }
 
-fn encode(form: &Form) -> String {
+fn encode(form: Form<'_>) -> String {
     form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish()
 }
 

@@ -334,8 +334,7 @@ fn line(value: &Value) -> Value {
 }
 
 /// Stripe's ids of the payment intents that collect an invoice, with `payments` expanded or of the older shape.
-#[must_use]
-pub fn intents_of(invoice: &Value) -> Vec<String> {
+fn intents_of(invoice: &Value) -> Vec<String> {
     intents_where(invoice, |_| true)
 }
 

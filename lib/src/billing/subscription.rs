@@ -136,7 +136,7 @@ pub(crate) async fn is_first(transaction: &mut Transaction, user_id: Uuid) -> Re
 
 impl Billing {
     /// All that a customer ever subscribed to, at Stripe.
-    pub(crate) async fn subscriptions_of(&self, customer: &str) -> Result<Vec<StripeSubscription>> {
+    async fn subscriptions_of(&self, customer: &str) -> Result<Vec<StripeSubscription>> {
         self.listed(customer).await?.iter().map(StripeSubscription::read).collect()
     }
 
@@ -378,10 +378,10 @@ impl Billing {
         for invoice in unpaid.iter().rev().filter(|invoice| invoice.status != "uncollectible") {
             let path = format!("/invoices/{}", invoice.id);
             let is_settled = |value: &Value| !matches!(value["status"].as_str(), Some("draft" | "open"));
-            let settled = || async { Ok(Some(self.stripe.get(&path, &Vec::new()).await?).filter(is_settled)) };
+            let settled = || async { Ok(Some(self.stripe.get(&path, &[]).await?).filter(is_settled)) };
             // Another try may be by another card: it is another payment.
             let key = format!("pay-{}-{}", invoice.id, Uuid::now_v7());
-            let failure = match self.stripe.post_once(&format!("{path}/pay"), &Vec::new(), &key, settled).await {
+            let failure = match self.stripe.post_once(&format!("{path}/pay"), &[], &key, settled).await {
                 Ok(paid) if is_settled(&paid) => continue,
                 Ok(_) => Failure::Declined(None),
                 Err(failure @ Failure::Declined(_)) => failure,

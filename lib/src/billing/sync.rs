@@ -83,7 +83,7 @@ impl Billing {
         if let Some(user_id) = known.fetch_optional(transaction.connection()).await? {
             return Ok(Some(user_id));
         }
-        let Some(value) = self.stripe.find(&path(kind, id), &Vec::new()).await? else { return Ok(None) };
+        let Some(value) = self.stripe.find(&path(kind, id), &[]).await? else { return Ok(None) };
         let Some(customer) = stripe_object::id_of(&value["customer"]) else { return Ok(None) };
         let runs =
             kind == Kind::Subscription && StripeSubscription::read(&value).is_ok_and(|now| now.runs_for_a_plan());
@@ -92,7 +92,7 @@ impl Billing {
             return Ok(Some(user_id));
         }
         // A webhook may be faster than the transaction that notes the customer.
-        let Some(value) = self.stripe.find(&format!("/customers/{customer}"), &Vec::new()).await? else {
+        let Some(value) = self.stripe.find(&format!("/customers/{customer}"), &[]).await? else {
             return Ok(None);
         };
         let named = value["metadata"]["user_id"].as_str().and_then(|id| Uuid::try_parse(id).ok());
@@ -116,7 +116,7 @@ impl Billing {
 
     /// A subscription as Stripe has it.
     pub(crate) async fn read_subscription(&self, id: &str) -> Result<Option<StripeSubscription>> {
-        let value = self.stripe.find(&path(Kind::Subscription, id), &Vec::new()).await?;
+        let value = self.stripe.find(&path(Kind::Subscription, id), &[]).await?;
         value.as_ref().map(StripeSubscription::read).transpose()
     }
 
@@ -341,7 +341,7 @@ impl Billing {
     }
 
     /// Mirrors an invoice and the subscription that it is for, and gives both as Stripe has them.
-    pub(crate) async fn mirror_invoice(
+    async fn mirror_invoice(
         &self,
         transaction: &mut Transaction,
         user_id: Uuid,

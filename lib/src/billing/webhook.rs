@@ -114,7 +114,7 @@ impl Billing {
     /// # Errors
     /// When the database or Stripe does not answer; the notice comes again.
     pub async fn handle(&self, notice: &Notice) -> Result<()> {
-        self.sync(notice.kind, &notice.object_id, &TraceContext::continue_or_begin(None)).await?;
+        self.sync(notice.kind, &notice.object_id, &TraceContext::begin()).await?;
         sqlx::query!("UPDATE stripe_events SET processed_at = now() WHERE id = $1", notice.event_id)
             .execute(self.database.pool())
             .await?;

@@ -22,7 +22,7 @@ use crate::chat::prompt;
 use crate::chat::provider::attempt::{Begun, Providers};
 use crate::chat::provider::{Call, Cause, Failure, FinishReason, Piece, Pieces, Usage};
 use crate::chat::quota::{self, Quota};
-use crate::chat::stream::{self, Done, PING, Protocol, Start, StreamError, StreamEvent};
+use crate::chat::stream::{self, Done, PING, PING_AFTER, Protocol, Start, StreamError, StreamEvent};
 use crate::chat::title::{self, Untitled};
 use crate::clock;
 use crate::error::{Code, Error, Result};
@@ -31,8 +31,6 @@ use crate::http::response::Chunks;
 use crate::store::postgres::Database;
 use crate::telemetry::trace::TraceContext;
 
-/// A stream silent for this long sends a ping.
-const PING_AFTER: Duration = Duration::from_secs(15);
 /// The longest answer, below what API Gateway allows.
 const TOTAL: Duration = Duration::from_secs(280);
 /// The longest silence within an answer.

@@ -153,7 +153,7 @@ impl Field for Place {
     fn parse(raw: Raw<'_>) -> Result<Self, Invalid> {
         let bytes = crypto::from_base64url(raw.text()?).and_then(|bytes| bytes.try_into().ok());
         let place = bytes.map(i32::from_be_bytes).filter(|position| *position >= 0);
-        place.map(Self).ok_or_else(|| Invalid::new("malformed", "Must be the nextCursor of an earlier page."))
+        place.map(Self).ok_or_else(page::malformed_cursor)
     }
 }
 

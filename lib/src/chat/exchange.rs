@@ -136,8 +136,7 @@ pub async fn history(
     )
     .fetch_all(connection)
     .await?;
-    let role = |role: &str| if role == "assistant" { Role::Assistant } else { Role::User };
-    Ok(rows.into_iter().map(|row| Turn { role: role(&row.role), content: row.content }).collect())
+    Ok(rows.into_iter().map(|row| Turn { role: Role::stored(&row.role), content: row.content }).collect())
 }
 
 /// A question of a conversation. Its answer has the next place.

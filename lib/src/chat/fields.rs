@@ -2,6 +2,9 @@
 
 use crate::http::validate::{Field, Invalid, Raw, bounded_text};
 
+/// Characters of the longest message.
+const LONGEST_MESSAGE: usize = 100_000;
+
 /// What a person says: kept as it is, but neither blank nor endless.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MessageText(pub String);
@@ -10,9 +13,9 @@ impl Field for MessageText {
     fn parse(raw: Raw<'_>) -> Result<Self, Invalid> {
         let text = raw.text()?;
         // Checks the length without the white space around, and NUL.
-        bounded_text(raw, 1, 100_000)?;
-        if text.chars().count() > 100_000 {
-            return Err(Invalid::new("too_long", "Must have at most 100000 characters."));
+        bounded_text(raw, 1, LONGEST_MESSAGE)?;
+        if text.chars().count() > LONGEST_MESSAGE {
+            return Err(Invalid::new("too_long", format!("Must have at most {LONGEST_MESSAGE} characters.")));
         }
         Ok(Self(text.to_owned()))
     }

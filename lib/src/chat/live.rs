@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use crate::background;
 use crate::chat::ai_sdk::ChatId;
-use crate::chat::stream::{PING, Protocol, StreamError, StreamEvent};
+use crate::chat::stream::{PING, PING_AFTER, Protocol, StreamError, StreamEvent};
 use crate::clock;
 use crate::error::{Code, Error, Result};
 use crate::http::response::Chunks;
@@ -43,8 +43,6 @@ const LONGEST_ENDING: Duration = Duration::from_secs(5);
 /// A reader's reply ends once this many newer readers have joined: each holds a sandbox, even after its client left
 /// unnoticed.
 const MOST_READERS: i64 = 5;
-/// A silent reader's connection is kept open.
-const PING_AFTER: Duration = Duration::from_secs(15);
 /// A running stream whose function has not written for so long is dead.
 const DEAD_AFTER: time::Duration = time::Duration::seconds(30);
 /// A finished stream can be replayed for so long.
@@ -479,18 +477,12 @@ impl Streams {
         Ok(Some(self.follow(stream_id, after.unwrap_or(0), protocol, time_left)))
     }
 
-    /// The same by a conversation's name, for readers that remember nothing: what is known to be delivered is not
-    /// repeated.
+    /// The same by a conversation's name, for the AI SDK, which remembers nothing: what is known to be delivered is
+    /// not repeated.
     ///
     /// # Errors
     /// When the table does not answer.
-    pub async fn resume_latest(
-        &self,
-        user_id: Uuid,
-        name: &str,
-        protocol: Protocol,
-        time_left: Duration,
-    ) -> Result<Option<Chunks>> {
+    pub async fn resume_latest(&self, user_id: Uuid, name: &str, time_left: Duration) -> Result<Option<Chunks>> {
         // Longer names are not taken, and keys cannot be.
         if name.chars().count() > ChatId::LONGEST {
             return Ok(None);
@@ -501,7 +493,7 @@ impl Streams {
             let Some(stream_id) = self.latest(user_id, name).await? else { continue };
             let Some(state) = self.state_if_any(user_id, stream_id).await? else { continue };
             if !state.delivered && !is_dead(&state) && !state.is_gone() {
-                return Ok(Some(self.follow(stream_id, 0, protocol, time_left)));
+                return Ok(Some(self.follow(stream_id, 0, Protocol::AiSdk, time_left)));
             }
         }
         Ok(None)
@@ -750,9 +742,7 @@ fn name_key(user_id: Uuid, name: &str) -> String {
 
 /// Whether the id was made a moment ago, by the time within it.
 fn is_young(stream_id: Uuid) -> bool {
-    let Some((seconds, _)) = stream_id.get_timestamp().map(|at| at.to_unix()) else { return false };
-    let made = time::OffsetDateTime::from_unix_timestamp(i64::try_from(seconds).unwrap_or(0));
-    made.is_ok_and(|made| {
+    clock::of_uuid(stream_id).is_some_and(|made| {
         let age = clock::now() - made;
         // The time within the id is cut to the second here.
         age >= time::Duration::ZERO && age < YOUNG + time::Duration::SECOND

@@ -51,7 +51,7 @@ impl Quota {
     /// The refusal of a request that does not fit in what is left.
     #[track_caller]
     #[must_use]
-    pub fn exceeded(&self) -> Error {
+    fn exceeded(&self) -> Error {
         Error::new(Code::QuotaExceeded, "The plan's tokens of this month are used up or reserved.")
             .with("resetsAt", clock::rfc3339(self.resets_at).into())
             .with("limit", self.limit.into())

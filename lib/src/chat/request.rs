@@ -204,12 +204,12 @@ impl FromFields for SendRequest {
         let options = Options::from_fields(fields);
         match (message, messages) {
             (Some(None), Some(None)) => {
-                fields.refuse("message", Invalid::new("required", "Is required."));
+                fields.refuse("message", Invalid::required());
                 None
             }
             (Some(None), messages) => {
                 let (id, trigger): (Option<ChatId>, _) = (fields.read("id"), fields.read::<Trigger>("trigger"));
-                let replaced: Option<Option<MessageName>> = fields.read("messageId");
+                let replaced: Option<Option<MessageName>> = fields.read("message_id");
                 let LastQuestion { message, name, answers } = messages??;
                 Some(Self {
                     message,

@@ -1,6 +1,8 @@
 //! The events of a streamed answer and the two ways to write them: this API's own, and the AI SDK's UI message
 //! stream, version 1 (https://ai-sdk.dev/docs/ai-sdk-ui/stream-protocol).
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -24,6 +26,8 @@ pub fn last_event_id(header: Option<&http::HeaderValue>) -> Result<Option<u64>> 
 
 /// What keeps a silent connection open.
 pub const PING: Bytes = Bytes::from_static(b": ping\n\n");
+/// A stream that is silent for so long pings.
+pub const PING_AFTER: Duration = Duration::from_secs(15);
 
 /// An event of a stream.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

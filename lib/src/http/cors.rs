@@ -4,7 +4,7 @@ use http::{HeaderMap, Method};
 
 use crate::config;
 use crate::error::{Code, Error, Result};
-use crate::http::headers::set;
+use crate::http::headers::{set, text};
 
 /// Headers that a page of another origin may read.
 const EXPOSED: &str = "x-request-id, Retry-After, RateLimit, RateLimit-Policy, ETag";
@@ -83,10 +83,6 @@ impl Origins {
             Err(Error::new(Code::OriginNotAllowed, "Requests with credentials are taken from allowed origins only."))
         }
     }
-}
-
-fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    headers.get(name).and_then(|value| value.to_str().ok())
 }
 
 #[cfg(test)]

@@ -202,7 +202,7 @@ impl Gate {
                     }
                 };
                 let found = self.sessions.of_access_token(claims).await;
-                if found.as_ref().is_err_and(is_unauthorized) {
+                if found.as_ref().is_err_and(Error::is_unauthorized) {
                     self.ended.remember(claims.sid);
                 }
                 found?
@@ -212,7 +212,7 @@ impl Gate {
                 match &session {
                     Ok(_) => self.proved.remember(digest(token)),
                     // Whoever goes on sending it must not use up what its former owner may ask for.
-                    Err(error) if is_unauthorized(error) => self.proved.forget(&digest(token)),
+                    Err(error) if error.is_unauthorized() => self.proved.forget(&digest(token)),
                     Err(_) => {}
                 }
                 session?
@@ -221,10 +221,6 @@ impl Gate {
         };
         Ok(Caller { session, credential })
     }
-}
-
-fn is_unauthorized(error: &Error) -> bool {
-    error.code().status() == StatusCode::UNAUTHORIZED
 }
 
 /// How a client wants to keep its session.
@@ -312,7 +308,7 @@ pub fn refreshed(
 pub fn signed_out(outcome: Result<()>, request_id: &str) -> Result<Response> {
     let response = match outcome {
         Ok(()) => Response::no_content(),
-        Err(error) if is_unauthorized(&error) => problem::response(&error, request_id),
+        Err(error) if error.is_unauthorized() => problem::response(&error, request_id),
         Err(error) => return Err(error),
     };
     Ok(response.with_cookie(&clear_cookie()?))

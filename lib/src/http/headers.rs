@@ -4,7 +4,7 @@ use http::HeaderMap;
 use http::header::{HeaderName, HeaderValue};
 
 /// What a browser may load for a reply that is not a page: nothing.
-pub const API_CONTENT_SECURITY_POLICY: &str = "default-src 'none'; frame-ancestors 'none'";
+const API_CONTENT_SECURITY_POLICY: &str = "default-src 'none'; frame-ancestors 'none'";
 
 const SECURITY: [(&str, &str); 12] = [
     ("content-security-policy", API_CONTENT_SECURITY_POLICY),
@@ -26,6 +26,12 @@ pub fn secure(headers: &mut HeaderMap) {
     for (name, value) in SECURITY {
         headers.entry(HeaderName::from_static(name)).or_insert(HeaderValue::from_static(value));
     }
+}
+
+/// A header's text, if it is one.
+#[must_use]
+pub fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
 }
 
 /// Sets a header; a value that no header may hold is left out.

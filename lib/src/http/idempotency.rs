@@ -98,12 +98,7 @@ impl Idempotency {
         let ends = now + Duration::try_from(request.time_left).map_err(Error::internal)?;
         let ticket = Ticket {
             table: self.table.clone(),
-            pk: format!(
-                "{}#{}#{}",
-                request.user()?.user_id(),
-                self.route,
-                crypto::hex(&crypto::sha256(key.as_bytes()))
-            ),
+            pk: format!("{}#{}#{}", request.user()?.user_id(), self.route, hex::encode(crypto::sha256(key.as_bytes()))),
             id: Uuid::now_v7(),
             digest: digest(request)?,
             takes_over: false,
@@ -190,9 +185,7 @@ impl Kept {
         }
         let mut document: Value = serde_json::from_str(&self.body)?;
         document["requestId"] = request_id.into();
-        let mut response = Response::text(self.status, problem::MEDIA_TYPE, document.to_string());
-        response.headers.insert(http::header::CACHE_CONTROL, http::HeaderValue::from_static("no-store"));
-        Ok(response)
+        Ok(Response::text(self.status, problem::MEDIA_TYPE, document.to_string()).no_store())
     }
 }
 

@@ -45,18 +45,23 @@ impl Cursor {
 
 impl Field for Cursor {
     fn parse(raw: Raw<'_>) -> Result<Self, Invalid> {
-        let malformed = || Invalid::new("malformed", "Must be the nextCursor of an earlier page.");
         let bytes: [u8; 24] =
-            crypto::from_base64url(raw.text()?).and_then(|b| b.try_into().ok()).ok_or_else(malformed)?;
+            crypto::from_base64url(raw.text()?).and_then(|b| b.try_into().ok()).ok_or_else(malformed_cursor)?;
         let (micros, id) = bytes.split_at(8);
-        let micros = i64::from_be_bytes(micros.try_into().map_err(|_| malformed())?);
-        let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(micros) * 1_000).map_err(|_| malformed())?;
+        let micros = i64::from_be_bytes(micros.try_into().map_err(|_| malformed_cursor())?);
+        let at =
+            OffsetDateTime::from_unix_timestamp_nanos(i128::from(micros) * 1_000).map_err(|_| malformed_cursor())?;
         // Outside these years the database has no timestamps.
         if !(1970..=9999).contains(&at.year()) {
-            return Err(malformed());
+            return Err(malformed_cursor());
         }
-        Ok(Self { at, id: Uuid::from_slice(id).map_err(|_| malformed())? })
+        Ok(Self { at, id: Uuid::from_slice(id).map_err(|_| malformed_cursor())? })
     }
+}
+
+/// The refusal of a text that is no cursor.
+pub(crate) fn malformed_cursor() -> Invalid {
+    Invalid::new("malformed", "Must be the nextCursor of an earlier page.")
 }
 
 /// Where the first page begins.

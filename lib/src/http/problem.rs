@@ -28,14 +28,11 @@ pub fn response(error: &Error, request_id: &str) -> Response {
     for (name, value) in error.extensions() {
         document[name.as_str()] = value.clone();
     }
-    let mut response = Response::new(code.status());
-    response.body = document.to_string().into();
-    response.headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
-    response.headers.insert(http::header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    let mut response = Response::text(code.status(), MEDIA_TYPE, document.to_string()).no_store();
     if let Some(seconds) = error.extensions().get("retryAfterSeconds").and_then(Value::as_u64) {
         set(&mut response.headers, "retry-after", &seconds.to_string());
     }
-    if code.status() == http::StatusCode::UNAUTHORIZED {
+    if error.is_unauthorized() {
         response.headers.insert(http::header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
     response

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::config;
 use crate::error::{Code, Error, Result};
 use crate::http::headers::set;
-use crate::store::dynamo::{Table, get_number, number, text};
+use crate::store::counter::{Counters, network, seconds_until};
 
 /// Seconds of a window.
 const WINDOW: i64 = 60;
@@ -27,13 +27,13 @@ pub enum ClientKey {
 pub struct Allowance {
     limit: i64,
     remaining: i64,
-    resets_in: i64,
+    resets_in: u64,
 }
 
 /// Counts requests.
 #[derive(Clone)]
 pub struct RateLimiter {
-    table: Table,
+    counters: Counters,
     limit: i64,
 }
 
@@ -43,7 +43,7 @@ impl RateLimiter {
     /// # Errors
     /// When a variable is missing or malformed.
     pub fn from_env() -> Result<Self> {
-        Ok(Self { table: Table::from_env("RATE_LIMITS_TABLE")?, limit: config::parsed("RATE_LIMIT_PER_MINUTE", 100)? })
+        Ok(Self { counters: Counters::from_env()?, limit: config::parsed("RATE_LIMIT_PER_MINUTE", 100)? })
     }
 
     /// Counts one request; `None` when the limit is off.
@@ -60,21 +60,8 @@ impl RateLimiter {
             ClientKey::User(id) => format!("user#{id}"),
             ClientKey::Address(ip) => format!("ip#{}", network(ip)),
         };
-        let reply = self
-            .table
-            .client()
-            .update_item()
-            .table_name(&self.table.name)
-            .key("pk", text(format!("api#{client}#{window}")))
-            .update_expression("ADD #count :one SET expires = :expires")
-            .expression_attribute_names("#count", "count")
-            .expression_attribute_values(":one", number(1))
-            .expression_attribute_values(":expires", number(ends + WINDOW))
-            .return_values(aws_sdk_dynamodb::types::ReturnValue::UpdatedNew)
-            .send()
-            .await?;
-        let count = get_number(&reply.attributes.unwrap_or_default(), "count")?;
-        Ok(Some(Allowance { limit: self.limit, remaining: self.limit - count, resets_in: ends - now.unix_timestamp() }))
+        let count = self.counters.add(&format!("api#{client}#{window}"), 1, Some(ends + WINDOW)).await?;
+        Ok(Some(Allowance { limit: self.limit, remaining: self.limit - count, resets_in: seconds_until(ends, now) }))
     }
 }
 
@@ -87,7 +74,7 @@ impl Allowance {
         if self.remaining >= 0 {
             return Ok(());
         }
-        Err(Error::too_many(Code::RateLimited, u64::try_from(self.resets_in).unwrap_or(1).max(1)))
+        Err(Error::too_many(Code::RateLimited, self.resets_in))
     }
 
     /// Adds the fields of the IETF draft (draft-ietf-httpapi-ratelimit-headers).
@@ -98,31 +85,9 @@ impl Allowance {
     }
 }
 
-/// The part of an address that stands for one client: all of IPv4, the first 64 bits of IPv6, within which a
-/// client chooses freely.
-#[must_use]
-pub fn network(ip: IpAddr) -> IpAddr {
-    match ip.to_canonical() {
-        IpAddr::V4(v4) => IpAddr::V4(v4),
-        IpAddr::V6(v6) => {
-            let mut segments = v6.segments();
-            segments[4..].fill(0);
-            IpAddr::V6(segments.into())
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn one_network_is_one_client() {
-        let network = |ip: &str| network(ip.parse().unwrap()).to_string();
-        assert_eq!(network("192.0.2.7"), "192.0.2.7");
-        assert_eq!(network("::ffff:192.0.2.7"), "192.0.2.7");
-        assert_eq!(network("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
-    }
 
     #[test]
     fn the_request_after_the_last_is_refused() {

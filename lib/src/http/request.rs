@@ -11,9 +11,10 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use crate::auth::account::Visit;
-use crate::auth::session::Role;
+use crate::auth::role::Role;
 use crate::error::{Code, Error, Result};
 use crate::http::credentials::Caller;
+use crate::http::headers;
 use crate::http::validate::{Field, Fields, FromFields, Invalid, Raw, both};
 use crate::runtime;
 use crate::telemetry::trace::TraceContext;
@@ -78,7 +79,7 @@ impl Request {
         let (parts, body) = event.into_parts();
         let headers = parts.headers;
         let ip = client_ip(reported.as_deref(), &headers, trusted_proxies);
-        let trace = TraceContext::continue_or_begin(header(&headers, "traceparent"));
+        let trace = TraceContext::continue_or_begin(headers::text(&headers, "traceparent"));
         let id = request_id(&headers).or(gateway_id).unwrap_or_else(|| Uuid::now_v7().to_string());
         let body = match body {
             lambda_http::Body::Text(text) => Bytes::from(text),
@@ -104,7 +105,7 @@ impl Request {
     /// A header's text, if it is there and is text.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
-        header(&self.headers, name)
+        headers::text(&self.headers, name)
     }
 
     /// Who is calling.
@@ -208,12 +209,12 @@ impl Request {
         &self.parameters
     }
 
-    /// The id in a path parameter; what is no id names no object.
+    /// The path parameter `id`; what is no id names no object.
     ///
     /// # Errors
     /// 404 when it is not a UUID.
-    pub fn id_parameter(&self, name: &str, what: &str) -> Result<Uuid> {
-        Uuid::try_parse(self.parameter(name)?).map_err(|_| Error::not_found(what))
+    pub fn id_parameter(&self, what: &str) -> Result<Uuid> {
+        Uuid::try_parse(self.parameter("id")?).map_err(|_| Error::not_found(what))
     }
 
     /// From where and within which trace the request came.
@@ -232,10 +233,6 @@ impl Request {
 /// The path that was asked for, without what the function knows of it.
 fn base_path(whole: &str, path: &str) -> String {
     whole.trim_end_matches('/').strip_suffix(path.trim_end_matches('/')).unwrap_or_default().to_owned()
-}
-
-fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    headers.get(name).and_then(|value| value.to_str().ok())
 }
 
 /// The address that the gateway reports, or behind so many trusted proxies, the one that the outermost of them
@@ -262,7 +259,7 @@ fn client_ip(reported: Option<&str>, headers: &HeaderMap, trusted_proxies: usize
 
 /// The client's own request id, if it is fit for a log.
 fn request_id(headers: &HeaderMap) -> Option<String> {
-    let id = header(headers, "x-request-id")?;
+    let id = headers::text(headers, "x-request-id")?;
     let good = (8..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:".contains(&b));
     good.then(|| id.to_owned())
 }

@@ -1,9 +1,7 @@
 //! What a handler gives back.
 
-use std::pin::Pin;
-
 use bytes::Bytes;
-use futures_util::Stream;
+use futures_util::stream::BoxStream;
 use http::StatusCode;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue};
 use serde::Serialize;
@@ -12,7 +10,7 @@ use crate::error::Result;
 use crate::http::headers::set;
 
 /// The pieces of a streamed body.
-pub type Chunks = Pin<Box<dyn Stream<Item = Bytes> + Send>>;
+pub type Chunks = BoxStream<'static, Bytes>;
 
 /// A reply's body.
 pub enum Body {
@@ -72,17 +70,13 @@ impl Response {
     /// 204.
     #[must_use]
     pub fn no_content() -> Self {
-        let mut response = Self::new(StatusCode::NO_CONTENT);
-        response.headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        response
+        Self::new(StatusCode::NO_CONTENT).no_store()
     }
 
     /// JSON that is text already.
     #[must_use]
     pub fn json_text(status: StatusCode, text: String) -> Self {
-        let mut response = Self::text(status, "application/json", text);
-        response.headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        response
+        Self::text(status, "application/json", text).no_store()
     }
 
     /// Text of a media type.
@@ -100,8 +94,14 @@ impl Response {
         let mut response = Self::new(StatusCode::OK);
         response.body = Body::Streamed(chunks);
         response.headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
-        response.headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        response
+        response.no_store()
+    }
+
+    /// Forbids caches to keep the reply.
+    #[must_use]
+    pub fn no_store(mut self) -> Self {
+        self.headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        self
     }
 
     /// Sets a header, over one of the same name.

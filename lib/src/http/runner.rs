@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, Stream};
 use lambda_http::Adapter;
 use serde_json::json;
@@ -32,9 +33,6 @@ use crate::telemetry::faults::{self, Fault};
 use crate::telemetry::record::Recorder;
 use crate::telemetry::spans;
 use crate::telemetry::trace::TraceContext;
-
-/// A future that the runner can hold without knowing its type.
-pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// What the runner checks before the handler.
 ///
@@ -296,7 +294,7 @@ impl Shell {
         self.finish(&mut response, &request_headers, allowance, &id, &trace.to_string());
 
         let status = response.status.as_u16();
-        let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let duration_ms = clock::whole_millis(started.elapsed());
         let answered = Answered { id, trace, method, status, duration_ms, cold, user, error };
         let shell = self.clone();
         background::spawn_behind_reply(async move { shell.tell(&answered) });
@@ -450,7 +448,7 @@ impl Guard {
                 store::connect().await;
                 Ok(Ok(Some(caller)))
             }
-            Err(error) if error.code().status() == http::StatusCode::UNAUTHORIZED => Ok(Err(error)),
+            Err(error) if error.is_unauthorized() => Ok(Err(error)),
             Err(error) => Err(error),
         }
     }

@@ -29,6 +29,12 @@ impl Invalid {
         Self { code, message: message.into() }
     }
 
+    /// A value that is missing.
+    #[must_use]
+    pub fn required() -> Self {
+        Self::new("required", "Is required.")
+    }
+
     /// A value of the wrong JSON type.
     #[must_use]
     pub fn wrong_type(expected: &str) -> Self {
@@ -88,7 +94,7 @@ pub trait Field: Sized {
     /// # Errors
     /// When the field is required, which is the default.
     fn missing() -> Result<Self, Invalid> {
-        Err(Invalid::new("required", "Is required."))
+        Err(Invalid::required())
     }
 }
 
@@ -160,18 +166,20 @@ impl<'a> Fields<'a> {
 
     /// Reads one field by its camelCase or snake_case name; a null counts as missing.
     pub fn read<T: Field>(&mut self, name: &str) -> Option<T> {
-        let name = camel_case(name);
+        let key = camel_case(name);
         let raw = match &self.source {
-            Source::Body(object) => object.get(&name).filter(|value| !value.is_null()).map(Raw::Json),
-            Source::Query(pairs) => pairs.iter().rev().find(|(key, _)| *key == name).map(|(_, value)| Raw::Text(value)),
+            Source::Body(object) => object.get(&key).filter(|value| !value.is_null()).map(Raw::Json),
+            Source::Query(pairs) => {
+                pairs.iter().rev().find(|(found, _)| *found == key).map(|(_, value)| Raw::Text(value))
+            }
         };
         let parsed = raw.map_or_else(T::missing, T::parse);
-        parsed.map_err(|invalid| self.refuse(&name, invalid)).ok()
+        parsed.map_err(|invalid| self.refuse(name, invalid)).ok()
     }
 
-    /// Notes a bad field.
+    /// Notes a bad field, by the same name.
     pub fn refuse(&mut self, name: &str, invalid: Invalid) {
-        self.errors.push(FieldError { field: name.to_owned(), code: invalid.code, message: invalid.message });
+        self.errors.push(FieldError { field: camel_case(name), code: invalid.code, message: invalid.message });
     }
 
     /// The request, if every field was good.

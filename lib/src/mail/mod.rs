@@ -114,7 +114,7 @@ impl Mailer {
             tokens,
             ses: Client::from_conf(ses_config(crate::aws::sdk_config()?)),
             from: config::required("MAIL_FROM")?,
-            app_url: config::required("APP_URL")?.trim_end_matches('/').to_owned(),
+            app_url: config::app_url()?,
             templates,
         })
     }
@@ -274,7 +274,7 @@ mod tests {
     use aws_sdk_sesv2::error::ErrorMetadata;
 
     use super::*;
-    use crate::auth::session::Role;
+    use crate::auth::role::Role;
     use crate::billing::plan::Plan;
 
     #[test]

@@ -69,7 +69,7 @@ impl Reader {
     /// When a name could carry SQL.
     pub fn statements(&self, database: &str, on_cluster: &str) -> Result<[String; 3]> {
         let (user, database) = (identifier(&self.user)?, identifier(database)?);
-        let hash = crypto::hex(&crypto::sha256(self.password.expose().as_bytes()));
+        let hash = hex::encode(crypto::sha256(self.password.expose().as_bytes()));
         let bounds: String = LIMITS.iter().map(|(name, value)| format!(", {name} = {value} READONLY")).collect();
         let account = format!("IDENTIFIED WITH sha256_hash BY '{hash}' SETTINGS readonly = 1{bounds}");
         Ok([

@@ -2,13 +2,14 @@
 //! ClickHouse for analytics.
 
 pub mod clickhouse;
+pub(crate) mod counter;
 pub mod dynamo;
 pub mod postgres;
 pub mod queue;
 
 use std::sync::OnceLock;
 
-use crate::http::runner::BoxFuture;
+use futures_util::future::BoxFuture;
 
 /// How the function begins to connect to its database, where it has one.
 static CONNECT: OnceLock<fn() -> BoxFuture<'static, ()>> = OnceLock::new();

@@ -3,6 +3,7 @@
 use std::sync::OnceLock;
 
 use aws_sdk_sqs::Client;
+use aws_sdk_sqs::operation::send_message_batch::SendMessageBatchOutput;
 use aws_sdk_sqs::types::{MessageAttributeValue, SendMessageBatchRequestEntry};
 use aws_types::SdkConfig;
 use futures_util::future::join_all;
@@ -83,7 +84,7 @@ impl Queue {
             })
             .collect::<Result<Vec<_>, _>>()
             .map_err(Error::internal)?;
-        let reply = self.client().send_message_batch().queue_url(&self.url).set_entries(Some(entries)).send().await?;
+        let reply = self.send_batch(entries).await?;
         if let Some(failure) = reply.failed.first() {
             tracing::warn!(
                 error.code = failure.code,
@@ -96,6 +97,10 @@ impl Queue {
             .iter()
             .filter_map(|entry| chunk.get(entry.id.parse::<usize>().ok()?).map(|message| message.id))
             .collect())
+    }
+
+    async fn send_batch(&self, entries: Vec<SendMessageBatchRequestEntry>) -> Result<SendMessageBatchOutput> {
+        Ok(self.client().send_message_batch().queue_url(&self.url).set_entries(Some(entries)).send().await?)
     }
 
     /// Sends messages to this dead-letter queue; gives the ids of those that it did not take.
@@ -128,7 +133,7 @@ impl Queue {
             })
             .collect::<Result<Vec<_>, _>>()
             .map_err(Error::internal)?;
-        let reply = self.client().send_message_batch().queue_url(&self.url).set_entries(Some(entries)).send().await?;
+        let reply = self.send_batch(entries).await?;
         for failure in &reply.failed {
             tracing::error!(error.code = failure.code, "a dead letter was refused by its queue");
         }

@@ -269,7 +269,7 @@ pub(crate) fn invocation(function: &str) -> Span {
         "invocation",
         otel.name = function,
         otel.kind = "consumer",
-        otel.context = %TraceContext::continue_or_begin(None),
+        otel.context = %TraceContext::begin(),
         error.type = field::Empty,
     )
 }

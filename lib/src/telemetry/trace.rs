@@ -30,6 +30,12 @@ impl TraceContext {
         }
     }
 
+    /// The root of a new trace.
+    #[must_use]
+    pub fn begin() -> Self {
+        Self::continue_or_begin(None)
+    }
+
     /// A span within this one.
     #[must_use]
     pub fn child(&self) -> Self {
@@ -53,19 +59,19 @@ impl TraceContext {
     /// The id of the span around this one in hexadecimal; `None` for the root of a trace.
     #[must_use]
     pub fn parent_id(&self) -> Option<String> {
-        self.parent_id.map(|id| crypto::hex(&id))
+        self.parent_id.map(hex::encode)
     }
 
     /// The trace's id in hexadecimal.
     #[must_use]
     pub fn trace_id(&self) -> String {
-        crypto::hex(&self.trace_id)
+        hex::encode(self.trace_id)
     }
 
     /// The span's id in hexadecimal.
     #[must_use]
     pub fn span_id(&self) -> String {
-        crypto::hex(&self.span_id)
+        hex::encode(self.span_id)
     }
 }
 

@@ -17,11 +17,12 @@ pub use tokio::time::Instant;
 use tokio::time::timeout_at;
 use tracing::Instrument;
 
+use crate::clock;
 use crate::error::{Error, Result};
-use crate::http::runner::BoxFuture;
 use crate::runtime::{self, RawEvent};
 use crate::telemetry::faults::{self, Fault};
 use crate::telemetry::spans;
+use futures_util::future::BoxFuture;
 
 /// The end of an invocation that is left for its answer.
 const TO_ANSWER: Duration = Duration::from_secs(2);
@@ -230,7 +231,7 @@ fn run(function: &'static str, init: Init) -> ExitCode {
                 let outcome =
                     AssertUnwindSafe(handler(payload, deadline)).catch_unwind().instrument(span.clone()).await;
                 let outcome = outcome.unwrap_or_else(|panic| Err(Error::panicked(&*panic)));
-                let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+                let duration_ms = clock::whole_millis(started.elapsed());
                 match &outcome {
                     Ok(_) => tracing::info!(function, duration_ms, "the invocation was done"),
                     Err(error) => {

@@ -13,6 +13,7 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from servers.asgi import reply
 from servers.aws import queues
 from servers.aws.journal import journal
 
@@ -151,8 +152,7 @@ class _Checkpoints:
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         if scope["type"] == "http" and scope["path"] == CHECKPOINT_PATH:
             self._save()
-            await send({"type": "http.response.start", "status": 204, "headers": []})
-            await send({"type": "http.response.body", "body": b""})
+            await reply(send, 204, [], b"")
             return
         await self._app(scope, receive, send)
         if scope["type"] == "http" and _changes_state(scope):

@@ -32,6 +32,18 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// Lines of a function's log that are kept.
 const KEPT_LINES: usize = 20;
 
+/// A variable that describes the running stack.
+///
+/// # Panics
+/// When it is not set.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "the tests' one home of environment access")]
+pub fn variable(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| {
+        panic!("{name} is not set: these tests need a running stack; `make test` starts one and runs them")
+    })
+}
+
 /// What a function did.
 enum Happening {
     AskedForEvent(Instant),

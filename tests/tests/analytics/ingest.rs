@@ -1,11 +1,12 @@
 //! Every event is counted once, whatever is delivered again and wherever a writer dies.
 
 use lib::analytics::writer_lock::WriterLock;
+use sandbox::variable;
 use serde_json::json;
 use uuid::Uuid;
 
 use crate::proxy::{Cut, Proxy};
-use crate::stores::{Stores, parse, signup, signups, variable};
+use crate::stores::{Stores, parse, signup, signups};
 
 #[tokio::test]
 async fn replays_in_other_slices_change_nothing() {

@@ -8,16 +8,10 @@ use lib::config::Secret;
 use lib::migrate::Migrations;
 use lib::store::clickhouse::ClickHouse;
 use lib::store::postgres::Database;
+use sandbox::variable;
 use serde_json::{Value, json};
 use sqlx::{ConnectOptions, Connection, Executor};
 use uuid::Uuid;
-
-#[expect(clippy::disallowed_methods, reason = "the tests' one home of environment access")]
-pub fn variable(name: &str) -> String {
-    std::env::var(name).unwrap_or_else(|_| {
-        panic!("{name} is not set: these tests need a running stack; `make test` starts one and runs them")
-    })
-}
 
 pub struct Stores {
     pub name: String,

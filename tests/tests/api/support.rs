@@ -5,7 +5,8 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
-use sandbox::deployed::Deployed;
+use sandbox::deployed::{Deployed, random_address};
+pub use sandbox::variable;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -48,12 +49,6 @@ pub struct Api {
 #[expect(clippy::disallowed_methods, reason = "the tests' one home of environment access")]
 pub fn optional_variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
-}
-
-pub fn variable(name: &str) -> String {
-    optional_variable(name).unwrap_or_else(|| {
-        panic!("{name} is not set: these tests need a running stack; `make test` starts one and runs them")
-    })
 }
 
 pub fn client() -> &'static reqwest::Client {
@@ -430,11 +425,6 @@ pub fn new_email() -> String {
 pub fn hour() -> usize {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     usize::try_from(now.as_secs() / 3600).unwrap()
-}
-
-fn random_address() -> String {
-    let random = *Uuid::now_v7().as_bytes();
-    format!("10.{}.{}.{}", random[13], random[14], random[15])
 }
 
 /// Waits until something is there, asking again and again.

@@ -26,7 +26,7 @@ impl FromFields for ResetPasswordRequest {
             (Some(password), _) => ("password", password),
             (None, Some(password)) => ("newPassword", password),
             (None, None) => {
-                fields.refuse("password", Invalid::new("required", "Is required."));
+                fields.refuse("password", Invalid::required());
                 return None;
             }
         };

@@ -17,7 +17,7 @@ fn main() -> ExitCode {
 
 async fn handle(sessions: &Sessions, request: Request) -> Result<Response> {
     let current = &request.user()?.session;
-    let id = request.id_parameter("id", "session")?;
+    let id = request.id_parameter("session")?;
     // Not told by what is deleted: a deletion whose answer got lost is repeated, and finds nothing.
     sessions.find(current.user_id, id).await.map_err(|error| match error.code() {
         Code::SessionExpired => Error::not_found("session"),

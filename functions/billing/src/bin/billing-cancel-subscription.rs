@@ -23,7 +23,7 @@ fn main() -> ExitCode {
 
 async fn handle(billing: &Billing, request: Request) -> Result<Response> {
     let user_id = request.user()?.user_id();
-    let id = request.id_parameter("id", "subscription")?;
+    let id = request.id_parameter("subscription")?;
     let CancelSubscriptionQuery { immediately } = request.query()?;
     let subscription = billing.cancel(user_id, id, immediately.unwrap_or(false), &request.trace).await?;
     Response::ok(&CancelSubscriptionResponse { subscription })

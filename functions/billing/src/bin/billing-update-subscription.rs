@@ -33,7 +33,7 @@ async fn init() -> Result<Context> {
 
 async fn handle(context: &Context, request: Request) -> Result<Response> {
     let user_id = request.user()?.user_id();
-    let id = request.id_parameter("id", "subscription")?;
+    let id = request.id_parameter("subscription")?;
     let UpdateSubscriptionRequest { plan } = request.json()?;
     let Context { billing, limits } = context;
     let subscription = billing.change_plan(user_id, id, plan.0, limits, &request.trace).await?;

@@ -22,7 +22,7 @@ fn main() -> ExitCode {
 
 async fn handle(context: &Context, request: Request) -> Result<Response> {
     let user_id = request.user()?.user_id();
-    let id = request.id_parameter("id", "conversation")?;
+    let id = request.id_parameter("conversation")?;
     let visit = request.visit();
     let delete = || context.conversations.delete(user_id, id, &visit);
     match delete().await {

@@ -28,7 +28,7 @@ fn main() -> ExitCode {
 
 async fn handle(conversations: &Conversations, request: Request) -> Result<Response> {
     let user_id = request.user()?.user_id();
-    let id = request.id_parameter("id", "conversation")?;
+    let id = request.id_parameter("conversation")?;
     let GetConversationQuery { order, limit, cursor } = request.query()?;
     let conversation = conversations.get(user_id, id).await?;
     let (messages, next_cursor) = conversations.messages(id, order, limit, cursor).await?;

@@ -16,7 +16,7 @@ fn main() -> ExitCode {
 
 async fn handle(answers: &'static Answers, request: Request) -> Result<Response> {
     let user_id = request.user()?.user_id();
-    let conversation = request.id_parameter("id", "conversation")?;
+    let conversation = request.id_parameter("conversation")?;
     let read = both(both(request.query(), Key::of(&request)), request.json());
     let ((query, key), asked): ((AnswerQuery, _), RegenerateRequest) = read?;
     let (ask, protocol) = asked.into_ask(user_id, conversation, &query, request.header("accept"));

@@ -20,6 +20,6 @@ fn main() -> ExitCode {
 async fn handle(streams: &Streams, request: Request) -> Result<Response> {
     let user_id = request.user()?.user_id();
     let name = request.parameter("id")?;
-    let rest = streams.resume_latest(user_id, name, Protocol::AiSdk, request.time_left).await?;
+    let rest = streams.resume_latest(user_id, name, request.time_left).await?;
     Ok(rest.map_or_else(Response::no_content, |chunks| respond(Protocol::AiSdk, chunks)))
 }

@@ -20,7 +20,7 @@ fn main() -> ExitCode {
 
 async fn handle(streams: &Streams, request: Request) -> Result<Response> {
     let user_id = request.user()?.user_id();
-    let stream_id = request.id_parameter("id", "stream")?;
+    let stream_id = request.id_parameter("stream")?;
     let after = stream::last_event_id(request.headers.get("last-event-id"));
     let (query, after): (AnswerQuery, _) = both(request.query(), after)?;
     let protocol = query.protocol();

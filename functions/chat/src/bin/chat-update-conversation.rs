@@ -25,7 +25,7 @@ fn main() -> ExitCode {
 
 async fn handle(conversations: &Conversations, request: Request) -> Result<Response> {
     let user_id = request.user()?.user_id();
-    let id = request.id_parameter("id", "conversation")?;
+    let id = request.id_parameter("conversation")?;
     let UpdateConversationRequest { title, pinned, archived } = request.json()?;
     let change = Change { title: title.map(|title| title.0), pinned, archived };
     let conversation = conversations.change(user_id, id, change).await?;

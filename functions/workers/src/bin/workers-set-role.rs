@@ -2,8 +2,7 @@
 
 use std::process::ExitCode;
 
-use lib::auth::role::Roles;
-use lib::auth::session::Role;
+use lib::auth::role::{Role, Roles};
 use lib::error::Result;
 use lib::worker::serve_task;
 use serde::Deserialize;

@@ -3,9 +3,11 @@
 use serde_json::{Value, json};
 
 use crate::chat::provider::sse::SseEvent;
-use crate::chat::provider::transport::{Decoder, Endpoint, Refusal, count, json, open, push_text, words};
+use crate::chat::provider::transport::{
+    Decoder, Endpoint, Refusal, count, json, messages, open, push_text, stream_failure,
+};
 use crate::chat::provider::{Call, Cause, Failure, FinishReason, Piece, Pieces, Provider, Usage};
-use crate::http::runner::BoxFuture;
+use futures_util::future::BoxFuture;
 
 /// The version of the interface that is spoken here.
 const VERSION: &str = "2023-06-01";
@@ -19,19 +21,17 @@ impl Provider for Anthropic {
             .0
             .client
             .post(self.0.url("/v1", "/messages"))
-            .header("content-type", "application/json")
             .header("x-api-key", self.0.key.expose())
             .header("anthropic-version", VERSION)
-            .body(body(call).to_string());
+            .json(&body(call));
         Box::pin(open(request, refused, Box::new(Messages::default())))
     }
 }
 
 fn body(call: &Call) -> Value {
-    let turns = call.turns.iter().map(|turn| json!({ "role": turn.role.as_str(), "content": turn.content }));
     let mut body = json!({
         "model": call.choice.sent_as(),
-        "messages": turns.collect::<Vec<_>>(),
+        "messages": messages(&call.turns).collect::<Vec<_>>(),
         "max_tokens": call.max_tokens,
         "stream": true,
     });
@@ -47,7 +47,7 @@ fn body(call: &Call) -> Value {
 
 fn refused(refusal: &Refusal) -> Failure {
     let error = &refusal.body["error"];
-    refusal.failure(cause(error).unwrap_or_else(|| refusal.cause_by_status()), error)
+    refusal.failure(cause(error), error)
 }
 
 /// The cause that an error tells, in a reply or in the middle of a stream.
@@ -143,9 +143,9 @@ impl Decoder for Messages {
                 }
             }
             "error" => {
-                let cause = cause(&data["error"]).unwrap_or(Cause::Broken);
-                if cause != Cause::ContentFiltered || !self.spoken {
-                    return Err(Failure::new(cause, words(&data["error"], cause)));
+                let cause = cause(&data["error"]);
+                if cause != Some(Cause::ContentFiltered) || !self.spoken {
+                    return Err(stream_failure(cause, &data["error"]));
                 }
                 self.finished = true;
                 // The final count does not come any more.

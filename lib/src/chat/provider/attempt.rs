@@ -343,7 +343,7 @@ mod tests {
 
     use super::*;
     use crate::chat::provider::{Role, Turn};
-    use crate::http::runner::BoxFuture;
+    use futures_util::future::BoxFuture;
 
     /// A provider that plays a list of outcomes, then answers.
     struct Scripted(Mutex<Vec<Result<Vec<Piece>, Failure>>>);

@@ -5,9 +5,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::chat::provider::sse::SseEvent;
-use crate::chat::provider::transport::{Decoder, Endpoint, Refusal, count, json, open, push_text, words};
+use crate::chat::provider::transport::{Decoder, Endpoint, Refusal, count, json, open, push_text, stream_failure};
 use crate::chat::provider::{Call, Cause, Failure, FinishReason, Piece, Pieces, Provider, Role, Usage};
-use crate::http::runner::BoxFuture;
+use futures_util::future::BoxFuture;
 
 /// Google.
 pub struct Google(pub Endpoint);
@@ -19,9 +19,8 @@ impl Provider for Google {
             .0
             .client
             .post(self.0.url("/v1beta", &path))
-            .header("content-type", "application/json")
             .header("x-goog-api-key", self.0.key.expose())
-            .body(body(call).to_string());
+            .json(&body(call));
         Box::pin(open(request, refused, Box::new(Contents::default())))
     }
 }
@@ -60,7 +59,7 @@ fn refused(refusal: &Refusal) -> Failure {
     } else {
         cause(error)
     };
-    let mut failure = refusal.failure(told.unwrap_or_else(|| refusal.cause_by_status()), error);
+    let mut failure = refusal.failure(told, error);
     if failure.retry_after.is_none() {
         failure.retry_after = details().find_map(|detail| duration(detail["retryDelay"].as_str()?));
     }
@@ -97,8 +96,7 @@ impl Decoder for Contents {
     fn event(&mut self, event: &SseEvent, pieces: &mut Vec<Piece>) -> Result<(), Failure> {
         let data = json(event)?;
         if data["error"].is_object() {
-            let cause = cause(&data["error"]).unwrap_or(Cause::Broken);
-            return Err(Failure::new(cause, words(&data["error"], cause)));
+            return Err(stream_failure(cause(&data["error"]), &data["error"]));
         }
         if data["promptFeedback"]["blockReason"].is_string() {
             return Err(Failure::new(Cause::ContentFiltered, "the prompt was blocked"));

@@ -8,22 +8,20 @@ pub mod sse;
 mod transport;
 
 use std::fmt;
-use std::pin::Pin;
 use std::time::Duration;
 
-use futures_util::Stream;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
 use crate::chat::catalogue::{Api, Choice};
 use crate::chat::prompt;
 use crate::error::{Code, Error};
-use crate::http::runner::BoxFuture;
 
 pub use transport::{Endpoint, configured, from_env};
 
 /// Who said something.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// The person.
     User,
@@ -39,6 +37,12 @@ impl Role {
             Self::User => "user",
             Self::Assistant => "assistant",
         }
+    }
+
+    /// Reads a stored role.
+    #[must_use]
+    pub fn stored(text: &str) -> Self {
+        if text == "assistant" { Self::Assistant } else { Self::User }
     }
 }
 
@@ -164,7 +168,7 @@ pub enum Piece {
 }
 
 /// An answer as it arrives. Dropping it closes the connection to the provider.
-pub type Pieces = Pin<Box<dyn Stream<Item = Result<Piece, Failure>> + Send>>;
+pub type Pieces = BoxStream<'static, Result<Piece, Failure>>;
 
 /// A model provider.
 pub trait Provider: Send + Sync {

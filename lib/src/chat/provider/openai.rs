@@ -4,9 +4,11 @@ use serde_json::{Value, json};
 
 use crate::chat::catalogue::Api;
 use crate::chat::provider::sse::SseEvent;
-use crate::chat::provider::transport::{Decoder, Endpoint, Refusal, count, json, open, push_text, words};
+use crate::chat::provider::transport::{
+    Decoder, Endpoint, Refusal, count, json, messages, open, push_text, stream_failure,
+};
 use crate::chat::provider::{Call, Cause, Failure, FinishReason, Piece, Pieces, Provider, Usage};
-use crate::http::runner::BoxFuture;
+use futures_util::future::BoxFuture;
 
 /// OpenAI, or a server like it.
 pub struct OpenAi(pub Endpoint);
@@ -20,18 +22,16 @@ impl Provider for OpenAi {
             }
             Api::Responses => ("/responses", responses(call), Box::new(Responses::default())),
         };
-        let request =
-            self.0.client.post(self.0.url("/v1", path)).bearer_auth(self.0.key.expose()).body(body.to_string());
-        Box::pin(open(request.header("content-type", "application/json"), refused, decoder))
+        let request = self.0.client.post(self.0.url("/v1", path)).bearer_auth(self.0.key.expose()).json(&body);
+        Box::pin(open(request, refused, decoder))
     }
 }
 
 fn completions(call: &Call) -> Value {
     let system = call.system.iter().map(|text| json!({ "role": "system", "content": text }));
-    let turns = call.turns.iter().map(|turn| json!({ "role": turn.role.as_str(), "content": turn.content }));
     let mut body = json!({
         "model": call.choice.sent_as(),
-        "messages": system.chain(turns).collect::<Vec<_>>(),
+        "messages": system.chain(messages(&call.turns)).collect::<Vec<_>>(),
         "stream": true,
         "stream_options": { "include_usage": true },
     });
@@ -44,10 +44,9 @@ fn completions(call: &Call) -> Value {
 }
 
 fn responses(call: &Call) -> Value {
-    let turns = call.turns.iter().map(|turn| json!({ "role": turn.role.as_str(), "content": turn.content }));
     let mut body = json!({
         "model": call.choice.sent_as(),
-        "input": turns.collect::<Vec<_>>(),
+        "input": messages(&call.turns).collect::<Vec<_>>(),
         "max_output_tokens": call.max_tokens,
         "stream": true,
         "store": false,
@@ -63,7 +62,7 @@ fn responses(call: &Call) -> Value {
 
 fn refused(refusal: &Refusal) -> Failure {
     let error = &refusal.body["error"];
-    refusal.failure(cause(error).unwrap_or_else(|| refusal.cause_by_status()), error)
+    refusal.failure(cause(error), error)
 }
 
 /// The cause that an error tells, in a reply or in the middle of a stream.
@@ -83,11 +82,6 @@ fn cause(error: &Value) -> Option<Cause> {
     })
 }
 
-fn stream_failure(error: &Value) -> Failure {
-    let cause = cause(error).unwrap_or(Cause::Broken);
-    Failure::new(cause, words(error, cause))
-}
-
 /// Reads `chat.completion.chunk` events up to `[DONE]`.
 #[derive(Default)]
 struct Completions {
@@ -104,7 +98,7 @@ impl Decoder for Completions {
         }
         let chunk = json(event)?;
         if chunk["error"].is_object() {
-            return Err(stream_failure(&chunk["error"]));
+            return Err(stream_failure(cause(&chunk["error"]), &chunk["error"]));
         }
         if std::mem::take(&mut self.unseen) {
             pieces.push(Piece::Thinking);
@@ -172,8 +166,11 @@ impl Decoder for Responses {
                 Some("content_filter") => FinishReason::ContentFilter,
                 _ => FinishReason::Length,
             }),
-            "response.failed" => return Err(stream_failure(&response["error"])),
-            "error" => return Err(stream_failure(if data["error"].is_object() { &data["error"] } else { &data })),
+            "response.failed" => return Err(stream_failure(cause(&response["error"]), &response["error"])),
+            "error" => {
+                let error = if data["error"].is_object() { &data["error"] } else { &data };
+                return Err(stream_failure(cause(error), error));
+            }
             _ => {}
         }
         Ok(())

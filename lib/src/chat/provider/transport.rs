@@ -7,11 +7,11 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::chat::catalogue::ProviderId;
 use crate::chat::provider::sse::{Parser, SseEvent};
-use crate::chat::provider::{Cause, Failure, Piece, Pieces, Provider, anthropic, google, openai};
+use crate::chat::provider::{Cause, Failure, Piece, Pieces, Provider, Turn, anthropic, google, openai};
 use crate::config::{self, Secret};
 use crate::error::Result;
 use crate::outbound;
@@ -58,22 +58,22 @@ struct Keys {
     google: Secret,
 }
 
+/// The keys in the secret named by `PROVIDERS_SECRET_ARN` that are set.
+async fn keys() -> Result<Vec<(ProviderId, Secret)>> {
+    let keys: Keys = secrets::read("PROVIDERS_SECRET_ARN").await?;
+    let all =
+        [(ProviderId::Openai, keys.openai), (ProviderId::Anthropic, keys.anthropic), (ProviderId::Google, keys.google)];
+    Ok(all.into_iter().filter(|(_, key)| !key.expose().is_empty()).collect())
+}
+
 /// The providers that have a key in the secret named by `PROVIDERS_SECRET_ARN`.
 ///
 /// # Errors
 /// When the secret cannot be read.
 pub async fn from_env() -> Result<Vec<(ProviderId, Box<dyn Provider>)>> {
-    let keys: Keys = secrets::read("PROVIDERS_SECRET_ARN").await?;
     let mut providers: Vec<(ProviderId, Box<dyn Provider>)> = Vec::new();
-    for (id, key, variable) in [
-        (ProviderId::Openai, keys.openai, "OPENAI_BASE_URL"),
-        (ProviderId::Anthropic, keys.anthropic, "ANTHROPIC_BASE_URL"),
-        (ProviderId::Google, keys.google, "GOOGLE_BASE_URL"),
-    ] {
-        if key.expose().is_empty() {
-            continue;
-        }
-        let endpoint = Endpoint::new(&config::required(variable)?, key)?;
+    for (id, key) in keys().await? {
+        let endpoint = Endpoint::new(&config::required(base_url_variable(id))?, key)?;
         providers.push((
             id,
             match id {
@@ -91,10 +91,15 @@ pub async fn from_env() -> Result<Vec<(ProviderId, Box<dyn Provider>)>> {
 /// # Errors
 /// When the secret cannot be read.
 pub async fn configured() -> Result<Vec<ProviderId>> {
-    let keys: Keys = secrets::read("PROVIDERS_SECRET_ARN").await?;
-    let all =
-        [(ProviderId::Openai, keys.openai), (ProviderId::Anthropic, keys.anthropic), (ProviderId::Google, keys.google)];
-    Ok(all.into_iter().filter(|(_, key)| !key.expose().is_empty()).map(|(id, _)| id).collect())
+    Ok(keys().await?.into_iter().map(|(id, _)| id).collect())
+}
+
+const fn base_url_variable(id: ProviderId) -> &'static str {
+    match id {
+        ProviderId::Openai => "OPENAI_BASE_URL",
+        ProviderId::Anthropic => "ANTHROPIC_BASE_URL",
+        ProviderId::Google => "GOOGLE_BASE_URL",
+    }
 }
 
 /// How one provider's events become pieces.
@@ -119,13 +124,13 @@ pub(super) struct Refusal {
 
 impl Refusal {
     /// `Retry-After` in seconds; the form with a date is not used by providers.
-    pub(super) fn retry_after(&self) -> Option<Duration> {
+    fn retry_after(&self) -> Option<Duration> {
         let seconds: f64 = self.headers.get("retry-after")?.to_str().ok()?.trim().parse().ok()?;
         (0.0..=86_400.0).contains(&seconds).then(|| Duration::from_secs_f64(seconds))
     }
 
     /// The cause that the status alone tells.
-    pub(super) fn cause_by_status(&self) -> Cause {
+    fn cause_by_status(&self) -> Cause {
         match self.status.as_u16() {
             401 | 403 => Cause::BadKey,
             402 => Cause::Exhausted,
@@ -138,8 +143,9 @@ impl Refusal {
         }
     }
 
-    /// The failure, with the provider's words for the log.
-    pub(super) fn failure(&self, cause: Cause, error: &Value) -> Failure {
+    /// The failure of a cause, or of what the status alone tells, with the provider's words for the log.
+    pub(super) fn failure(&self, cause: Option<Cause>, error: &Value) -> Failure {
+        let cause = cause.unwrap_or_else(|| self.cause_by_status());
         let mut failure = Failure::new(cause, format!("{} {}", self.status.as_u16(), words(error, cause)));
         failure.retry_after = self.retry_after();
         failure
@@ -147,10 +153,21 @@ impl Refusal {
 }
 
 /// What a provider's error says, for the log: its code names, and a sentence unless that may quote our key.
-pub(super) fn words(error: &Value, cause: Cause) -> String {
+fn words(error: &Value, cause: Cause) -> String {
     let names = if cause == Cause::BadKey { &WORDS[..4] } else { &WORDS[..] };
     let told: Vec<&str> = names.iter().filter_map(|name| error[*name].as_str()).collect();
     told.join(" ").chars().filter(|c| !c.is_control()).take(LONGEST_WORDS).collect()
+}
+
+/// The failure that a stream tells of in its middle.
+pub(super) fn stream_failure(cause: Option<Cause>, error: &Value) -> Failure {
+    let cause = cause.unwrap_or(Cause::Broken);
+    Failure::new(cause, words(error, cause))
+}
+
+/// Messages as most providers take them.
+pub(super) fn messages(turns: &[Turn]) -> impl Iterator<Item = Value> {
+    turns.iter().map(|turn| json!({ "role": turn.role.as_str(), "content": turn.content }))
 }
 
 /// Sends a request and gives the pieces of its answer.
