@@ -3,7 +3,7 @@
 //! Ingestion counts each event once, so this finds nothing unless a server lost a part of a view, or somebody
 //! wrote into a table by hand.
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::analytics::writer;
 use crate::analytics::writer_lock::WriterLock;
@@ -135,16 +135,4 @@ impl Reconciler {
         self.lock.release(guard).await?;
         Ok(days)
     }
-}
-
-/// What a run may be told.
-#[derive(Debug, Deserialize)]
-pub struct Task {
-    /// Compare the months of events that came within so many days.
-    #[serde(default = "two")]
-    pub days: u32,
-}
-
-const fn two() -> u32 {
-    2
 }

@@ -156,6 +156,27 @@ impl Sessions {
         Ok(Self { table: Table::from_env("SESSIONS_TABLE")? })
     }
 
+    /// The same, as the `init` of a function.
+    ///
+    /// # Errors
+    /// When the variable is missing.
+    pub async fn init() -> Result<Self> {
+        Self::from_env()
+    }
+
+    /// Ends the session of an id.
+    ///
+    /// # Errors
+    /// 404 when the user has none of this id.
+    pub async fn revoke(&self, user_id: Uuid, id: Uuid) -> Result<()> {
+        // Not told by what is deleted: a deletion whose answer got lost is repeated, and finds nothing.
+        self.find(user_id, id).await.map_err(|error| match error.code() {
+            Code::SessionExpired => Error::not_found("session"),
+            _ => error,
+        })?;
+        self.end(user_id, id).await
+    }
+
     /// The session that the ids name, unless it has ended.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ use uuid::Uuid;
 use crate::auth::account::Visit;
 use crate::billing::plan::Plan;
 use crate::chat::catalogue::{Catalogue, ProviderId};
+use crate::chat::live::Streams;
 use crate::chat::provider::Usage;
 use crate::chat::search;
 use crate::clock;
@@ -509,6 +510,22 @@ impl Conversations {
         .fetch_optional(self.database.pool())
         .await?
         .ok_or_else(|| Error::not_found("conversation"))
+    }
+
+    /// Deletes a conversation, also one whose first answer is under way, which is ended for that.
+    ///
+    /// # Errors
+    /// 404 for another's conversation.
+    pub async fn delete_with_stream(&self, streams: &Streams, user_id: Uuid, id: Uuid, visit: &Visit) -> Result<()> {
+        match self.delete(user_id, id, visit).await {
+            // It is stored with its first answer.
+            Err(error)
+                if error.code() == Code::NotFound && streams.end_unwanted(user_id, &id.to_string(), true).await? =>
+            {
+                self.delete(user_id, id, visit).await
+            }
+            deleted => deleted,
+        }
     }
 
     /// Deletes a conversation with its messages; what they cost stays on the ledger.

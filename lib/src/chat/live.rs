@@ -128,6 +128,14 @@ impl Streams {
         Ok(Self { table: Table::from_env("STREAMS_TABLE")? })
     }
 
+    /// The same, as the `init` of a function.
+    ///
+    /// # Errors
+    /// When the variable is missing.
+    pub async fn init() -> Result<Self> {
+        Self::from_env()
+    }
+
     /// Begins to write a stream down, beside the work of its function. A stream that ends without an event is none.
     #[must_use]
     pub fn record(&self, identity: StreamIdentity) -> StreamWriter {

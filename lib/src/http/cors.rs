@@ -27,6 +27,14 @@ impl Origins {
         Self(config::list("CORS_ALLOWED_ORIGINS").into_iter().map(normal).collect())
     }
 
+    /// The same, as the `init` of a function.
+    ///
+    /// # Errors
+    /// None.
+    pub async fn init() -> Result<Self> {
+        Ok(Self::from_env())
+    }
+
     /// Whether the request's `Origin` is allowed: on the list, or the API's own.
     #[must_use]
     fn allow(&self, origin: &str, headers: &HeaderMap) -> bool {

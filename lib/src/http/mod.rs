@@ -18,4 +18,4 @@ pub mod validate;
 
 pub use request::Request;
 pub use response::Response;
-pub use runner::{Policy, serve, serve_streaming};
+pub use runner::{Policy, no_context, serve, serve_streaming};

@@ -67,6 +67,14 @@ impl Response {
         Self::json(StatusCode::CREATED, value)
     }
 
+    /// JSON with status 202.
+    ///
+    /// # Errors
+    /// When the value cannot be written as JSON.
+    pub fn accepted<T: Serialize>(value: &T) -> Result<Self> {
+        Self::json(StatusCode::ACCEPTED, value)
+    }
+
     /// 204.
     #[must_use]
     pub fn no_content() -> Self {

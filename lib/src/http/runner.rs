@@ -69,6 +69,14 @@ trait Admit: Send + Sync {
 type Handler = Arc<dyn Fn(Request) -> BoxFuture<'static, Result<Response>> + Send + Sync>;
 type Init = Box<dyn FnOnce() -> BoxFuture<'static, Result<Handler>> + Send>;
 
+/// The `init` of a function whose handler needs nothing.
+///
+/// # Errors
+/// None.
+pub async fn no_context() -> Result<()> {
+    Ok(())
+}
+
 /// Runs a function whose replies are sent whole.
 ///
 /// `init` builds what the handler needs, once. Everything behind this shell is compiled once for all functions.

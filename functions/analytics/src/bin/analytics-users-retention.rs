@@ -8,7 +8,7 @@ use lib::error::Result;
 use lib::http::{Policy, Request, Response, serve};
 
 lib::request! {
-    struct RetentionRequest { cohort: CohortBy }
+    struct RetentionQuery { cohort: CohortBy }
 }
 
 fn main() -> ExitCode {
@@ -17,6 +17,6 @@ fn main() -> ExitCode {
 
 async fn handle(reports: &Reports, request: Request) -> Result<Response> {
     request.admin()?;
-    let (query, RetentionRequest { cohort }) = Query::with(&request)?;
+    let (query, RetentionQuery { cohort }) = Query::with(&request)?;
     reports.reply(&request, &query, reports.users_retention(&query, cohort)).await
 }

@@ -35,12 +35,7 @@ struct SessionItem {
 }
 
 fn main() -> ExitCode {
-    serve(
-        env!("CARGO_BIN_NAME"),
-        Policy::API,
-        || async { Sessions::from_env() },
-        |sessions, request| Box::pin(handle(sessions, request)),
-    )
+    serve(env!("CARGO_BIN_NAME"), Policy::API, Sessions::init, |sessions, request| Box::pin(handle(sessions, request)))
 }
 
 async fn handle(sessions: &Sessions, request: Request) -> Result<Response> {

@@ -43,8 +43,6 @@ async fn handle(accounts: &Accounts, request: Request) -> Result<Response> {
     let new = NewAccount { email, password, name: name.map(|name| name.0) };
     match accounts.sign_up(new, &request.visit()).await? {
         SignUp::SignedIn(signed_in) => credentials::signed_in(http::StatusCode::CREATED, &signed_in, transport),
-        SignUp::VerificationRequired => {
-            Response::json(http::StatusCode::ACCEPTED, &PendingResponse { status: "verification_required" })
-        }
+        SignUp::VerificationRequired => Response::accepted(&PendingResponse { status: "verification_required" }),
     }
 }

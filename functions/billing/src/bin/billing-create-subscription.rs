@@ -41,8 +41,7 @@ async fn init() -> Result<Context> {
 
 async fn handle(context: &Context, request: Request) -> Result<Response> {
     let user_id = request.user()?.user_id();
-    let (asked, key) = both(request.json(), Key::of(&request))?;
-    let CreateSubscriptionRequest { plan, payment_method_id } = asked;
+    let (CreateSubscriptionRequest { plan, payment_method_id }, key) = both(request.json(), Key::of(&request))?;
     let (method, trace) = (payment_method_id.as_ref(), &request.trace);
     context
         .idempotency

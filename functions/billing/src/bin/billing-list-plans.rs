@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use lib::billing::plan::{Plan, Terms};
 use lib::error::Result;
-use lib::http::{Policy, Request, Response, serve};
+use lib::http::{Policy, Request, Response, no_context, serve};
 use serde::Serialize;
 
 #[derive(Serialize)]
@@ -13,7 +13,7 @@ struct ListPlansResponse {
 }
 
 fn main() -> ExitCode {
-    serve(env!("CARGO_BIN_NAME"), Policy::API, || async { Ok(()) }, |(), request| Box::pin(handle(request)))
+    serve(env!("CARGO_BIN_NAME"), Policy::API, no_context, |(), request| Box::pin(handle(request)))
 }
 
 async fn handle(_request: Request) -> Result<Response> {

@@ -31,12 +31,12 @@ fn main() -> ExitCode {
 
 async fn handle(conversations: &Conversations, request: Request) -> Result<Response> {
     let user_id = request.user()?.user_id();
-    let asked: CreateConversationRequest = request.json()?;
+    let CreateConversationRequest { title, provider, model, system_prompt } = request.json()?;
     let new = NewConversation {
-        title: asked.title.map(|title| title.0),
-        provider: asked.provider,
-        model: asked.model.map(|model| model.0),
-        system_prompt: asked.system_prompt.map(|prompt| prompt.0),
+        title: title.map(|title| title.0),
+        provider,
+        model: model.map(|model| model.0),
+        system_prompt: system_prompt.map(|prompt| prompt.0),
     };
     let conversation = conversations.create(user_id, new, &request.visit()).await?;
     Response::created(&CreateConversationResponse { conversation })

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use lib::chat::conversation::Conversations;
 use lib::chat::live::Streams;
-use lib::error::{Code, Result};
+use lib::error::Result;
 use lib::http::{Policy, Request, Response, serve};
 
 struct Context {
@@ -12,28 +12,17 @@ struct Context {
     streams: Streams,
 }
 
-async fn init() -> Result<Context> {
-    Ok(Context { conversations: Conversations::init().await?, streams: Streams::from_env()? })
-}
-
 fn main() -> ExitCode {
     serve(env!("CARGO_BIN_NAME"), Policy::API, init, |context, request| Box::pin(handle(context, request)))
+}
+
+async fn init() -> Result<Context> {
+    Ok(Context { conversations: Conversations::init().await?, streams: Streams::from_env()? })
 }
 
 async fn handle(context: &Context, request: Request) -> Result<Response> {
     let user_id = request.user()?.user_id();
     let id = request.id_parameter("conversation")?;
-    let visit = request.visit();
-    let delete = || context.conversations.delete(user_id, id, &visit);
-    match delete().await {
-        // It is stored with its first answer, which may be under way.
-        Err(error)
-            if error.code() == Code::NotFound
-                && context.streams.end_unwanted(user_id, &id.to_string(), true).await? =>
-        {
-            delete().await?;
-        }
-        deleted => deleted?,
-    }
+    context.conversations.delete_with_stream(&context.streams, user_id, id, &request.visit()).await?;
     Ok(Response::no_content())
 }

@@ -9,12 +9,9 @@ use lib::error::Result;
 use lib::http::{Policy, Request, Response, serve_streaming};
 
 fn main() -> ExitCode {
-    serve_streaming(
-        env!("CARGO_BIN_NAME"),
-        Policy::API,
-        || async { Streams::from_env() },
-        |streams, request| Box::pin(handle(streams, request)),
-    )
+    serve_streaming(env!("CARGO_BIN_NAME"), Policy::API, Streams::init, |streams, request| {
+        Box::pin(handle(streams, request))
+    })
 }
 
 async fn handle(streams: &Streams, request: Request) -> Result<Response> {

@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use http::StatusCode;
 use lib::chat::live::Streams;
 use lib::error::Result;
 use lib::http::{Policy, Request, Response, serve};
@@ -16,16 +15,11 @@ struct StopStreamResponse {
 }
 
 fn main() -> ExitCode {
-    serve(
-        env!("CARGO_BIN_NAME"),
-        Policy::API,
-        || async { Streams::from_env() },
-        |streams, request| Box::pin(handle(streams, request)),
-    )
+    serve(env!("CARGO_BIN_NAME"), Policy::API, Streams::init, |streams, request| Box::pin(handle(streams, request)))
 }
 
 async fn handle(streams: &Streams, request: Request) -> Result<Response> {
     let user_id = request.user()?.user_id();
     let stream_id = streams.stop(user_id, request.parameter("id")?).await?;
-    Response::json(StatusCode::ACCEPTED, &StopStreamResponse { stream_id })
+    Response::accepted(&StopStreamResponse { stream_id })
 }

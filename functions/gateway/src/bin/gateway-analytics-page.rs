@@ -3,14 +3,14 @@
 use std::process::ExitCode;
 
 use lib::error::Result;
-use lib::http::{Policy, Request, Response, serve};
+use lib::http::{Policy, Request, Response, no_context, serve};
 
 const PAGE: &str = include_str!(concat!(env!("OUT_DIR"), "/analytics.html"));
 /// Allows the page's own scripts and style, by their hashes.
 const POLICY: &str = include_str!(concat!(env!("OUT_DIR"), "/analytics.policy"));
 
 fn main() -> ExitCode {
-    serve(env!("CARGO_BIN_NAME"), Policy::OPEN, || async { Ok(()) }, |(), request| Box::pin(handle(request)))
+    serve(env!("CARGO_BIN_NAME"), Policy::OPEN, no_context, |(), request| Box::pin(handle(request)))
 }
 
 async fn handle(_request: Request) -> Result<Response> {

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use lib::error::Result;
-use lib::http::{Policy, Request, Response, serve};
+use lib::http::{Policy, Request, Response, no_context, serve};
 
 const PAGE: &str = include_str!(concat!(env!("OUT_DIR"), "/docs.html"));
 const PAGE_GZIP: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/docs.html.gz"));
@@ -11,7 +11,7 @@ const PAGE_GZIP: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/docs.html.gz"
 const POLICY: &str = include_str!(concat!(env!("OUT_DIR"), "/docs.policy"));
 
 fn main() -> ExitCode {
-    serve(env!("CARGO_BIN_NAME"), Policy::OPEN, || async { Ok(()) }, |(), request| Box::pin(handle(request)))
+    serve(env!("CARGO_BIN_NAME"), Policy::OPEN, no_context, |(), request| Box::pin(handle(request)))
 }
 
 async fn handle(request: Request) -> Result<Response> {

@@ -7,12 +7,7 @@ use lib::http::cors::Origins;
 use lib::http::{Policy, Request, Response, serve};
 
 fn main() -> ExitCode {
-    serve(
-        env!("CARGO_BIN_NAME"),
-        Policy::OPEN,
-        || async { Ok(Origins::from_env()) },
-        |origins, request| Box::pin(handle(origins, request)),
-    )
+    serve(env!("CARGO_BIN_NAME"), Policy::OPEN, Origins::init, |origins, request| Box::pin(handle(origins, request)))
 }
 
 async fn handle(origins: &Origins, request: Request) -> Result<Response> {

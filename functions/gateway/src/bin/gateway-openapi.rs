@@ -3,12 +3,12 @@
 use std::process::ExitCode;
 
 use lib::error::Result;
-use lib::http::{Policy, Request, Response, serve};
+use lib::http::{Policy, Request, Response, no_context, serve};
 
 const DESCRIPTION: &str = include_str!(concat!(env!("OUT_DIR"), "/openapi.json"));
 
 fn main() -> ExitCode {
-    serve(env!("CARGO_BIN_NAME"), Policy::OPEN, || async { Ok(()) }, |(), request| Box::pin(handle(request)))
+    serve(env!("CARGO_BIN_NAME"), Policy::OPEN, no_context, |(), request| Box::pin(handle(request)))
 }
 
 async fn handle(_request: Request) -> Result<Response> {

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use lib::error::Result;
-use lib::http::{Policy, Request, Response, serve};
+use lib::http::{Policy, Request, Response, no_context, serve};
 use serde::Serialize;
 
 #[derive(Serialize)]
@@ -21,7 +21,7 @@ struct Links {
 }
 
 fn main() -> ExitCode {
-    serve(env!("CARGO_BIN_NAME"), Policy::OPEN, || async { Ok(()) }, |(), request| Box::pin(handle(request)))
+    serve(env!("CARGO_BIN_NAME"), Policy::OPEN, no_context, |(), request| Box::pin(handle(request)))
 }
 
 async fn handle(request: Request) -> Result<Response> {

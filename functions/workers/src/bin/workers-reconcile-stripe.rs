@@ -9,15 +9,15 @@ use lib::worker::serve_task;
 use serde::Deserialize;
 use serde_json::Value;
 
-fn main() -> ExitCode {
-    serve_task(env!("CARGO_BIN_NAME"), Billing::init, |billing, event| Box::pin(handle(billing, event)))
-}
-
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Task {
     #[serde(default)]
     at_once: bool,
+}
+
+fn main() -> ExitCode {
+    serve_task(env!("CARGO_BIN_NAME"), Billing::init, |billing, event| Box::pin(handle(billing, event)))
 }
 
 async fn handle(billing: &Billing, event: Value) -> Result<Value> {

@@ -8,14 +8,14 @@ use lib::worker::serve_task;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-fn main() -> ExitCode {
-    serve_task(env!("CARGO_BIN_NAME"), Roles::init, |roles, event| Box::pin(handle(roles, event)))
-}
-
 #[derive(Deserialize)]
 struct Task {
     email: String,
     role: Role,
+}
+
+fn main() -> ExitCode {
+    serve_task(env!("CARGO_BIN_NAME"), Roles::init, |roles, event| Box::pin(handle(roles, event)))
 }
 
 async fn handle(roles: &Roles, event: Value) -> Result<Value> {

@@ -10,14 +10,14 @@ use lib::worker::serve_task;
 use serde::Deserialize;
 use serde_json::Value;
 
-fn main() -> ExitCode {
-    serve_task(env!("CARGO_BIN_NAME"), Database::init, |database, event| Box::pin(handle(database, event)))
-}
-
 #[derive(Deserialize)]
 struct Task {
     #[serde(default)]
     audit: bool,
+}
+
+fn main() -> ExitCode {
+    serve_task(env!("CARGO_BIN_NAME"), Database::init, |database, event| Box::pin(handle(database, event)))
 }
 
 async fn handle(database: &Database, event: Value) -> Result<Value> {
