@@ -419,13 +419,12 @@ impl Accounts {
         .fetch_optional(transaction.connection())
         .await?;
         let user = row.ok_or_else(gone)?.user()?;
-        // Used up last: an update that fails must not cost the user the link.
-        self.tokens.consume(token, Purpose::VerifyEmail, now).await?;
         // A reset by mail may have proved it before.
         if proved {
             transaction.publish(Event::about(&visit.subject(user.id, user.plan), "user.email_verified"));
         }
-        transaction.commit().await?;
+        // Used up last: an update that fails must not cost the user the link.
+        self.tokens.consume(token, Purpose::VerifyEmail, now, transaction.commit()).await?;
         // The link is used up: whatever happens now, the address is proved.
         if user.role == Role::Admin {
             self.promote_sessions(user.id).await;
@@ -489,15 +488,17 @@ impl Accounts {
         let mut transaction = self.users.database.begin(&visit.trace).await?;
         replace_password(transaction.connection(), user.id, &hash, None).await?;
         let proved = prove_address(transaction.connection(), user.id).await?;
-        self.tokens.consume(token, Purpose::ResetPassword, now).await?;
-        self.issuer.sessions.end_all(user.id, None).await?;
         let subject = visit.subject(user.id, user.plan);
         transaction.publish(Event::about(&subject, "user.password_reset"));
         if proved {
             transaction.publish(Event::about(&subject, "user.email_verified"));
         }
         transaction.send_mail(&Mail::new(MailKind::PasswordChanged, Recipient::User(user.id)))?;
-        transaction.commit().await
+        let change = async {
+            self.issuer.sessions.end_all(user.id, None).await?;
+            transaction.commit().await
+        };
+        self.tokens.consume(token, Purpose::ResetPassword, now, change).await
     }
 
     /// Sets a new password for a signed-in user: ends the other sessions, voids reset links, and tells the owner of

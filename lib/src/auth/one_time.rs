@@ -151,11 +151,33 @@ impl OneTimeTokens {
         }
     }
 
-    /// Uses a token up; of several at once, one succeeds.
+    /// Uses a token up for some work, which begins once it is; of several at once, one succeeds. Work that fails leaves
+    /// the token as it was. If what failed was only to hear of its success, it can be done once more.
     ///
     /// # Errors
-    /// 400 `invalid_token` when it is unknown, used or expired.
-    pub async fn consume(&self, token: &OneTimeToken, purpose: Purpose, now: OffsetDateTime) -> Result<()> {
+    /// 400 `invalid_token` when it is unknown, used or expired; the work's own.
+    pub async fn consume<T>(
+        &self,
+        token: &OneTimeToken,
+        purpose: Purpose,
+        now: OffsetDateTime,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let used_by = Uuid::now_v7();
+        let outcome = match self.mark(token, purpose, used_by, now).await {
+            Ok(()) => work.await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = &outcome
+            && error.code() != Code::InvalidToken
+            && let Err(error) = self.unmark(token, purpose, used_by).await
+        {
+            tracing::warn!(error.cause = %error, "a link stays used up although nothing was done by it");
+        }
+        outcome
+    }
+
+    async fn mark(&self, token: &OneTimeToken, purpose: Purpose, used_by: Uuid, now: OffsetDateTime) -> Result<()> {
         let result = self
             .table
             .client()
@@ -165,7 +187,7 @@ impl OneTimeTokens {
             .update_expression("SET used = :now, used_by = :use")
             // A call that is repeated after a lost answer finds its own mark.
             .condition_expression("#hash = :hash AND expires > :now AND (attribute_not_exists(used) OR used_by = :use)")
-            .expression_attribute_values(":use", text(Uuid::now_v7()))
+            .expression_attribute_values(":use", text(used_by))
             .expression_attribute_names("#hash", "hash")
             .expression_attribute_values(":hash", binary(&crypto::sha256(&token.secret)))
             .expression_attribute_values(":now", number(now.unix_timestamp()))
@@ -175,6 +197,25 @@ impl OneTimeTokens {
             Ok(_) => Ok(()),
             Err(error) if condition_failed(&error) => Err(invalid()),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Takes a mark back, unless it is none or the token was voided meanwhile.
+    async fn unmark(&self, token: &OneTimeToken, purpose: Purpose, used_by: Uuid) -> Result<()> {
+        let result = self
+            .table
+            .client()
+            .update_item()
+            .table_name(&self.table.name)
+            .key("pk", text(key(token.user_id, purpose)))
+            .update_expression("REMOVE used, used_by")
+            .condition_expression("used_by = :use")
+            .expression_attribute_values(":use", text(used_by))
+            .send()
+            .await;
+        match result {
+            Err(error) if !condition_failed(&error) => Err(error.into()),
+            _ => Ok(()),
         }
     }
 

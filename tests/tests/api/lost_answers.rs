@@ -140,6 +140,17 @@ fn relay_statements(mut function: TcpStream, mut postgres: TcpStream, words: &st
     let _ = postgres.shutdown(Shutdown::Both);
 }
 
+/// The reply of a deployed function that loses its connection to Postgres over a statement that has these words.
+async fn ask_cut_off(function: &str, event: &Value, words: String) -> Value {
+    let secret = open_secret("lost-answers", &json!({"url": lossy_database(words)})).await;
+    let mut environment = deployed().environment(function);
+    environment.insert("DATABASE_SECRET_ARN".to_owned(), secret.clone());
+    let mut cut_off = Sandbox::start(&deployed().binary(function), &environment).unwrap();
+    let reply = cut_off.invoke(event).unwrap().payload;
+    delete_secret(&secret).await;
+    reply
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_nobody_knows_to_be_stored_is_not_billed_twice() {
     let api = Api::of_router();
@@ -153,11 +164,7 @@ async fn an_answer_that_nobody_knows_to_be_stored_is_not_billed_twice() {
         let mut event = Deployed::event("chat-send", &random_address(), Some(&body), Some(&person.jwt)).unwrap();
         event["headers"]["Idempotency-Key"] = json!("unknown");
         event["multiValueHeaders"]["Idempotency-Key"] = json!(["unknown"]);
-        let secret = open_secret("lost-answers", &json!({"url": lossy_database(message)})).await;
-        let mut environment = deployed().environment("chat-send");
-        environment.insert("DATABASE_SECRET_ARN".to_owned(), secret.clone());
-        let mut cut_off = Sandbox::start(&deployed().binary("chat-send"), &environment).unwrap();
-        let reply = cut_off.invoke(&event).unwrap().payload;
+        let reply = ask_cut_off("chat-send", &event, message).await;
         // A stream has begun by then, and ends with an error.
         assert_eq!(reply["statusCode"], if stream { 200 } else { 503 }, "{reply}");
         let stored = conversations().await;
@@ -166,7 +173,6 @@ async fn an_answer_that_nobody_knows_to_be_stored_is_not_billed_twice() {
         let again = deployed().start("chat-send").unwrap().invoke(&event).unwrap().payload;
         assert_eq!(again["statusCode"], 200, "{again}");
         assert_eq!(conversations().await, stored, "stream: {stream}");
-        delete_secret(&secret).await;
     }
 }
 
@@ -188,6 +194,35 @@ async fn a_one_time_token_that_was_used_up_counts() {
     assert_eq!(reply["statusCode"], 200, "{reply}");
     let again = Api::of_router().post("/api/auth/verify-email").json(&body).send().await;
     again.expect_problem(400, "invalid_token");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_is_good_until_its_work_is_known_to_be_done() {
+    let api = Api::of_router();
+    for (page, event) in [("verify-email", "user.email_verified"), ("reset-password", "user.password_reset")] {
+        // The connection is lost before the commit, and over it.
+        for words in [event, "COMMIT"] {
+            let person = api.sign_up().await;
+            let mut body = json!({});
+            let mail = if page == "reset-password" {
+                body["password"] = json!("quite another password");
+                let asked = api.post("/api/auth/forgot-password").json(&json!({"email": person.email})).send().await;
+                asked.expect_status(200);
+                RESET
+            } else {
+                VERIFY
+            };
+            body["token"] = json!(mail_to(&person.email, mail, 1).await.token(page));
+            let function = format!("auth-{page}");
+            let event = Deployed::event(&function, &random_address(), Some(&body), None).unwrap();
+            let reply = ask_cut_off(&function, &event, words.to_owned()).await;
+            assert_eq!(reply["statusCode"], 503, "{reply}");
+            let path = format!("/api/auth/{page}");
+            let again = || api.post(&path).json(&body).send();
+            again().await.expect_status(200);
+            again().await.expect_problem(400, "invalid_token");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
