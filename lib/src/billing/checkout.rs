@@ -7,6 +7,7 @@ use crate::billing::plan::Plan;
 use crate::billing::service::Billing;
 use crate::billing::stripe::Failure;
 use crate::billing::subscription;
+use crate::billing::sync;
 use crate::error::{Code, Error, Result};
 use crate::telemetry::trace::TraceContext;
 
@@ -20,7 +21,7 @@ impl Billing {
         let transaction = self.begin_for(user_id, trace).await?;
         let mut standing = self.refuse_second(transaction, user_id, &customer, None).await?;
         let first = !standing.has_subscribed && subscription::is_first(&mut standing.transaction, user_id).await?;
-        standing.transaction.commit().await?;
+        sync::conclude(standing.transaction, user_id).await?;
         let mut form = vec![
             ("mode", "subscription".to_owned()),
             ("customer", customer),

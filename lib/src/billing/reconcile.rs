@@ -153,8 +153,7 @@ impl Billing {
 
     async fn end_grace(&self, user_id: Uuid) -> Result<()> {
         let trace = TraceContext::begin();
-        let mut transaction = self.begin_in_time(user_id, LockTimeout::Worker, &trace).await?;
-        sync::entitle(&mut transaction, user_id, clock::now()).await?;
-        transaction.commit().await
+        let transaction = self.begin_in_time(user_id, LockTimeout::Worker, &trace).await?;
+        sync::conclude(transaction, user_id).await
     }
 }

@@ -11,6 +11,7 @@ use crate::billing::plan::Plan;
 use crate::billing::service::Billing;
 use crate::billing::stripe::Failure;
 use crate::billing::stripe_object::{self, StripeSubscription};
+use crate::billing::sync;
 use crate::clock;
 use crate::error::{Code, Error, Result};
 use crate::http::page::{self, Cursor, Limit};
@@ -190,7 +191,7 @@ impl Billing {
             taken |= mirrored.is_some_and(|(_, now)| !now.is_over());
         }
         if taken {
-            transaction.commit().await?;
+            sync::conclude(transaction, user_id).await?;
             return Err(Error::new(Code::AlreadySubscribed, "Change or cancel the subscription that there is."));
         }
         Ok(Unsubscribed { transaction, made: None, has_subscribed })
@@ -232,7 +233,7 @@ impl Billing {
         };
         let mirrored = self.mirror_subscription(&mut transaction, user_id, &id).await?;
         let (shown, now) = mirrored.ok_or_else(|| Error::internal("Stripe lost the subscription that it made"))?;
-        transaction.commit().await?;
+        sync::conclude(transaction, user_id).await?;
         let secret = if now.status == "incomplete" { self.first_secret(&id).await? } else { None };
         Ok((shown, secret))
     }
@@ -447,7 +448,7 @@ impl Billing {
         {
             return Err(failure.into());
         }
-        transaction.commit().await?;
+        sync::conclude(transaction, user_id).await?;
         Ok(shown)
     }
 }

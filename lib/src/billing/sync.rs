@@ -35,7 +35,7 @@ pub enum Kind {
 
 impl Billing {
     /// Mirrors the object of a kind and an id. What belongs to nobody here changes nothing. What is unpaid of a
-    /// subscription that is over, however it ended, is voided: whoever paid it would get nothing for it.
+    /// subscription that is over, however it ended, is voided then: whoever paid it would get nothing for it.
     ///
     /// # Errors
     /// When the database or Stripe does not answer; then nothing is changed, unless it was the voiding that failed.
@@ -56,7 +56,7 @@ impl Billing {
             }
             Kind::Payment => {
                 self.mirror_payment(&mut transaction, user_id, id).await?;
-                None
+                return transaction.commit().await;
             }
             // Those that are voided are told of, too: there is nothing more to look for.
             Kind::Invoice => match self.mirror_invoice(&mut transaction, user_id, id).await? {
@@ -64,12 +64,11 @@ impl Billing {
                 _ => None,
             },
         };
-        let voided = match subscription {
+        conclude(transaction, user_id).await?;
+        match subscription {
             Some(over) if over.is_over() => self.void_unpaid_invoices(&over.id).await,
             _ => Ok(()),
-        };
-        transaction.commit().await?;
-        voided
+        }
     }
 
     /// Whose the object is: by the mirror, or else by its customer.
@@ -158,7 +157,8 @@ impl Billing {
         Ok(stripe_object::moment(&refunds["data"][0]["created"]))
     }
 
-    /// Mirrors a subscription and gives it as the API shows it, with Stripe's object.
+    /// Mirrors a subscription and gives it as the API shows it, with Stripe's object. The user's plan follows when the
+    /// transaction is concluded.
     pub(crate) async fn mirror_subscription(
         &self,
         transaction: &mut Transaction,
@@ -270,7 +270,6 @@ impl Billing {
         for id in &ended {
             Box::pin(self.mirror_subscription(transaction, user_id, id)).await?;
         }
-        entitle(transaction, user_id, clock::now()).await?;
         Ok(Some((shown.shown()?, now)))
     }
 
@@ -392,7 +391,8 @@ impl Billing {
             None => None,
         };
         let subscription = mirrored.map(|(_, subscription)| subscription);
-        let subject = subject(transaction, user_id).await?;
+        let (plan, _) = entitled(transaction, user_id).await?;
+        let subject = Subject { user_id, plan, country: None };
         let tell = |kind, amount: i64| {
             Event::about(&subject, kind)
                 .with("paymentId", own_id.to_string())
@@ -460,33 +460,40 @@ async fn subject(transaction: &mut Transaction, user_id: Uuid) -> Result<Subject
     Ok(Subject { user_id, plan: Plan::stored(&plan)?, country: None })
 }
 
-/// Sets the user's plan to the best that a subscription entitles to at this moment. Whoever loses it to the end of a
-/// grace is told. The user's lock is held.
-pub(crate) async fn entitle(transaction: &mut Transaction, user_id: Uuid, now: OffsetDateTime) -> Result<()> {
+/// The best plan that a subscription entitles to at this moment, and whether one runs at all.
+async fn entitled(transaction: &mut Transaction, user_id: Uuid) -> Result<(Plan, bool)> {
     let running = sqlx::query!(
         r#"SELECT plan, (status <> 'past_due' OR grace_end > $2) AS "entitles!"
            FROM subscriptions WHERE user_id = $1 AND status IN ('trialing', 'active', 'past_due')"#,
         user_id,
-        now,
+        clock::now(),
     )
     .fetch_all(transaction.connection())
     .await?;
     let entitling = running.iter().filter(|row| row.entitles).map(|row| Plan::stored(&row.plan));
     let plans = entitling.collect::<Result<Vec<_>>>()?;
     let best = plans.into_iter().max_by_key(|plan| plan.terms().amount).unwrap_or(Plan::Free);
-    let before = subject(transaction, user_id).await?.plan;
+    Ok((best, !running.is_empty()))
+}
+
+/// Sets the user's plan to the best that a subscription entitles to at this moment, and commits: a sign-in waits for the
+/// user's row, and must not wait for Stripe. Whoever loses the plan to the end of a grace is told. The user's lock is
+/// held.
+pub(crate) async fn conclude(mut transaction: Transaction, user_id: Uuid) -> Result<()> {
+    let (best, runs) = entitled(&mut transaction, user_id).await?;
+    let before = subject(&mut transaction, user_id).await?.plan;
     if best == before {
-        return Ok(());
+        return transaction.commit().await;
     }
     sqlx::query!("UPDATE users SET plan = $2, updated_at = now() WHERE id = $1", user_id, best.as_str())
         .execute(transaction.connection())
         .await?;
-    if best == Plan::Free && !running.is_empty() {
+    if best == Plan::Free && runs {
         transaction.send_mail(&Mail::new(MailKind::PlanPaused, Recipient::User(user_id)))?;
     }
     let up = best.terms().amount > before.terms().amount;
     let kind = if up { "user.plan_upgraded" } else { "user.plan_downgraded" };
     let subject = Subject { user_id, plan: best, country: None };
     transaction.publish(Event::about(&subject, kind).with("fromPlan", before.as_str()).with("toPlan", best.as_str()));
-    Ok(())
+    transaction.commit().await
 }

@@ -1,7 +1,9 @@
 //! What happens when Stripe fails, is slow, or does what it was asked and nobody learns of it.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
+use futures_util::future::join;
 use serde_json::{Value, json};
 use sqlx::postgres::PgConnection;
 
@@ -55,6 +57,20 @@ impl Payer {
             .filter(|charge| charge["status"] == "succeeded")
             .map(|charge| charge["amount"].as_i64().unwrap())
             .collect()
+    }
+
+    /// Waits for what a sign-in waits for, by Postgres's clock: a busy machine is slow to sign anybody in.
+    async fn could_sign_in(&self) {
+        let mut connection = stores::postgres().await;
+        sqlx::query("SET lock_timeout = '3s'").execute(&mut connection).await.unwrap();
+        let row = sqlx::query("SELECT FROM users WHERE id = $1::uuid FOR SHARE").bind(&self.person.id);
+        row.execute(&mut connection).await.expect("the user's row is not kept locked");
+    }
+
+    /// Stripe ends the one subscription that there is.
+    async fn is_ended(&self) {
+        let stripe_id = replica::subscription(&self.person).await["id"].as_str().unwrap().to_owned();
+        replica::delete(&format!("/v1/subscriptions/{stripe_id}")).await;
     }
 
     async fn fails(&self, words: &str, how: Value) {
@@ -114,6 +130,44 @@ through_both_doors! {
         let (paid, ()) = tokio::join!(payer.pay("waits"), busy_for_a_while);
         assert_eq!(paid.expect_status(201).body["payment"]["status"], "succeeded");
         assert_eq!(payer.charged().await, [1999]);
+    }
+
+    async fn a_sign_in_does_not_wait_for_what_a_worker_asks_stripe(api: Api) {
+        let payer = Payer::new(&api).await;
+        payer.subscribe("ends").await.expect_status(201);
+        all_handled(&payer.customer).await;
+        // What is unpaid of the subscription that has ended is looked for.
+        let stripe_id = replica::subscription(&payer.person).await["id"].as_str().unwrap().to_owned();
+        payer.fails(&format!("/v1/invoices?subscription={stripe_id}"), json!({"delay_seconds": 5.5})).await;
+        payer.is_ended().await;
+        eventually("the end of the plan", || async {
+            payer.could_sign_in().await;
+            (payer.get("/api/auth/me").await["user"]["plan"] == "free").then_some(())
+        })
+        .await;
+        all_handled(&payer.customer).await;
+    }
+
+    async fn a_sign_in_does_not_wait_for_what_a_request_asks_stripe(api: Api) {
+        let payer = Payer::new(&api).await;
+        payer.subscribe("ends").await.expect_status(201);
+        all_handled(&payer.customer).await;
+        // That it has ended is found out on the way.
+        replica::control("webhooks", &json!({"customer": payer.customer, "mode": "drop"})).await;
+        payer.is_ended().await;
+        payer.fails(&format!("POST /v1/subscriptions? customer={}", payer.customer), json!({"delay_seconds": 5.5})).await;
+        let is_made = Cell::new(false);
+        let subscribing = async {
+            let reply = payer.subscribe("again").await;
+            is_made.set(true);
+            reply
+        };
+        let meanwhile = eventually("the subscription", || async {
+            payer.could_sign_in().await;
+            is_made.get().then_some(())
+        });
+        let (reply, ()) = join(subscribing, meanwhile).await;
+        reply.expect_status(201);
     }
 
     async fn a_payment_that_stripe_refuses_to_work_on_is_made_later(api: Api) {
