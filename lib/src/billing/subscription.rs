@@ -37,7 +37,7 @@ pub struct Subscription {
     pub current_period_end: OffsetDateTime,
     /// Whether the subscription ends with it.
     pub cancel_at_period_end: bool,
-    /// The cheaper plan that begins then.
+    /// The cheaper plan that begins then, unless it ends.
     pub pending_plan: Option<&'static str>,
     /// When the trial ends or ended.
     #[serde(serialize_with = "crate::clock::text::option::serialize")]
@@ -61,6 +61,9 @@ pub(crate) struct Row {
 
 impl Row {
     pub(crate) fn shown(self) -> Result<Subscription> {
+        // Undone, a cancellation brings it back; until then, nothing is to begin.
+        let ends = self.cancel_at_period_end || self.status == "canceled";
+        let pending_plan = self.pending_plan.filter(|_| !ends);
         Ok(Subscription {
             id: self.id,
             plan: Plan::stored(&self.plan)?.as_str(),
@@ -68,7 +71,7 @@ impl Row {
             current_period_start: self.current_period_start,
             current_period_end: self.current_period_end,
             cancel_at_period_end: self.cancel_at_period_end,
-            pending_plan: self.pending_plan.as_deref().map(Plan::stored).transpose()?.map(Plan::as_str),
+            pending_plan: pending_plan.as_deref().map(Plan::stored).transpose()?.map(Plan::as_str),
             trial_end: self.trial_end,
             created_at: self.created_at,
         })

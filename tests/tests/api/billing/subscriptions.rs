@@ -95,6 +95,33 @@ through_both_doors! {
         assert!(!first["lines"].as_array().unwrap().is_empty());
     }
 
+    async fn what_is_to_end_is_not_to_change(api: Api) {
+        let person = api.sign_up().await;
+        let made = subscribe(&api, &person, "enterprise").await;
+        let path = format!("/api/billing/subscriptions/{}", made["id"].as_str().unwrap());
+        let change = async |plan: &str| {
+            let call = api.call("PUT", &path).bearer(&person.jwt).json(&json!({"plan": plan}));
+            call.send().await.expect_status(200).body["subscription"].clone()
+        };
+        let end = async |how: &str| {
+            let reply = api.delete(&format!("{path}{how}")).bearer(&person.jwt).send().await.expect_status(200);
+            let list = api.get("/api/billing/subscriptions").bearer(&person.jwt).send().await.expect_status(200);
+            assert_eq!(list.body["subscriptions"][0], reply.body["subscription"]);
+            reply.body["subscription"].clone()
+        };
+        assert_eq!(change("pro").await["pendingPlan"], "pro");
+        let ends = end("").await;
+        assert_eq!((&ends["cancelAtPeriodEnd"], &ends["pendingPlan"]), (&json!(true), &Value::Null));
+        let goes_on = change("pro").await;
+        assert_eq!((&goes_on["plan"], &goes_on["pendingPlan"]), (&json!("enterprise"), &json!("pro")));
+        end("").await;
+        let stays = change("enterprise").await;
+        assert_eq!((&stays["cancelAtPeriodEnd"], &stays["pendingPlan"]), (&json!(false), &Value::Null));
+        change("pro").await;
+        let over = end("?immediately=true").await;
+        assert_eq!((&over["status"], &over["pendingPlan"]), (&json!("canceled"), &Value::Null));
+    }
+
     async fn subscriptions_are_billed_in_the_classic_way(api: Api) {
         let (subscriber, visitor) = (api.sign_up().await, api.sign_up().await);
         subscribe(&api, &subscriber, "pro").await;
