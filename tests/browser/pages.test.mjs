@@ -75,6 +75,30 @@ async function signIn(page, email, password) {
   await page.getByRole('button', { name: 'Sign in' }).click();
 }
 
+/** Which figure the page asks for. */
+const figureOf = (request) => new URL(request.url()).pathname.split('/analytics/')[1];
+
+/** What a figure is of which there is nothing. */
+const nothing = (figure) => ({
+  'users/active': { dau: 0, wau: 0, mau: 0, series: [] },
+  'users/count': { total: 0, verified: 0 },
+  'chat/messages': { total: 0, failed: 0 },
+}[figure] ?? []);
+
+/** The net revenue of two days, which is as much on the second as is given by currency. */
+const revenue = (amounts) => ['2026-01-01', '2026-01-02'].flatMap((date, n) =>
+  Object.entries(amounts).map(([currency, net]) => ({ date, currency, net: n * net })));
+
+/** The dashboard of an admin who has earned that, and nothing else. */
+async function openRevenue(amounts) {
+  const opened = await open('/admin/analytics');
+  await opened.page.route('**/api/analytics/**', (route) => {
+    const figure = figureOf(route.request());
+    return route.fulfill({ json: { data: figure === 'revenue/over-time' ? revenue(amounts) : nothing(figure) } });
+  });
+  return opened;
+}
+
 /** Polls until `read` gives what `holds` accepts. */
 async function until(read, holds, pause = 200) {
   const end = Date.now() + 20_000;
@@ -220,22 +244,34 @@ test('the dashboard draws what the endpoints say', async () => {
   await close();
 });
 
+test('the dashboard has room for the numbers of an axis', async () => {
+  const { page, close } = await openRevenue({ JPY: 5_000_000_000 });
+  await page.evaluate(() => {
+    window.written = [];
+    const { fillText } = CanvasRenderingContext2D.prototype;
+    CanvasRenderingContext2D.prototype.fillText = function (text, x, ...rest) {
+      if (this.textAlign === 'right') window.written.push([text, x - this.measureText(text).width]);
+      return fillText.call(this, text, x, ...rest);
+    };
+  });
+  await signIn(page, ADMIN_EMAIL, ADMIN_PASSWORD);
+  await page.locator('canvas').waitFor();
+  const written = await until(() => page.evaluate(() => window.written), (labels) => labels.length);
+  assert.ok(written.some(([text]) => text === '5,000,000,000'), `${written}`);
+  assert.deepEqual(written.filter(([, left]) => left < 0), []);
+  await close();
+});
+
 test('the dashboard shows nothing that comes too late', async () => {
   const { page, seen, close } = await open('/admin/analytics');
-  const objects = {
-    'users/active': { dau: 0, wau: 0, mau: 0, series: [] },
-    'users/count': { total: 0, verified: 0 },
-    'chat/messages': { total: 0, failed: 0 },
-  };
   // One user at the start of each range, and nothing else. A reply is held back while `isSlow`.
   const held = [];
   let isSlow = false;
   const growth = (start) => ({ json: { data: [{ date: start, totalUsers: 1 }] } });
   await page.route('**/api/analytics/**', (route) => {
-    const { pathname, searchParams } = new URL(route.request().url());
-    const figure = pathname.slice(pathname.indexOf('/analytics/') + '/analytics/'.length);
-    if (figure !== 'users/growth') return route.fulfill({ json: { data: objects[figure] ?? [] } });
-    return isSlow ? held.push(route) : route.fulfill(growth(searchParams.get('startDate')));
+    const figure = figureOf(route.request());
+    if (figure !== 'users/growth') return route.fulfill({ json: { data: nothing(figure) } });
+    return isSlow ? held.push(route) : route.fulfill(growth(new URL(route.request().url()).searchParams.get('startDate')));
   });
   const show = async (start) => {
     await page.getByLabel('From').fill(start);

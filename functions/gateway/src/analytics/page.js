@@ -91,10 +91,19 @@ function draw(section, { dates, lines }) {
   // From zero, so that a line's height is what it says.
   const scales = { y: { range: (_, low, high) => uPlot.rangeNum(Math.min(low ?? 0, 0), Math.max(high ?? 0, 1), 0.1, true) } };
   new uPlot(
-    { width, height: 240, scales, tzDate: (at) => uPlot.tzDate(new Date(at * 1000), "Etc/UTC"), series: [{}, ...series], axes: [ink, { ...ink, size: 70 }] },
+    { width, height: 240, scales, tzDate: (at) => uPlot.tzDate(new Date(at * 1000), "Etc/UTC"), series: [{}, ...series], axes: [ink, { ...ink, size: sizeOfAxis }] },
     [x, ...lines.map(([, values]) => values)],
     section,
   );
+}
+
+// Room for the longest number beside the line. A size that depends on the labels has settled after the second round.
+function sizeOfAxis(chart, labels, index, round) {
+  const axis = chart.axes[index];
+  if (round > 1) return axis._size;
+  chart.ctx.font = axis.font[0];
+  const widths = (labels ?? []).map((label) => chart.ctx.measureText(label ?? "").width / devicePixelRatio);
+  return Math.ceil(axis.ticks.size + axis.gap + Math.max(0, ...widths));
 }
 
 // The same figures to read, copy, and hear. An hourly year has two hundred thousand cells, so they wait to be asked for.
