@@ -262,6 +262,36 @@ test('the dashboard has room for the numbers of an axis', async () => {
   await close();
 });
 
+/** The ratio of WCAG 2 of two colours that the browser has computed. */
+function contrast(...colours) {
+  const [light, dark] = colours.map((colour) => {
+    const [red, green, blue] = colour.match(/\d+/g).map((value) => {
+      const share = value / 255;
+      return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
+    });
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05;
+  }).sort((a, b) => b - a);
+  return light / dark;
+}
+
+test('the dashboard draws each currency in a colour of its own that is seen', async () => {
+  const currencies = ['AUD', 'CAD', 'CHF', 'EUR', 'GBP', 'JPY', 'SEK', 'USD'];
+  const { page, close } = await openRevenue(Object.fromEntries(currencies.map((currency) => [currency, 100])));
+  for (const colorScheme of ['light', 'dark']) {
+    await page.emulateMedia({ colorScheme });
+    await page.reload();
+    if (colorScheme === 'light') await signIn(page, ADMIN_EMAIL, ADMIN_PASSWORD);
+    await page.locator('canvas').waitFor();
+    const { ground, lines } = await page.evaluate(() => ({
+      ground: getComputedStyle(document.body).backgroundColor,
+      lines: [...document.querySelectorAll('.u-series .u-marker')].map((marker) => getComputedStyle(marker).borderColor).slice(-8),
+    }));
+    assert.equal(new Set(lines).size, currencies.length);
+    assert.deepEqual(lines.filter((line) => contrast(line, ground) < 3), [], `on ${ground}`);
+  }
+  await close();
+});
+
 test('the dashboard shows nothing that comes too late', async () => {
   const { page, seen, close } = await open('/admin/analytics');
   // One user at the start of each range, and nothing else. A reply is held back while `isSlow`.

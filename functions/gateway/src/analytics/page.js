@@ -1,7 +1,8 @@
 "use strict";
 // Addresses are relative, so that they hold under the stage's path of API Gateway too.
 const API = "../api/";
-const COLOURS = ["#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#8b5cf6", "#14b8a6"];
+// As many as there are currencies, and unlike for the colour-blind too. Each has a contrast of 3 to a light and a dark page.
+const COLOURS = ["#0292ff", "#ff5c0e", "#03a84e", "#d10771", "#8e4cc3", "#0e7688", "#ff17f5", "#a58b9f"];
 const byId = (id) => document.getElementById(id);
 const range = byId("range"), signin = byId("signin"), notice = byId("notice");
 
