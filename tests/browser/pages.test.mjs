@@ -292,6 +292,26 @@ test('the dashboard draws each currency in a colour of its own that is seen', as
   await close();
 });
 
+test('the dashboard fits its window when that is made narrow and wide', async () => {
+  const { page, seen, close } = await openRevenue({ EUR: 123_456_789_000, JPY: 5_000_000_000, USD: 100 });
+  await signIn(page, ADMIN_EMAIL, ADMIN_PASSWORD);
+  await page.locator('canvas').waitFor();
+  const widths = () => page.evaluate(() => {
+    const section = document.querySelector('section:has(canvas)');
+    return {
+      beyond: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+      left: section.clientWidth - section.querySelector('canvas').clientWidth,
+    };
+  });
+  for (const width of [320, 700, 1280]) {
+    await page.setViewportSize({ width, height: 640 });
+    // What is left is the section's padding.
+    await until(widths, ({ beyond, left }) => beyond === 0 && left > 0 && left < 40);
+  }
+  assert.deepEqual(seen.errors.filter((text) => !text.includes('status of 401')), []);
+  await close();
+});
+
 test('the dashboard shows nothing that comes too late', async () => {
   const { page, seen, close } = await open('/admin/analytics');
   // One user at the start of each range, and nothing else. A reply is held back while `isSlow`.

@@ -86,16 +86,19 @@ const TOTALS = [
 
 function draw(section, { dates, lines }) {
   const x = dates.map(seconds);
-  const width = Math.max(200, section.clientWidth - 24);
+  // The heading is as wide as the section has room, and a chart in it does not change that.
+  const heading = section.querySelector("h2");
+  const room = () => ({ width: Math.max(200, heading.clientWidth), height: 240 });
   const series = lines.map(([label], n) => ({ label, stroke: COLOURS[n % COLOURS.length], width: 2, points: { show: x.length < 40 } }));
   const ink = { stroke: getComputedStyle(document.body).color, grid: { stroke: "#8884" }, ticks: { stroke: "#8884" } };
   // From zero, so that a line's height is what it says.
   const scales = { y: { range: (_, low, high) => uPlot.rangeNum(Math.min(low ?? 0, 0), Math.max(high ?? 0, 1), 0.1, true) } };
-  new uPlot(
-    { width, height: 240, scales, tzDate: (at) => uPlot.tzDate(new Date(at * 1000), "Etc/UTC"), series: [{}, ...series], axes: [ink, { ...ink, size: sizeOfAxis }] },
+  const chart = new uPlot(
+    { ...room(), scales, tzDate: (at) => uPlot.tzDate(new Date(at * 1000), "Etc/UTC"), series: [{}, ...series], axes: [ink, { ...ink, size: sizeOfAxis }] },
     [x, ...lines.map(([, values]) => values)],
     section,
   );
+  new ResizeObserver(() => chart.setSize(room())).observe(heading);
 }
 
 // Room for the longest number beside the line. A size that depends on the labels has settled after the second round.
