@@ -312,6 +312,30 @@ test('the dashboard fits its window when that is made narrow and wide', async ()
   await close();
 });
 
+test('the dashboard says in plain words why there are no figures', async () => {
+  const { page, close } = await openRevenue({ USD: 100 });
+  await signIn(page, ADMIN_EMAIL, ADMIN_PASSWORD);
+  await page.locator('canvas').waitFor();
+  const UNREACHABLE = 'The server could not be reached. Try again in a moment.';
+  const failures = [
+    [(route) => route.abort(), UNREACHABLE],
+    [(route) => route.fulfill({ status: 502, contentType: 'text/html', body: '<h1>Bad gateway</h1>' }), UNREACHABLE],
+    [(route) => route.fulfill({ status: 503, json: { message: null } }), UNREACHABLE],
+    [(route) => route.fulfill({ status: 429, json: { status: 429, detail: 'Wait a moment.' } }), 'Wait a moment.'],
+  ];
+  for (const [fail, text] of failures) {
+    await page.route('**/api/analytics/**', fail);
+    await page.getByRole('button', { name: 'Show' }).click();
+    await page.getByText(text, { exact: true }).waitFor();
+    assert.equal(await page.locator('section, dd, table').count(), 0);
+    await page.unroute('**/api/analytics/**', fail);
+    await page.getByRole('button', { name: 'Show' }).click();
+    await page.locator('canvas').waitFor();
+    assert.equal(await page.locator('#notice').innerText(), '');
+  }
+  await close();
+});
+
 test('the dashboard shows nothing that comes too late', async () => {
   const { page, seen, close } = await open('/admin/analytics');
   // One user at the start of each range, and nothing else. A reply is held back while `isSlow`.

@@ -9,17 +9,25 @@ const range = byId("range"), signin = byId("signin"), notice = byId("notice");
 // What was asked for last. It aborts what is still under way, so that no late reply is shown over a newer one.
 let running = new AbortController();
 
+const UNREACHABLE = "The server could not be reached. Try again in a moment.";
+
 class Refused extends Error {
   constructor(status, problem) {
-    super(problem.errors?.map((error) => `${error.field}: ${error.message}`).join(" ") || problem.detail || problem.title);
+    super(problem?.errors?.map((error) => `${error.field}: ${error.message}`).join(" ") || problem?.detail || problem?.title || UNREACHABLE);
     this.status = status;
   }
 }
 
 async function call(path, options) {
-  const reply = await fetch(API + path, { credentials: "same-origin", signal: running.signal, ...options });
-  if (reply.status === 204) return null;
-  const body = await reply.json();
+  let reply, body;
+  try {
+    reply = await fetch(API + path, { credentials: "same-origin", signal: running.signal, ...options });
+    if (reply.status === 204) return null;
+    body = await reply.json();
+  } catch {
+    // There is no network, or something on the way answered instead, and not in JSON.
+    throw new Error(UNREACHABLE);
+  }
   if (!reply.ok) throw new Refused(reply.status, body);
   return body;
 }
@@ -169,11 +177,15 @@ async function show() {
   notice.textContent = "";
 }
 
+function clear() {
+  byId("totals").replaceChildren();
+  byId("charts").replaceChildren();
+}
+
 function ask(text) {
   range.hidden = true;
   signin.hidden = false;
-  byId("totals").replaceChildren();
-  byId("charts").replaceChildren();
+  clear();
   notice.textContent = text;
 }
 
@@ -191,6 +203,7 @@ function attempt(work) {
   const { signal } = running;
   return work().catch((error) => {
     if (signal.aborted) return;
+    clear();
     if (error.status === 401) ask(signin.hidden ? "Sign in as an admin." : error.message);
     else notice.textContent = error.message;
   });
