@@ -112,7 +112,7 @@ def _node_packages() -> None:
     wanted = hashlib.sha256(lock.read_bytes()).hexdigest()
     if stamp.exists() and stamp.read_text() == wanted:
         return
-    print("Installing the model mock and the AI SDK ...", flush=True)
+    print("Installing the model mock ...", flush=True)
     for name in ("package.json", "package-lock.json", ".npmrc"):
         shutil.copy(HERE / name, TOOLS / name)
     log = TOOLS / "install-npm.log"

@@ -1,4 +1,4 @@
-// The `fetch` of `useChat`, which is run with the AI SDK and in a browser.
+// The `fetch` of `useChat` for earlier versions of the AI SDK, which is run with one and in a browser.
 
 // snippet: reconnect
 /** Fetches, and names a lost connection so that the SDK gives its half of the message up when the answer is resumed. */

@@ -1,12 +1,20 @@
 // What a frontend does with the real AI SDK: `useChat` is this class with React around it.
 
 import assert from 'node:assert/strict';
-import { createRequire } from 'node:module';
 import { fetchAnswers } from '../../../client/fetch_answers.mjs';
 
-const { AbstractChat, DefaultChatTransport } = createRequire(process.env.NODE_TOOLS + '/')('ai');
+// The newest SDK is `ai`, an earlier one `ai-5`.
+const { AI_SDK, API_URL: api, TOKEN } = process.env;
+const { AbstractChat, DefaultChatTransport: Transport } = await import(AI_SDK);
+const isNewest = AI_SDK === 'ai';
 
-const { API_URL: api, TOKEN } = process.env;
+/** As the guide has it: an earlier SDK needs a `fetch` of its own. */
+class DefaultChatTransport extends Transport {
+  constructor(options) {
+    super(isNewest ? options : { ...options, fetch: fetchAnswers });
+  }
+}
+
 // What a refresh has since replaced.
 let token = 'old';
 
@@ -20,11 +28,13 @@ const sessionStorage = {
 
 // snippet: problem
 /** What went wrong, of a chat's `error`: a refused request's message is its problem document, any other a sentence. */
-const problemOf = ({ message }) => {
+const problemOf = (error) => {
+  // What `fetch` says of a network that fails, each browser in its own words.
+  if (error instanceof TypeError) return { detail: 'The connection was lost.' };
   try {
-    return JSON.parse(message);
+    return JSON.parse(error.message);
   } catch {
-    return { detail: message };
+    return { detail: error.message };
   }
 };
 // end
@@ -55,7 +65,6 @@ function byToken() {
     api: `${api}/api/chat`,
     // A function, as the token is another one after a refresh.
     headers: () => ({ authorization: `Bearer ${token}` }),
-    fetch: fetchAnswers,
     prepareSendMessagesRequest,
   });
   // end
@@ -67,12 +76,13 @@ function byCookie() {
   const transport = new DefaultChatTransport({
     api: `${api}/api/chat`,
     credentials: 'include',
-    fetch: fetchAnswers,
     prepareSendMessagesRequest,
   });
   // end
   return transport;
 }
+
+const textOf = ({ parts }) => parts.filter((part) => part.type === 'text').map((part) => part.text).join('');
 
 class Chat extends AbstractChat {
   constructor(id, { messages = [], transport = byToken() } = {}) {
@@ -85,7 +95,7 @@ class Chat extends AbstractChat {
   }
 
   get lastText() {
-    return this.messages.at(-1).parts.filter((part) => part.type === 'text').map((part) => part.text).join('');
+    return textOf(this.messages.at(-1));
   }
 }
 
@@ -183,28 +193,61 @@ const browser = new Chat(`browser-${Date.now()}`, { transport: byCookie() });
 await browser.sendMessage({ text: 'Hello' });
 assert.deepEqual([browser.status, browser.messages.length], ['ready', 2]);
 
-// A connection that is lost in the middle, in the words of a browser, and the same chat resumed.
-let lost = false;
-globalThis.fetch = async (...request) => {
-  globalThis.fetch = connected;
-  const response = await connected(...request);
-  const cut = new TransformStream({
-    transform(chunk, controller) {
-      if (lost) controller.error(new TypeError('network error'));
-      else controller.enqueue(chunk);
-    },
-  });
-  return new Response(response.body.pipeThrough(cut), response);
-};
+/** Asks, and loses the connection in the middle of the answer, in the words of a browser. */
+async function lose(chat, meanwhile = () => {}) {
+  let isLost = false;
+  globalThis.fetch = async (...request) => {
+    globalThis.fetch = connected;
+    const response = await connected(...request);
+    const cut = new TransformStream({
+      transform(chunk, controller) {
+        if (isLost) controller.error(new TypeError('network error'));
+        else controller.enqueue(chunk);
+      },
+    });
+    return new Response(response.body.pipeThrough(cut), response);
+  };
+  const half = chat.sendMessage({ text: 'AIMOCK:slow' });
+  await until(chat, () => chat.messages.length === 2 && textOf(chat.lastMessage) !== '');
+  await meanwhile();
+  isLost = true;
+  await half;
+  assert.deepEqual([chat.status, problemOf(chat.error).detail], ['error', 'The connection was lost.']);
+}
+
+/** The answer is there once, and whole. */
+async function holdsItsAnswer(chat) {
+  assert.deepEqual([chat.status, chat.messages.length, chat.error], ['ready', 2, undefined]);
+  assert.equal(textOf(chat.lastMessage), (await stored(conversationOf(chat)))[1].parts[0].text);
+}
+
+// The same chat resumed.
 const torn = new Chat(`torn-${Date.now()}`);
-const half = torn.sendMessage({ text: 'AIMOCK:slow' });
-await until(torn, () => torn.messages.length === 2 && torn.lastText !== '');
-lost = true;
-await half;
-assert.deepEqual([torn.status, torn.error.message], ['error', 'The connection was lost.']);
+await lose(torn);
 await torn.resumeStream();
-assert.deepEqual([torn.status, torn.messages.length], ['ready', 2]);
-assert.equal(torn.lastText, (await stored(conversationOf(torn)))[1].parts[0].text);
+await holdsItsAnswer(torn);
+
+// The hook of React resumes by itself what was lost, when its page is seen again.
+if (isNewest) {
+  const { Chat: HookedChat, useChat } = await import('@ai-sdk/react');
+  const { act, createElement } = await import('react');
+  const { create } = await import('react-test-renderer');
+  globalThis.document = Object.assign(new EventTarget(), { visibilityState: 'visible' });
+  let chat;
+  const resumed = new Promise((done) => {
+    const onFinish = ({ isError }) => isError || done();
+    chat = new HookedChat({ id: `hooked-${Date.now()}`, transport: byToken(), onFinish });
+  });
+  const Page = () => useChat({ chat, resume: true }) && null;
+  await lose(chat, async () => {
+    globalThis.IS_REACT_ACT_ENVIRONMENT = true;
+    await act(() => create(createElement(Page)));
+    globalThis.IS_REACT_ACT_ENVIRONMENT = false;
+  });
+  document.dispatchEvent(new Event('visibilitychange'));
+  await resumed;
+  await holdsItsAnswer(chat);
+}
 
 // A page that is loaded anew while its first question is answered, then while that is answered anew, then afterwards.
 const made = await fetch(`${api}/api/chat/conversations`, { method: 'POST', headers: { authorization: `Bearer ${token}` } });
