@@ -104,6 +104,8 @@ class Chat extends AbstractChat {
 const stored = async (id) => {
   const url = `${api}/api/chat/conversations/${id}?order=desc&limit=100`;
   const response = await fetch(url, { headers: { authorization: `Bearer ${token}` } });
+  // As the SDK's own errors have it.
+  if (!response.ok) throw new Error(await response.text());
   const { messages } = await response.json();
   return messages.reverse().map(({ id, role, content }) => ({ id, role, parts: [{ type: 'text', text: content }] }));
 };
@@ -118,9 +120,11 @@ const opened = async (id) => {
 /** Goes on with an answer that is under way. After its end the chat has what is stored. */
 const reopen = async (chat) => {
   await chat.resumeStream();
+  if (chat.status !== 'ready') return;
+  const [messages, last] = [await stored(chat.id), chat.lastMessage];
   // One that was cut short once more, or left, is not stored yet.
-  const isHalf = sessionStorage.getItem(chat.id) !== null && chat.lastMessage?.role === 'assistant';
-  if (chat.status === 'ready' && !isHalf) chat.messages = await stored(chat.id);
+  const isHalf = last?.role === 'assistant' && !messages.some(({ id }) => id === last.id);
+  if (!isHalf || sessionStorage.getItem(chat.id) === null) chat.messages = messages;
 };
 // end
 
@@ -221,11 +225,24 @@ async function holdsItsAnswer(chat) {
   assert.equal(textOf(chat.lastMessage), (await stored(conversationOf(chat)))[1].parts[0].text);
 }
 
+const make = async () => {
+  const headers = { authorization: `Bearer ${token}` };
+  const made = await fetch(`${api}/api/chat/conversations`, { method: 'POST', headers });
+  return (await made.json()).conversation.id;
+};
+
 // The same chat resumed.
 const torn = new Chat(`torn-${Date.now()}`);
 await lose(torn);
 await torn.resumeStream();
 await holdsItsAnswer(torn);
+
+// One that was read to its end elsewhere meanwhile is not replayed.
+const behind = new Chat(await make());
+await lose(behind);
+await new Chat(behind.id).resumeStream();
+await reopen(behind);
+assert.deepEqual([behind.status, behind.messages], ['ready', await stored(behind.id)]);
 
 // The hook of React resumes by itself what was lost, when its page is seen again.
 if (isNewest) {
@@ -250,39 +267,57 @@ if (isNewest) {
 }
 
 // A page that is loaded anew while its first question is answered, then while that is answered anew, then afterwards.
-const made = await fetch(`${api}/api/chat/conversations`, { method: 'POST', headers: { authorization: `Bearer ${token}` } });
-const { conversation } = await made.json();
-let page = new Chat(conversation.id, { messages: await opened(conversation.id) });
+const conversation = await make();
+let page = new Chat(conversation, { messages: await opened(conversation) });
 for (const ask of [() => page.sendMessage({ text: 'AIMOCK:slow' }), () => page.regenerate()]) {
   const asked = ask();
   await until(page, () => page.status === 'streaming' && page.lastText !== '');
   const reading = page.lastMessage.id;
   await page.stop();
   await asked;
-  page = new Chat(conversation.id, { messages: await opened(conversation.id) });
+  page = new Chat(conversation, { messages: await opened(conversation) });
   assert.deepEqual([page.messages.length, page.lastText], [1, 'AIMOCK:slow']);
   const going = reopen(page);
   await until(page, () => page.status === 'streaming' && page.messages.length === 2);
   assert.equal(page.lastMessage.id, reading);
   await going;
-  assert.deepEqual(page.messages, await stored(conversation.id));
+  assert.deepEqual(page.messages, await stored(conversation));
   assert.deepEqual(page.messages.map(({ id, role }) => [id === reading, role]), [[false, 'user'], [true, 'assistant']]);
 }
 // What the tab has kept although it was answered and read elsewhere.
-sessionStorage.setItem(conversation.id, JSON.stringify([{ id: 'kept', role: 'user', parts: [] }]));
-page = new Chat(conversation.id, { messages: await opened(conversation.id) });
+sessionStorage.setItem(conversation, JSON.stringify([{ id: 'kept', role: 'user', parts: [] }]));
+page = new Chat(conversation, { messages: await opened(conversation) });
 assert.deepEqual(page.messages.map(({ id }) => id), ['kept']);
 await reopen(page);
-assert.deepEqual([page.status, page.messages], ['ready', await stored(conversation.id)]);
+assert.deepEqual([page.status, page.messages], ['ready', await stored(conversation)]);
 
 // One that is left before its end keeps its question, and what there was of it.
 void page.sendMessage({ text: 'AIMOCK:slow' });
 await until(page, () => page.status === 'streaming' && page.lastText !== '');
 await page.stop();
-page = new Chat(conversation.id, { messages: await opened(conversation.id) });
+page = new Chat(conversation, { messages: await opened(conversation) });
 const going = reopen(page);
 await until(page, () => page.status === 'streaming' && page.lastText !== '');
 await page.stop();
 await going;
 assert.deepEqual(page.messages.slice(-2).map(({ role }) => role), ['user', 'assistant']);
 assert.equal(page.messages.at(-2).parts[0].text, 'AIMOCK:slow');
+
+// Files beside a text are left out; of files alone there is nothing to ask.
+const files = [{ type: 'file', mediaType: 'image/png', url: 'data:image/png;base64,iVBORw0KGgo=' }];
+const seeing = new Chat(await make());
+await seeing.sendMessage({ text: 'What is this?', files });
+assert.deepEqual([seeing.status, (await stored(seeing.id))[0].parts[0].text], ['ready', 'What is this?']);
+await seeing.sendMessage({ files });
+const { code: refused, errors } = problemOf(seeing.error);
+assert.deepEqual([refused, errors.map(({ field }) => field)], ['validation_failed', ['messages']]);
+
+// A conversation that another tab has deleted is not found; what is said in it is the beginning of another one.
+await fetch(`${api}/api/chat/conversations/${page.id}`, { method: 'DELETE', headers: { authorization: `Bearer ${token}` } });
+for (const read of [() => opened(page.id), () => reopen(page)]) {
+  await assert.rejects(read, (error) => problemOf(error).code === 'not_found');
+}
+await page.sendMessage({ text: 'Hello' });
+const { conversationId } = page.lastMessage.metadata;
+assert.notEqual(conversationId, page.id);
+assert.deepEqual((await stored(conversationId)).map(({ role }) => role), ['user', 'assistant']);
