@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { randomUUID } from 'node:crypto';
 import { test } from 'node:test';
-import { connect, connectByCookie, readEvents, signUp, type ChatEvent } from './client.js';
+import { connect, connectByCookie, readEvents, refresh, signUp, type ChatEvent } from './client.js';
 
 const variable = (name: string): string => {
   const value = process.env[name];
@@ -26,20 +26,21 @@ test('signs up, is who it is, refreshes, and signs out', async () => {
   const me = await api.GET('/api/auth/me');
   assert.equal(me.data?.user.email, data.user.email);
 
-  // snippet: refresh
-  const renewed = await fetch(`${API}/api/auth/refresh`, {
-    method: 'POST',
-    headers: { authorization: `Bearer ${sessionToken}` },
-  });
-  const fresh = await renewed.json();
-  // end
-  assert.equal(renewed.status, 200);
+  const fresh = await refresh(API, sessionToken);
+  assert.ok(fresh?.sessionToken);
   assert.match(fresh.sessionToken, /^st_/);
   assert.notEqual(fresh.sessionToken, sessionToken);
 
   assert.equal((await api.POST('/api/auth/signout')).response.status, 204);
   const after = await api.GET('/api/auth/me');
-  assert.equal(after.error?.status, 401);
+  assert.equal(after.error?.code, 'session_expired');
+  assert.equal(await refresh(API, fresh.sessionToken), undefined);
+});
+
+test('takes a failure to refresh for no end of the session', async (t) => {
+  const problem = { status: 503, code: 'unavailable', detail: 'The service is not available' };
+  t.mock.method(globalThis, 'fetch', async () => Response.json(problem, { status: 503 }));
+  await assert.rejects(refresh(API, 'st_0'), /unavailable/);
 });
 
 test('has no token before the address is verified where it must be', async (t) => {

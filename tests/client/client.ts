@@ -64,6 +64,15 @@ export async function signUp(api: ReturnType<typeof connect>, email: string, pas
 }
 // end
 
+// snippet: refresh
+/** The next tokens; nothing comes back where the session has ended and its owner has to sign in. */
+export async function refresh(baseUrl: string, sessionToken: string) {
+  const { data, error } = await connect(baseUrl, () => sessionToken).POST('/api/auth/refresh');
+  if (error && error.status !== 401) throw new Error(`${error.code}: ${error.detail}`);
+  return data;
+}
+// end
+
 // snippet: cookie
 /** The client of a page whose browser keeps the cookie. */
 export const connectByCookie = (baseUrl: string) => createClient<paths>({ baseUrl, credentials: 'include' });
