@@ -608,7 +608,7 @@ impl Exchange {
                 .with("priceVersion", cost.map(|_| Catalogue::get().map(Catalogue::price_version)).transpose()?)
                 .with("finishReason", outcome.finish.as_str())
                 .with("streamed", self.streamed)
-                .with("regenerated", self.regenerates.is_some()),
+                .with("regenerated", self.regenerates.is_some() && self.edits.is_none()),
             Some(class) => Event::about(&self.subject, "chat.message_failed").with("errorClass", class),
         };
         Ok(event
