@@ -4,8 +4,9 @@ The router takes a body for text where its media type says so, and answers 500
 itself when such a body is not UTF-8. It compares media types by case, which
 HTTP does not: with a capital letter the body goes through as bytes, and the
 function answers as it does behind API Gateway. It also answers 500 to a header
-value outside ASCII, which is refused here with a 400. Everything else, streams
-included, passes as it is.
+value outside ASCII, which is refused here with a 400. Only in cookies, which
+other applications on the same host set too, such characters become question
+marks. Everything else, streams included, passes as it is.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ defaults
 frontend api
     bind 127.0.0.1:{port}
     acl ascii req.hdrs -m reg ^[[:print:][:space:]]*$
+    # The router reads the first Cookie header alone.
+    http-request set-header cookie %[req.fhdr(cookie,1),regsub("[^ -~]",?,g)] if {{ req.hdr(cookie) -m found }} !ascii
     http-request return status 400 {malformed} if !ascii
     http-request replace-header content-type ^application/json(.*)$ Application/json\\1
     http-request replace-header content-type ^text/(.*)$ Text/\\1

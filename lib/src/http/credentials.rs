@@ -63,9 +63,9 @@ impl Credential {
         headers
             .get_all("cookie")
             .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(';'))
-            .filter_map(|pair| pair.trim().split_once('='))
+            // Text or not is asked of each pair by itself: those of other applications may be in any encoding.
+            .flat_map(|value| value.as_bytes().split(|byte| *byte == b';'))
+            .filter_map(|pair| std::str::from_utf8(pair).ok()?.trim().split_once('='))
             .filter(|(name, _)| *name == COOKIE)
             .map(|(_, value)| SessionToken::parse(value).map_or(Self::Malformed, Self::Cookie))
             .reduce(|found, next| if matches!(found, Self::Malformed) { next } else { found })
@@ -371,6 +371,26 @@ mod tests {
             assert!(matches!(found, Some(Credential::Cookie(token)) if token.reveal() == first), "{cookies}");
         }
         assert!(matches!(of(&[("cookie", "session=; session=x")]), Some(Credential::Malformed)));
+    }
+
+    #[test]
+    fn passes_over_cookies_in_any_encoding() {
+        let session = format!("session={PREFIX}{}", crypto::base64url(&[1; 68]));
+        for other in
+            ["näme=Zoë".as_bytes(), b"name=Zo\xeb", b"name=\"Zo\xeb\"", b"session=\xff", "session=Zoë".as_bytes()]
+        {
+            let cookies = |pairs: &[&[u8]]| {
+                let values = pairs.iter().map(|value| (http::header::COOKIE, value.to_vec().try_into().unwrap()));
+                Credential::of(&values.collect())
+            };
+            for pairs in [
+                &[&[other, b"; ", session.as_bytes()].concat()[..]][..],
+                &[&[session.as_bytes(), b"; ", other].concat()],
+                &[other, session.as_bytes()],
+            ] {
+                assert!(matches!(cookies(pairs), Some(Credential::Cookie(_))), "{pairs:?}");
+            }
+        }
     }
 
     #[test]

@@ -194,9 +194,13 @@ pub struct Call {
 }
 
 impl Call {
-    pub fn header(mut self, name: &str, value: &str) -> Self {
+    pub fn header(self, name: &str, value: &str) -> Self {
+        self.header_in_any_encoding(name, value.as_bytes())
+    }
+
+    pub fn header_in_any_encoding(mut self, name: &str, value: &[u8]) -> Self {
         // `RequestBuilder::header` would append to one that is there already.
-        let (name, value) = (HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap());
+        let (name, value) = (HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_bytes(value).unwrap());
         self.request = self.request.headers(HeaderMap::from_iter([(name, value)]));
         self
     }

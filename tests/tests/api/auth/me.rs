@@ -25,6 +25,16 @@ through_both_doors! {
         basic.send().await.expect_problem(401, "unauthenticated");
     }
 
+    async fn cookies_of_other_applications_are_in_any_encoding(api: Api) {
+        let person = api.sign_up().await;
+        let session = format!("session={}", person.session_token);
+        for name in ["Zoë".as_bytes(), b"Zo\xeb"] {
+            for cookie in [[b"name=", name, b"; ", session.as_bytes()].concat(), [session.as_bytes(), b"; ", name, b"=1"].concat()] {
+                api.get("/api/auth/me").header_in_any_encoding("cookie", &cookie).send().await.expect_status(200);
+            }
+        }
+    }
+
     async fn nothing_else_lets_anybody_in(api: Api) {
         let person = api.sign_up().await;
         api.get("/api/auth/me").send().await.expect_problem(401, "unauthenticated");
