@@ -272,6 +272,7 @@ impl Conversations {
             Some(words) => self.search(&words, &shelf).await?,
         };
         let cursor = |row: &Conversation| Cursor { at: row.last_message_at.unwrap_or(row.created_at), id: row.id };
+        let limit = limit.fitting(&rows)?;
         Ok(page::split(rows, limit, cursor))
     }
 
@@ -441,27 +442,32 @@ impl Conversations {
     ) -> Result<(Vec<Message>, Option<String>)> {
         let is_ascending = order == Order::Ascending;
         let end = if is_ascending { -1 } else { i32::MAX };
-        // The order says which of the two is read, along the index in either direction.
+        // The order says which of the two is read, along the index in either direction. What certainly does not fit in
+        // the reply stays where it is, but for the one message that tells of a next page.
         let rows = sqlx::query!(
             r#"SELECT position AS "position!", id AS "id!", role AS "role!", content AS "content!", provider, model,
                    finish_reason, input_tokens, cached_input_tokens, output_tokens, reasoning_tokens, cost_micro_usd,
                    estimated AS "estimated!", created_at AS "created_at!"
-               FROM ((SELECT * FROM messages
-                      WHERE $4 AND conversation_id = $1 AND position > $2 ORDER BY position LIMIT $3)
-                     UNION ALL
-                     (SELECT * FROM messages
-                      WHERE NOT $4 AND conversation_id = $1 AND position < $2 ORDER BY position DESC LIMIT $3)) page
+               FROM (SELECT *, sum(octet_length(content)) OVER (ORDER BY CASE WHEN $4 THEN position ELSE -position END
+                         ROWS BETWEEN UNBOUNDED PRECEDING AND 2 PRECEDING) AS before
+                     FROM ((SELECT * FROM messages
+                            WHERE $4 AND conversation_id = $1 AND position > $2 ORDER BY position LIMIT $3)
+                           UNION ALL
+                           (SELECT * FROM messages
+                            WHERE NOT $4 AND conversation_id = $1 AND position < $2 ORDER BY position DESC LIMIT $3)
+                     ) page) sized
+               WHERE coalesce(before, 0) < $5
                ORDER BY CASE WHEN $4 THEN position ELSE -position END"#,
             conversation,
             after.map_or(end, |place| place.0),
             limit.0 + 1,
             is_ascending,
+            i64::try_from(page::ROOM).unwrap_or(i64::MAX),
         )
         .fetch_all(self.database.pool())
         .await?;
-        let size = usize::try_from(limit.0).unwrap_or(usize::MAX);
-        let next = rows.get(size).and_then(|_| rows.get(size - 1)).map(|last| Place(last.position).encode());
-        let messages = rows.into_iter().take(size).map(|row| Message {
+        let places: Vec<_> = rows.iter().map(|row| Place(row.position)).collect();
+        let messages = rows.into_iter().map(|row| Message {
             id: row.id,
             role: row.role,
             content: row.content,
@@ -481,7 +487,11 @@ impl Conversations {
             finish_reason: row.finish_reason,
             created_at: row.created_at,
         });
-        Ok((messages.collect(), next))
+        let mut messages: Vec<_> = messages.collect();
+        let size = usize::try_from(limit.fitting(&messages)?.0).unwrap_or(usize::MAX);
+        let next = places.get(size).and_then(|_| places.get(size - 1)).map(|last| last.encode());
+        messages.truncate(size);
+        Ok((messages, next))
     }
 
     /// Renames, pins or hides a conversation.

@@ -1,9 +1,11 @@
 //! Lists page by an opaque cursor: the sort key of the last item, which stays right while items come and go.
 
+use serde::Serialize;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::crypto;
+use crate::error;
 use crate::http::validate::{Field, Invalid, Raw};
 
 /// How many items a page has: 1 to 100, 20 by default.
@@ -20,6 +22,28 @@ impl Field for Limit {
 
     fn missing() -> Result<Self, Invalid> {
         Ok(Self(20))
+    }
+}
+
+/// Octets of a function's reply that the items of a page may take. Lambda lets 6,291,556 pass; a conversation around its
+/// messages takes 80,000 at most, and the headers a few thousand.
+pub const ROOM: usize = 6_000_000;
+
+impl Limit {
+    /// The same, or as many of the items as fit in a reply, and one at least.
+    ///
+    /// # Errors
+    /// When an item cannot be written as JSON.
+    pub fn fitting<T: Serialize>(self, items: &[T]) -> error::Result<Self> {
+        let (mut fitting, mut room) = (0, ROOM);
+        for item in items {
+            let json = serde_json::to_vec(item)?;
+            // The body is a text within the reply, in which these two are escaped once more; and a comma follows.
+            let size = json.len() + json.iter().filter(|byte| matches!(byte, b'"' | b'\\')).count() + 1;
+            let Some(left) = room.checked_sub(size) else { break };
+            (fitting, room) = (fitting + 1, left);
+        }
+        Ok(Self(self.0.min(fitting.max(1))))
     }
 }
 
@@ -94,6 +118,19 @@ mod tests {
         for text in ["", "x", "AAAA", &crypto::base64url(&[0xff; 24])] {
             assert_eq!(Cursor::parse(Raw::Text(text)).unwrap_err().code, "malformed");
         }
+    }
+
+    #[test]
+    fn a_page_is_no_longer_than_a_reply() {
+        for item in ["\u{1}\"\\\n😀".repeat(10_000), "a".repeat(250_000)] {
+            let items = vec![item.as_str(); 50];
+            let Limit(fitting) = Limit(100).fitting(&items).unwrap();
+            let body = serde_json::to_string(&items[..usize::try_from(fitting).unwrap()]).unwrap();
+            let size = serde_json::to_string(&body).unwrap().len();
+            assert!((ROOM - 260_000..=ROOM).contains(&size), "{size}");
+        }
+        assert_eq!(Limit(2).fitting(&["a"; 3]).unwrap(), Limit(2));
+        assert_eq!(Limit(2).fitting(&["a".repeat(ROOM), String::new()]).unwrap(), Limit(1));
     }
 
     #[test]

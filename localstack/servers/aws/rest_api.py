@@ -1,10 +1,15 @@
 """What SAM writes into a REST API's OpenAPI body and MiniStack does not import.
 
 Integration responses and request templates, the any-method, gateway responses,
-streaming integrations, and the update in place of an API with a pinned id.
+streaming integrations, and the update in place of an API with a pinned id. Also
+the end of what a function may reply.
 """
 
+import json
 from typing import Any
+
+# What Lambda lets a function reply with, unless it streams.
+LONGEST_REPLY = 6_291_556
 
 
 def apply() -> None:
@@ -14,6 +19,11 @@ def apply() -> None:
     _import_gateway_responses()
     _accept_streaming_integrations()
     _update_pinned_apis_in_place()
+
+
+def fits(response: dict) -> bool:
+    """Whether Lambda lets the reply of a function pass."""
+    return len(json.dumps(response, ensure_ascii=False, separators=(",", ":")).encode()) <= LONGEST_REPLY
 
 
 def _import_whole_operations() -> None:
@@ -101,7 +111,8 @@ def _accept_streaming_integrations() -> None:
             prelude, streamed = lambda_svc._split_stream_prelude(bytes(raw))
             if prelude is not None:
                 return {**prelude, "body": streamed.decode("utf-8", "replace")}, None
-        return shape_reply(result)
+        response, failure = shape_reply(result)
+        return (response, failure) if response is None or fits(response) else (None, "Internal server error")
 
     gateway._extract_lambda_ref_from_integration_uri = lambda_of_uri
     gateway._lambda_proxy_response = proxy_response
