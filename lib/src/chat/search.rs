@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 
+use unicode_normalization::UnicodeNormalization;
 use uuid::Uuid;
 
 /// Words of one text that can be found.
@@ -15,7 +16,11 @@ const MAX_LENGTH: usize = 40;
 pub fn terms(owner: Uuid, text: &str) -> Vec<String> {
     let mark = mark(owner);
     let mut seen = HashSet::new();
-    words(text).filter(|word| seen.insert(word.clone())).take(MAX_WORDS).map(|word| format!("{mark}{word}")).collect()
+    words(&folded(text))
+        .filter(|word| seen.insert(word.clone()))
+        .take(MAX_WORDS)
+        .map(|word| format!("{mark}{word}"))
+        .collect()
 }
 
 /// A `tsquery` for texts that have all words of the input, each perhaps only begun; `None` without words.
@@ -23,20 +28,32 @@ pub fn terms(owner: Uuid, text: &str) -> Vec<String> {
 pub fn query(owner: Uuid, input: &str) -> Option<String> {
     let mark = mark(owner);
     // Words hold letters and digits only, so that nothing needs to be escaped.
-    let parts: Vec<String> = words(input).take(20).map(|word| format!("'{mark}{word}':*")).collect();
+    let parts: Vec<String> = words(&folded(input)).take(20).map(|word| format!("'{mark}{word}':*")).collect();
     (!parts.is_empty()).then(|| parts.join(" & "))
 }
 
+/// The text in the form that words are compared in: one of those that Unicode has for the same text, in lower case. A
+/// text that was stored before this form changed is found by the words that it was stored with, until it is written anew.
+fn folded(text: &str) -> String {
+    if text.is_ascii() {
+        return text.to_ascii_lowercase();
+    }
+    let lower = text.nfkc().flat_map(char::to_lowercase);
+    // The capital i of Turkish leaves its dot behind, and a sigma's form depends on whether the word ends there.
+    lower.filter(|c| *c != '\u{307}').map(|c| if c == 'ς' { 'σ' } else { c }).collect()
+}
+
+/// The words of a folded text.
 fn words(text: &str) -> impl Iterator<Item = String> + '_ {
     text.split(|c: char| !c.is_alphanumeric()).flat_map(|run| {
         let characters: Vec<char> = run.chars().collect();
         let parts = characters.chunk_by(|a, b| is_unspaced(*a) == is_unspaced(*b));
-        parts.flat_map(|part| if is_unspaced(part[0]) { pairs(part) } else { vec![word(part)] }).collect::<Vec<_>>()
+        parts
+            .flat_map(
+                |part| if is_unspaced(part[0]) { pairs(part) } else { vec![part.iter().take(MAX_LENGTH).collect()] },
+            )
+            .collect::<Vec<_>>()
     })
-}
-
-fn word(characters: &[char]) -> String {
-    characters.iter().take(MAX_LENGTH).flat_map(|c| c.to_lowercase()).collect()
 }
 
 /// Each character with the next one, which finds any sequence of them; the last one begins no pair.
@@ -65,6 +82,25 @@ mod tests {
         let owner = Uuid::from_u128(0xabc);
         let terms = terms(owner, "Über-Übung: hello, HELLO <b>42</b>");
         assert_eq!(terms, ["über", "übung", "hello", "b", "42"].map(|word| format!("000000000abc{word}")));
+    }
+
+    #[test]
+    fn a_word_is_the_same_in_any_form() {
+        let terms = |text: &str| terms(Uuid::nil(), text);
+        for (text, others) in [
+            ("việt", &["VIỆT", "vie\u{323}\u{302}t", "vie\u{302}\u{323}t", "ｖｉệｔ"][..]),
+            ("istanbul", &["İstanbul", "I\u{307}STANBUL", "i\u{307}stanbul", "ISTANBUL"]),
+            ("οδυσσεύς", &["ΟΔΥΣΣΕΎΣ", "οδυσσεύσ", "ΟΔΥΣΣΕΥ\u{301}Σ"]),
+            ("한국어", &["\u{1112}\u{1161}\u{11ab}\u{1100}\u{116e}\u{11a8}\u{110b}\u{1165}"]),
+            ("ガス", &["ｶﾞｽ", "カ\u{3099}ス"]),
+            ("finance x2 123", &["ﬁnance x² ①②③", "ＦＩＮＡＮＣＥ Ｘ２ １２３"]),
+        ] {
+            for other in others {
+                assert_eq!(terms(other), terms(text), "{text}");
+                assert_eq!(query(Uuid::nil(), other), query(Uuid::nil(), text), "{text}");
+            }
+        }
+        assert_eq!(terms("İİ ΟΔΥΣ").concat(), format!("{0}ii{0}οδυσ", mark(Uuid::nil())));
     }
 
     #[test]

@@ -85,6 +85,16 @@ through_both_doors! {
         assert_eq!(titles(&api, &person, "?q=words").await, ["New conversation", "Mine", "First words"]);
     }
 
+    async fn are_found_by_words_in_any_unicode_form(api: Api) {
+        let person = api.sign_up().await;
+        let body = json!({"title": "Phở in Việt Nam, or İstanbul"});
+        api.post("/api/chat/conversations").bearer(&person.jwt).json(&body).send().await.expect_status(201);
+        // As it is, decomposed, and without the dot.
+        for word in ["Vi%E1%BB%87t", "vie%CC%A3%CC%82t", "pho%CC%9B%CC%89", "istanbul"] {
+            assert_eq!(titles(&api, &person, &format!("?q={word}")).await.len(), 1, "{word}");
+        }
+    }
+
     async fn of_others_are_not_there(api: Api) {
         let (owner, other) = (api.sign_up().await, api.sign_up().await);
         let said = say(&api, &owner, json!({"message": "A secret of mine"})).await.expect_status(200);
