@@ -13,6 +13,7 @@ use tracing::Instrument;
 
 use crate::config;
 use crate::error::{Error, Result};
+use crate::telemetry::log::{self, Ids};
 use crate::telemetry::spans;
 
 /// Tasks under way, with the signal that one has ended.
@@ -36,7 +37,7 @@ impl Drop for Running {
     }
 }
 
-/// Starts work that the caller does not wait for, as a part of the caller's span.
+/// Starts work that the caller does not wait for, as a part of the caller's span, with the caller's ids in the log.
 #[expect(clippy::disallowed_methods, reason = "the one home of spawned tasks")]
 pub fn spawn(work: impl Future<Output = ()> + Send + 'static) {
     tracker().running.fetch_add(1, Ordering::AcqRel);
@@ -45,7 +46,7 @@ pub fn spawn(work: impl Future<Output = ()> + Send + 'static) {
         let _running = running;
         work.await;
     };
-    tokio::spawn(work.in_current_span());
+    tokio::spawn(log::within(Ids::current(), work.in_current_span()));
 }
 
 /// As [`spawn`], for what the client does not wait for: it begins once what the caller does next, such as writing its

@@ -30,6 +30,7 @@ use crate::http::streaming;
 use crate::runtime;
 use crate::store;
 use crate::telemetry::faults::{self, Fault};
+use crate::telemetry::log::{self, Ids};
 use crate::telemetry::record::Recorder;
 use crate::telemetry::spans;
 use crate::telemetry::trace::TraceContext;
@@ -281,7 +282,7 @@ impl Shell {
         let span = spans::request(&trace, method.as_str(), &self.route, &id);
         let (mut allowance, mut user) = (None, None);
         let work = AssertUnwindSafe(self.guarded(request, &mut allowance, &mut user)).catch_unwind();
-        let outcome = work.instrument(span.clone()).await;
+        let outcome = log::within(Some(Ids::new(&id, Some(&trace))), work).instrument(span.clone()).await;
         let outcome = outcome.unwrap_or_else(|panic| Err(Error::panicked(&*panic)));
         let error = outcome.as_ref().err().map(|e| (e.code().as_str(), e.location(), e.cause_chain()));
         if let Err(error) = &outcome

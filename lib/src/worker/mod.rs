@@ -21,6 +21,7 @@ use crate::clock;
 use crate::error::{Error, Result};
 use crate::runtime::{self, RawEvent};
 use crate::telemetry::faults::{self, Fault};
+use crate::telemetry::log::{self, Ids};
 use crate::telemetry::spans;
 use futures_util::future::BoxFuture;
 
@@ -66,20 +67,23 @@ async fn one_by_one<C>(
             continue;
         }
         let span = spans::message(function, &message.body);
-        let work = AssertUnwindSafe(handle(context, message)).catch_unwind().instrument(span.clone());
-        let handled = match timeout_at(end, work).await {
-            Ok(handled) => handled.unwrap_or_else(|panic| Err(Error::panicked(&*panic))),
-            Err(_) => {
-                runtime::end_after_answer();
-                Err(Error::internal("a message took too long"))
+        let work = async {
+            let work = AssertUnwindSafe(handle(context, message)).catch_unwind().instrument(span.clone());
+            let handled = match timeout_at(end, work).await {
+                Ok(handled) => handled.unwrap_or_else(|panic| Err(Error::panicked(&*panic))),
+                Err(_) => {
+                    runtime::end_after_answer();
+                    Err(Error::internal("a message took too long"))
+                }
+            };
+            if let Err(error) = handled {
+                spans::fail(&span, error.code().as_str());
+                report(function, id, &error);
+                tracing::error!(function, error.cause = %error, "a message could not be handled");
+                failed.push(id.to_owned());
             }
         };
-        if let Err(error) = handled {
-            spans::fail(&span, error.code().as_str());
-            report(function, id, &error);
-            tracing::error!(message.id = id, error.cause = %error, "a message could not be handled");
-            failed.push(id.to_owned());
-        }
+        log::within(Some(Ids::new(id, None)), work).await;
     }
     failed
 }
@@ -223,10 +227,10 @@ fn run(function: &'static str, init: Init) -> ExitCode {
         let past = raw_event.clone();
         let service = lambda_runtime::service_fn(move |event: LambdaEvent<IgnoredAny>| {
             let (handler, payload) = (handler.clone(), raw_event.take());
-            async move {
+            let id = event.context.request_id.clone();
+            log::within(Some(Ids::new(&id, None)), async move {
                 let started = Instant::now();
                 let deadline = started + runtime::time_left(Some(event.context.deadline()), SystemTime::now());
-                let id = event.context.request_id;
                 let span = spans::invocation(function);
                 let outcome =
                     AssertUnwindSafe(handler(payload, deadline)).catch_unwind().instrument(span.clone()).await;
@@ -242,7 +246,7 @@ fn run(function: &'static str, init: Init) -> ExitCode {
                 }
                 drop(span);
                 outcome.map_err(|error| Box::new(error) as lambda_runtime::Error)
-            }
+            })
         });
         let runtime = lambda_runtime::Runtime::new(service).layer(layer_fn(move |answers| past.keep(answers)));
         runtime::answer_invocations(runtime).await
