@@ -3,6 +3,7 @@
 STACK ?= native
 RUN = python3 localstack/stack.py
 GUIDE = $(RUN) guide
+STAGED = $(or $(filter dev prod,$(STAGE)),$(error Name a stage, dev or prod: make $@ STAGE=dev))
 ifeq ($(STACK),docker)
 SERVE = $(RUN) docker
 else
@@ -75,10 +76,10 @@ bench: ## Measure functions, chat, analytics (ARGS=analytics: that alone; EVENTS
 	@cargo run --quiet --release --package bench -- $(if $(EVENTS),--events $(EVENTS)) $(ARGS)
 
 deploy: ## Guide through a deploy into an AWS account (STAGE=dev or prod)
-	@$(GUIDE) deploy $(STAGE)
+	@$(GUIDE) deploy $(STAGED)
 
 destroy: ## Delete a deployed stack; production asks for its name (STAGE=dev or prod)
-	@$(GUIDE) destroy $(STAGE)
+	@$(GUIDE) destroy $(STAGED)
 
 redrive: ## Dead letters back to their queue (QUEUE=events, locally or with STAGE=prod)
-	@$(GUIDE) redrive $(QUEUE) $(STAGE)
+	@$(GUIDE) redrive $(or $(filter events mail stripe,$(QUEUE)),$(error Name a queue, events, mail or stripe: make redrive QUEUE=events)) $(if $(STAGE),$(STAGED))

@@ -33,6 +33,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 TEMPLATE = ROOT / "template.yaml"
 STAGES = ("dev", "prod")
+QUEUES = ("events", "mail", "stripe")
 TOOLS = ROOT / ".local" / "tools"
 # Asked for at the first deploy of a stage; an empty answer takes the default.
 QUESTIONS = {
@@ -77,6 +78,8 @@ BEHIND = {
     "the schema of ClickHouse is not up to date": "Postgres is migrated and stays so; ClickHouse stopped where it "
     "failed, and figures may be short or fail until it is done.",
 }
+# What `workers-migrate` says when the schema is newer than its code, as after a deploy of the commit before.
+NEWER = ("previously applied but is missing", "which this code is older than")
 # What Lambda neither provisions nor reserves: so much concurrency has to be left for all functions of the account.
 KEPT_FREE = 100
 # How many functions keep what a parameter says.
@@ -140,7 +143,10 @@ def check_concurrency(values: dict[str, str], before: dict[str, str]) -> None:
     """
     provisioned, has = (int(stage.get("ProvisionedConcurrency", 0)) for stage in (values, before))
     if (bound := values.get("ChatSendConcurrency")) and int(bound) < provisioned:
-        raise Refused(f"ChatSendConcurrency={bound} is a bound on ProvisionedConcurrency={provisioned} as well.")
+        raise Refused(
+            f"ChatSendConcurrency={bound} is a bound on ProvisionedConcurrency={provisioned} as well: write a smaller "
+            "ProvisionedConcurrency into the stage's file, 0 for none."
+        )
     # What is provisioned is a part of what is reserved.
     wanted = 0 if bound or provisioned <= has else provisioned
     wanted += max(0, reserved(values) - reserved(before))
@@ -271,8 +277,8 @@ def deploy(stage: str) -> None:
 
 def destroy(stage: str) -> None:
     """Delete the stack; Aurora leaves a snapshot."""
-    confirm_destruction(stage, input)
     _, region = identity()
+    confirm_destruction(stage, input)
     command = [TOOLS / "sam" / "bin" / "sam", "delete", "--stack-name", stack_name(stage), "--region", region]
     protect_database(stage, False)
     try:
@@ -498,6 +504,8 @@ def migrate(stage: str, region: str) -> str:
     reply = client.invoke(FunctionName=f"{stack_name(stage)}-workers-migrate", Payload=b"{}")
     text = reply["Payload"].read().decode()
     if reply.get("FunctionError"):
+        if any(words in text for words in NEWER):
+            return "This code is older than the schema, which stays."
         unknown = f"The log group /{stack_name(stage)}/workers tells how far it came."
         meaning = next((meaning for words, meaning in BEHIND.items() if words in text), unknown)
         raise Refused(
@@ -559,7 +567,7 @@ def main(arguments: list[str]) -> int:
     for name in ("deploy", "destroy"):
         commands.add_parser(name).add_argument("stage", choices=STAGES)
     moving = commands.add_parser("redrive")
-    moving.add_argument("queue")
+    moving.add_argument("queue", choices=QUEUES)
     moving.add_argument("stage", choices=STAGES, nargs="?")
     given = parser.parse_args(arguments)
     try:

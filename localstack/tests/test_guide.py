@@ -27,18 +27,30 @@ def command(*arguments: str, typed: str = "") -> subprocess.CompletedProcess:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("typed", ["", "yes\n", "prod\n", "ai-chat-dev\n"])
-def test_production_is_not_destroyed_unless_its_name_is_typed(typed):
-    done = command("destroy", "prod", typed=typed)
-    assert done.returncode == 1
-    assert "Nothing was deleted" in done.stderr
+def test_production_is_not_destroyed_unless_its_name_is_typed():
+    script = """
+import builtins
+guide.identity = lambda: ("1", "eu-central-1")
+guide.protect_database = guide.run = lambda *_: print("gone on")
+guide.described = lambda _: None
+def typed(text):
+    if text is None:
+        raise EOFError
+    return text
+for text in (None, "yes", "prod", "ai-chat-dev", "ai-chat-prod"):
+    builtins.input = lambda _, text=text: typed(text)
+    print(guide.main(["destroy", "prod"]))
+"""
+    done = guide(script)
+    assert done.stdout.split("\n")[:-1] == ["1", "1", "1", "1", "gone on", "gone on", "0"], done.stderr
+    assert done.stderr.count("Nothing was deleted") == 4
 
 
-@pytest.mark.parametrize(("stage", "typed"), [("dev", ""), ("prod", "ai-chat-prod\n")])
-def test_a_confirmed_destruction_goes_on_to_the_account(stage, typed):
-    done = command("destroy", stage, typed=typed)
+@pytest.mark.parametrize("stage", ["dev", "prod"])
+def test_whose_account_it_is_is_looked_at_before_anything_is_asked(stage):
+    done = command("destroy", stage, typed="ai-chat-prod\n")
     assert done.returncode == 1
-    assert "There is no region" in done.stderr
+    assert "There is no region" in done.stderr and "Type" not in done.stdout
 
 
 def test_a_deploy_without_region_or_stage_says_so():
@@ -277,7 +289,8 @@ for free, values, before in (
     )
     assert done.stdout.splitlines() == [
         "good", leaves.format(849) + "needs 850", "good", "good", leaves.format(149) + "needs 150", "good",
-        "ChatSendConcurrency=2 is a bound on ProvisionedConcurrency=3 as well.",
+        "ChatSendConcurrency=2 is a bound on ProvisionedConcurrency=3 as well: write a smaller "
+        "ProvisionedConcurrency into the stage's file, 0 for none.",
     ], done.stderr  # fmt: skip
 
 
@@ -525,6 +538,10 @@ replies = [
     ("Unhandled", '{"errorMessage": "internal at a:1: the schema of Postgres is not up to date: internal at b:2"}'),
     ("Unhandled", '{"errorMessage": "internal at a:1: the schema of ClickHouse is not up to date: internal at b:2"}'),
     ("Unhandled", '{"errorMessage": "Task timed out after 600.00 seconds"}'),
+    ("Unhandled", '{"errorMessage": "internal at a:1: the schema of Postgres is not up to date: internal at b:2: '
+                  'migration 310 was previously applied but is missing in the resolved migrations"}'),
+    ("Unhandled", '{"errorMessage": "internal at a:1: the schema of ClickHouse is not up to date: internal at b:2: '
+                  'ClickHouse has migration 4, which this code is older than: its figures may be wrong"}'),
     (None, '{"postgres": [10]}'),
 ]
 class Lambda(http.server.BaseHTTPRequestHandler):
@@ -563,10 +580,12 @@ assert set(sockets) == {(1, 60)}, sockets
         "Postgres is migrated and stays so; ClickHouse stopped where it failed, and figures may be short or fail "
         "until it is done.",
         "The log group /ai-chat-dev/workers tells how far it came.",
+        "This code is older than the schema, which stays.",
+        "This code is older than the schema, which stays.",
         '{"postgres": [10]}',
     ], done.stderr  # fmt: skip
     words = (ROOT / "lib" / "src" / "migrate.rs").read_text()
-    assert "the schema of {store} is not up to date" in words
+    assert "the schema of {store} is not up to date" in words and "which this code is older than" in words
 
 
 def test_health_is_asked_for_where_no_dns_record_is_waited_for():
