@@ -299,3 +299,12 @@ def test_a_subscription_is_billed_flexibly_unless_it_is_made_otherwise(stripe: R
     assert stripe.subscribe(customer, price)["billing_mode"]["type"] == "flexible"
     classic = stripe.subscribe(customer, price, **{"billing_mode[type]": "classic"})
     assert read(stripe, classic)["billing_mode"]["type"] == "classic"
+
+
+def test_who_deletes_a_customer_ends_what_they_subscribed_to(stripe: Replica):
+    customer = stripe.customer()
+    subscription = stripe.subscribe(customer, stripe.price())
+    assert stripe.send("DELETE", f"/v1/customers/{customer}")[0] == 200
+    assert read(stripe, subscription)["status"] == "canceled"
+    told = [event["type"] for event in stripe.get("/_replica/webhooks", customer=customer)["data"]]
+    assert told[-2:] == ["customer.subscription.deleted", "customer.deleted"]

@@ -3,7 +3,8 @@
 - ``world``: the replica itself, called in process, and its file;
 - ``cards``: Stripe's test cards, `pm_card_visa` and the others;
 - ``gaps``: what it leaves out of its replies and a strict client needs;
-- ``intents``, ``updates``: what it does otherwise than Stripe when invoices are collected and subscriptions changed;
+- ``intents``, ``updates``, ``customers``: what it does otherwise than Stripe when invoices are collected, subscriptions
+  changed and customers deleted;
 - ``modes``: the billing mode of a subscription;
 - ``webhooks``: its events, signed and pushed as Stripe does;
 - ``life``: renewals, trials, retries and whatever else comes with time;

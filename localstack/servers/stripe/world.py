@@ -24,7 +24,7 @@ from seahaven_stripe_world import startup, world
 from seahaven_stripe_world.http_api.handler import handle
 from seahaven_stripe_world.stripe_errors import StripeApiError
 
-from servers.stripe import cards, gaps, intents, modes, own, updates  # noqa: F401
+from servers.stripe import cards, customers, gaps, intents, modes, own, updates  # noqa: F401
 
 # What the replica itself does not keep: how far a customer's time is moved on, what became
 # of each event, and the objects that the modules beside this one add.
