@@ -153,7 +153,9 @@ impl Mailer {
         let render = |name: &str| -> Result<String> {
             self.templates.get_template(name).and_then(|t| t.render(&values)).map_err(Error::internal)
         };
-        self.deliver(&user.email, words.subject, render("mail.html")?, render("mail.txt")?).await
+        let sent = self.deliver(&user.email, words.subject, render("mail.html")?, render("mail.txt")?).await?;
+        tracing::info!(mail.id = %mail.id, ses.message.id = sent, user.id = %user.id, "a mail was sent");
+        Ok(())
     }
 
     async fn recipient(&self, recipient: &Recipient) -> Result<Option<User>> {
@@ -171,13 +173,15 @@ impl Mailer {
         Ok(token.map(|token| format!("{}/{page}?token={}", self.app_url, token.reveal())))
     }
 
-    async fn deliver(&self, to: &str, subject: &str, html: String, text: String) -> Result<()> {
+    /// Gives SES's id of the mail.
+    async fn deliver(&self, to: &str, subject: &str, html: String, text: String) -> Result<Option<String>> {
         let content = |data: &str| Content::builder().data(data).charset("UTF-8").build().map_err(Error::internal);
         let message = SesMessage::builder()
             .subject(content(subject)?)
             .body(Body::builder().html(content(&html)?).text(content(&text)?).build())
             .build();
-        self.ses
+        let sent = self
+            .ses
             .send_email()
             .from_email_address(&self.from)
             .destination(Destination::builder().to_addresses(to).build())
@@ -185,7 +189,7 @@ impl Mailer {
             .send()
             .await
             .map_err(refused)?;
-        Ok(())
+        Ok(sent.message_id)
     }
 }
 

@@ -175,6 +175,8 @@ impl Providers {
                         provider = call.choice.model.provider.as_str(),
                         model = call.choice.model.id,
                         attempts,
+                        // An alarm counts it.
+                        provider_account_closed = failure.is_our_account().then_some(1),
                         error.cause = %failure,
                         "a provider began no answer"
                     );

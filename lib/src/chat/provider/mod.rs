@@ -225,7 +225,13 @@ impl Failure {
     /// Whether another provider may take the request.
     #[must_use]
     pub fn is_the_providers(&self) -> bool {
-        self.is_passing() || matches!(self.cause, Cause::Exhausted | Cause::BadKey)
+        self.is_passing() || self.is_our_account()
+    }
+
+    /// Whether the provider takes no request of ours until somebody sees to the account there.
+    #[must_use]
+    pub fn is_our_account(&self) -> bool {
+        matches!(self.cause, Cause::Exhausted | Cause::BadKey)
     }
 
     /// The class in the words of the analytics contract; a stream that had begun is told apart.
