@@ -43,6 +43,8 @@ MAX_RECEIVE_COUNT = "EVENTS_MAX_RECEIVE_COUNT"
 # An identity may have a default configuration set, which sending then needs as well and which nobody is asked for.
 NEEDED_OPEN = ("ses:SendEmail", ":configuration-set/*")
 NOTHING = {"Ref": "AWS::NoValue"}
+# Every item says in this attribute when it is of no more use.
+EXPIRING = {"AttributeName": "expires", "Enabled": True}
 # This one reads every queue, so the role must deny itself all but its own.
 EVERY_QUEUE = "AWSLambdaSQSQueueExecutionRole"
 
@@ -136,6 +138,8 @@ def _resource_faults(resource: dict[str, Any]) -> Iterator[str]:
             yield "writes to a log group without retention"
     if kind == "AWS::Logs::LogGroup" and "RetentionInDays" not in properties:
         yield "keeps logs for ever"
+    if kind == "AWS::DynamoDB::Table" and properties.get("TimeToLiveSpecification") != EXPIRING:
+        yield "keeps what has expired"
     if kind == "AWS::RDS::DBCluster" and properties.get("EnableCloudwatchLogsExports"):
         yield "writes to a log group that RDS makes and keeps for ever"
     if kind == "AWS::SQS::Queue":

@@ -763,6 +763,37 @@ def test_a_stage_breaks_no_rule(stage):
     assert done.stdout == "[]\n", done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("stage", ["dev", "prod"])
+def test_a_deployed_stage_has_the_rules_of_production_in_every_function(stage):
+    script = """
+import policies
+def value(node):
+    match node:
+        case {"Ref": name}:
+            return template["Parameters"][name]["Default"]
+        case {"Fn::FindInMap": [mapping, key, name]}:
+            return template["Mappings"][mapping][value(key)][name]
+        case {"Fn::If": [condition, given, default]}:
+            return value(given if value(template["Conditions"][condition]) else default)
+        case {"Fn::Not": [negated]}:
+            return not value(negated)
+        case {"Fn::Equals": [left, right]}:
+            return value(left) == value(right)
+    return node
+template = policies.transformed(policies.parameters(stage))
+functions = [item for item in template["Resources"].values() if item["Type"] == "AWS::Lambda::Function"]
+given = [item["Properties"]["Environment"]["Variables"] for item in functions]
+names = ("STAGE", "TRUSTED_PROXIES", "RATE_LIMIT_PER_MINUTE", "AUTH_LIMITS", "PASSWORD_BLOCKLIST",
+    "REQUIRE_EMAIL_VERIFICATION")
+print(json.dumps({name: list({value(of[name]) for of in given if name in of}) for name in names}))
+"""
+    done = guide(f"stage = '{stage}'\n{script}")
+    assert json.loads(done.stdout) == {
+        "STAGE": [stage], "TRUSTED_PROXIES": [0], "RATE_LIMIT_PER_MINUTE": [100], "AUTH_LIMITS": ["strict"],
+        "PASSWORD_BLOCKLIST": ["enforce"], "REQUIRE_EMAIL_VERIFICATION": ["true"],
+    }, done.stderr  # fmt: skip
+
+
 def test_the_policy_check_sees_what_is_too_wide():
     script = """
 import policies
@@ -775,6 +806,8 @@ template = {"Resources": {
             {"Fn::If": ["Given", {"Effect": "Allow", "Action": "kms:Decrypt", "Resource": "*"},
                 {"Ref": "AWS::NoValue"}]}]}}]}},
     "Eternal": {"Type": "AWS::Logs::LogGroup", "Properties": {}},
+    "Hoard": {"Type": "AWS::DynamoDB::Table", "Properties": {
+        "TimeToLiveSpecification": {"AttributeName": "expires", "Enabled": False}}},
     "Cluster": {"Type": "AWS::RDS::DBCluster", "Properties": {"EnableCloudwatchLogsExports": ["postgresql"]}},
     "Lonely": {"Type": "AWS::SQS::Queue", "Properties": {}},
     "Twice": {"Type": "AWS::Scheduler::Schedule", "Properties": {"Name": "EveryMinute"}},
@@ -796,7 +829,8 @@ print("\\n".join(policies.faults(template)))
     for fault in (
         "grants the actions s3:*", "grants s3:* on", "grants sqs:SendMessage on *", "grants kms:Decrypt on *",
         "AdministratorAccess",
-        "Eternal: keeps logs for ever", "Lonely: is not encrypted", "Lonely: has neither", "Reader: is not traced",
+        "Eternal: keeps logs for ever", "Hoard: keeps what has expired",
+        "Lonely: is not encrypted", "Lonely: has neither", "Reader: is not traced",
         "Cluster: writes to a log group that RDS makes",
         "Twice: has a name that another stack", "Open: opens a stage", "DatabaseSecretPolicy: ReaderRole is missing",
         "Reader: is provisioned before", "Queue: shows a message again", "Consumer: EVENTS_MAX_RECEIVE_COUNT is not",

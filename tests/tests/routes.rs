@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Debug, Display};
 use std::path::{Path, PathBuf};
 
+use reqwest::header::{HeaderMap, HeaderValue};
 use serde_json::Value;
 
 /// A function of the template.
@@ -199,6 +200,26 @@ fn one_function_takes_what_no_other_does() {
     same("template.yaml", &catch_all, "what preflights and 404s need", &expected.into());
 }
 
+/// What every error of the gateway itself carries, as a template writes it: the headers of every other reply, with a
+/// policy that needs no quotation marks, and as the one origin that may read it the frontend's.
+fn gateway_headers() -> HeaderMap {
+    let mut sent = HeaderMap::new();
+    sent.insert("content-security-policy", HeaderValue::from_static("sandbox"));
+    sent.insert("content-type", HeaderValue::from_static("application/problem+json"));
+    sent.insert("cache-control", HeaderValue::from_static("no-store"));
+    sent.insert("vary", HeaderValue::from_static("Origin"));
+    sent.insert("access-control-allow-origin", HeaderValue::from_static("${AppUrl}"));
+    sent.insert("access-control-allow-credentials", HeaderValue::from_static("true"));
+    let exposed = "x-request-id, Retry-After, RateLimit, RateLimit-Policy";
+    sent.insert("access-control-expose-headers", HeaderValue::from_static(exposed));
+    lib::http::headers::secure(&mut sent);
+    for value in sent.values_mut() {
+        *value = HeaderValue::try_from(format!("'{}'", value.to_str().unwrap())).unwrap();
+    }
+    sent.insert("x-request-id", HeaderValue::from_static("context.requestId"));
+    sent
+}
+
 #[test]
 fn errors_of_the_gateway_itself_are_problem_documents() {
     let codes = yaml("openapi.yaml")["components"]["schemas"]["Code"]["enum"].clone();
@@ -215,7 +236,14 @@ fn errors_of_the_gateway_itself_are_problem_documents() {
         assert!(problem["title"].is_string() && problem["detail"].is_string(), "{kind}");
         assert!(codes.as_array().unwrap().contains(&problem["code"]), "{kind}: {code} is not in openapi.yaml");
         let headers = &response["ResponseParameters"]["Headers"];
-        assert_eq!(headers["Content-Type"], "'application/problem+json'", "{kind}");
+        for (name, value) in &gateway_headers() {
+            let given = members(headers).find(|(given, _)| given.eq_ignore_ascii_case(name.as_str()));
+            assert_eq!(
+                given.unwrap_or_else(|| panic!("{kind}: no {name}")).1,
+                value.to_str().unwrap(),
+                "{kind}: {name}"
+            );
+        }
         if problem["status"] == 429 {
             assert_eq!(headers["Retry-After"], format!("'{}'", problem["retryAfterSeconds"]), "{kind}");
         }
