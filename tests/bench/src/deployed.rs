@@ -124,9 +124,9 @@ impl Deployed {
     }
 }
 
-/// An address that no other client has.
+/// An address that no other client has: of IPv6, where limits count the first half, which holds 56 random bits here.
 #[must_use]
 pub fn random_address() -> String {
-    let [a, b, c] = *uuid::Uuid::now_v7().as_bytes().last_chunk::<3>().unwrap_or(&[0; 3]);
-    format!("10.{a}.{b}.{c}")
+    let [.., a, b, c, d, e, f, g] = uuid::Uuid::now_v7().into_bytes();
+    std::net::Ipv6Addr::from([0xfd, a, b, c, d, e, f, g, 0, 0, 0, 0, 0, 0, 0, 1]).to_string()
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use sandbox::deployed::{Deployed, random_address};
@@ -242,19 +242,18 @@ impl Call {
     }
 }
 
-const SECURITY_HEADERS: [&str; 12] = [
-    "content-security-policy",
-    "cross-origin-opener-policy",
-    "cross-origin-resource-policy",
-    "origin-agent-cluster",
-    "referrer-policy",
-    "strict-transport-security",
-    "x-content-type-options",
-    "x-dns-prefetch-control",
-    "x-download-options",
-    "x-frame-options",
-    "x-permitted-cross-domain-policies",
-    "x-xss-protection",
+/// Those that are the same on every reply.
+const SECURITY_HEADERS: [(&str, &str); 10] = [
+    ("cross-origin-opener-policy", "same-origin"),
+    ("origin-agent-cluster", "?1"),
+    ("referrer-policy", "no-referrer"),
+    ("strict-transport-security", "max-age=31536000; includeSubDomains"),
+    ("x-content-type-options", "nosniff"),
+    ("x-dns-prefetch-control", "off"),
+    ("x-download-options", "noopen"),
+    ("x-frame-options", "SAMEORIGIN"),
+    ("x-permitted-cross-domain-policies", "none"),
+    ("x-xss-protection", "0"),
 ];
 
 /// A reply that has what every reply has.
@@ -270,9 +269,17 @@ impl Reply {
     fn check(&self) {
         let show = format!("{} {:?} {}", self.status, self.headers, self.text.chars().take(500).collect::<String>());
         assert!(self.header("x-request-id").is_some(), "no x-request-id: {show}");
-        for name in SECURITY_HEADERS {
-            assert!(self.headers.contains_key(name), "no {name}: {show}");
+        for (name, value) in SECURITY_HEADERS {
+            assert_eq!(self.header(name), Some(value), "{name}: {show}");
         }
+        let is_page = self.header("content-type").is_some_and(|kind| kind.starts_with("text/html"));
+        let policy = self.header("content-security-policy").unwrap_or_else(|| panic!("no policy: {show}"));
+        // What a page loads, its own test knows.
+        let nothing = "default-src 'none'; frame-ancestors 'none'";
+        assert!(if is_page { policy.starts_with("default-src 'none'; ") } else { policy == nothing }, "{show}");
+        let is_shared = self.headers.contains_key("access-control-allow-origin");
+        let readers = if is_shared { "cross-origin" } else { "same-origin" };
+        assert_eq!(self.header("cross-origin-resource-policy"), Some(readers), "{show}");
         assert!(!self.headers.contains_key("x-powered-by"), "{show}");
         let varies = self.headers.get_all("vary").iter().any(|v| v.to_str().unwrap().to_lowercase().contains("origin"));
         assert!(varies, "no Vary: Origin: {show}");
@@ -425,10 +432,24 @@ pub fn new_email() -> String {
     format!("{}@example.com", Uuid::now_v7().simple())
 }
 
-/// The hour that limits on mails count in.
-pub fn hour() -> usize {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    usize::try_from(now.as_secs() / 3600).unwrap()
+fn seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+/// Seconds until the present window of so many seconds ends, in which limits count.
+pub fn left_of_window(window: u64) -> u64 {
+    window - seconds() % window
+}
+
+/// Does something within one window of so many seconds: anew, with another client, where one has ended meanwhile.
+pub async fn within_a_window<T>(window: u64, mut act: impl AsyncFnMut() -> T) -> T {
+    loop {
+        let began = seconds() / window;
+        let outcome = act().await;
+        if seconds() / window == began {
+            return outcome;
+        }
+    }
 }
 
 /// Waits until something is there, asking again and again.

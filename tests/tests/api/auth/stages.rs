@@ -1,29 +1,46 @@
 //! The rules of accounts that are off at the local stage, by the deployed functions with those rules switched on.
 
 use sandbox::Sandbox;
-use sandbox::deployed::{Deployed, random_address};
+use sandbox::deployed::{Deployed, Environment, random_address};
 use serde_json::{Value, json};
 
 use crate::support::*;
 
 const TAKEN: &str = "You already have an account";
 
-/// A deployed function with other rules.
-struct Function {
+/// A deployed function with other rules, asked by one client.
+pub struct Function {
     name: &'static str,
     sandbox: Sandbox,
+    pub address: String,
+    bearer: Option<String>,
 }
 
 impl Function {
-    fn with(name: &'static str, rules: &[(&str, &str)]) -> Self {
+    pub fn with(name: &'static str, rules: &[(&str, &str)]) -> Self {
         let mut environment = deployed().environment(name);
         environment.extend(rules.iter().map(|(rule, value)| ((*rule).to_owned(), (*value).to_owned())));
-        Self { name, sandbox: Sandbox::start(&deployed().binary(name), &environment).unwrap() }
+        Self::start(name, &environment)
+    }
+
+    /// One of production that nobody has told its rules.
+    fn of_production(name: &'static str) -> Self {
+        let mut environment = deployed().environment(name);
+        for rule in ["AUTH_LIMITS", "PASSWORD_BLOCKLIST", "REQUIRE_EMAIL_VERIFICATION"] {
+            environment.remove(rule);
+        }
+        environment.insert("STAGE".to_owned(), "prod".to_owned());
+        Self::start(name, &environment)
+    }
+
+    fn start(name: &'static str, environment: &Environment) -> Self {
+        let sandbox = Sandbox::start(&deployed().binary(name), environment).unwrap();
+        Self { name, sandbox, address: random_address(), bearer: None }
     }
 
     /// Status, body and the session's cookie, if one was given.
     fn send(&mut self, body: &Value) -> (u64, Value, Option<String>) {
-        let event = Deployed::event(self.name, &random_address(), Some(body), None).unwrap();
+        let event = Deployed::event(self.name, &self.address, Some(body), self.bearer.as_deref()).unwrap();
         let reply = self.sandbox.invoke(&event).unwrap().payload;
         let body = serde_json::from_str(reply["body"].as_str().unwrap()).unwrap();
         let headers = reply["multiValueHeaders"].as_object().into_iter().chain(reply["headers"].as_object());
@@ -33,7 +50,7 @@ impl Function {
     }
 
     /// Status, body and whether a session was given.
-    fn post(&mut self, body: &Value) -> (u64, Value, bool) {
+    pub fn post(&mut self, body: &Value) -> (u64, Value, bool) {
         let (status, body, cookie) = self.send(body);
         (status, body, cookie.is_some())
     }
@@ -66,6 +83,23 @@ async fn where_addresses_must_be_proved_nobody_is_signed_in_before() {
 }
 
 #[tokio::test]
+async fn production_is_strict_unless_it_is_told_otherwise() {
+    let (mut sign_up, mut sign_in) = (Function::of_production("auth-signup"), Function::of_production("auth-signin"));
+    let email = new_email();
+    let (status, problem, _) = sign_up.post(&json!({"email": email, "password": "Password1"}));
+    assert_eq!((status, &problem["errors"][0]["code"]), (400, &json!("too_common")), "{problem}");
+    let account = json!({"email": email, "password": PASSWORD});
+    assert_eq!(sign_up.post(&account), (202, json!({"status": "verification_required"}), false));
+    let (status, problem, _) = sign_in.post(&account);
+    assert_eq!((status, &problem["code"]), (403, &json!("email_not_verified")));
+    let statuses = within_a_window(3600, async || {
+        sign_up.address = random_address();
+        (0..6).map(|_| sign_up.post(&json!({"email": new_email(), "password": PASSWORD})).0).collect::<Vec<_>>()
+    });
+    assert_eq!(statuses.await, [202, 202, 202, 202, 202, 429]);
+}
+
+#[tokio::test]
 async fn beyond_the_local_stage_a_cookie_goes_over_https_alone() {
     let person = Api::of_router().sign_up().await;
     let account = json!({"email": person.email, "password": PASSWORD});
@@ -90,6 +124,25 @@ async fn where_the_blocklist_is_enforced_passwords_that_are_guessed_first_are_re
         assert_eq!(problem["errors"][0]["code"], "too_common", "{problem}");
     }
     assert_eq!(sign_up.post(&json!({"email": email, "password": PASSWORD})).0, 201);
+}
+
+#[tokio::test]
+async fn a_password_that_is_guessed_first_is_not_set_and_costs_no_link() {
+    let (api, rules) = (Api::of_router(), [("PASSWORD_BLOCKLIST", "enforce")]);
+    let person = api.sign_up().await;
+    let mut change = Function::with("auth-change-password", &rules);
+    change.bearer = Some(person.jwt);
+    let (status, problem, _) = change.post(&json!({"currentPassword": PASSWORD, "newPassword": "Password1"}));
+    let error = &problem["errors"][0];
+    assert_eq!((status, &error["field"], &error["code"]), (400, &json!("newPassword"), &json!("too_common")));
+
+    api.post("/api/auth/forgot-password").json(&json!({"email": person.email})).send().await.expect_status(200);
+    let token = mail_to(&person.email, RESET, 1).await.token("reset-password");
+    let mut reset = Function::with("auth-reset-password", &rules);
+    let (status, problem, _) = reset.post(&json!({"token": token, "password": "Password1"}));
+    let error = &problem["errors"][0];
+    assert_eq!((status, &error["field"], &error["code"]), (400, &json!("password"), &json!("too_common")));
+    assert_eq!(reset.post(&json!({"token": token, "password": "quite another password"})).0, 200);
 }
 
 #[tokio::test]
