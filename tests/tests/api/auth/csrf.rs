@@ -24,6 +24,26 @@ through_both_doors! {
         assert_eq!(api.me(&person.session_token).await, 200);
     }
 
+    async fn no_route_that_changes_something_takes_the_cookie_from_a_foreign_page(api: Api) {
+        let person = api.sign_up().await;
+        let description = api.get("/openapi.json").send().await.expect_status(200).body;
+        let items = description["paths"].as_object().unwrap().iter();
+        let routes: Vec<_> = items
+            .flat_map(|(path, item)| item.as_object().unwrap().keys().map(move |method| (method.to_uppercase(), path)))
+            .filter(|(method, _)| ["POST", "PUT", "PATCH", "DELETE"].contains(&method.as_str()))
+            .collect();
+        assert!(routes.len() >= 30, "{routes:?}");
+        for (method, path) in &routes {
+            for (header, value) in [("origin", "https://evil.example"), ("sec-fetch-site", "cross-site")] {
+                let path = path.replace("{id}", "00000000-0000-0000-0000-000000000000");
+                let call = api.call(method, &path).cookie(&person.session_token).header(header, value);
+                let reply = call.json(&json!({})).send().await;
+                let expected = (403, &json!("origin_not_allowed"));
+                assert_eq!((reply.status, &reply.body["code"]), expected, "{method} {path}, {header}: {}", reply.text);
+            }
+        }
+    }
+
     async fn a_foreign_page_cannot_use_the_credential_routes_even_without_a_cookie(api: Api) {
         for path in ["signup", "signin", "verify-email", "resend-verification", "forgot-password", "reset-password", "refresh"] {
             let request = api.post(&format!("/api/auth/{path}")).header("origin", "https://evil.example");

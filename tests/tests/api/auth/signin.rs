@@ -1,6 +1,28 @@
 use serde_json::json;
 
+use crate::billing::stores::postgres;
 use crate::support::*;
+
+/// [`PASSWORD`], hashed as cheaply as Argon2id can.
+const CHEAP_HASH: &str =
+    "$argon2id$v=19$m=8,t=1,p=1$c2l4dGVlbiBieXRlcyBvaw$JstIM51//NA/dUwa6zDBwqkAkW6yiNMpSQIcldEnqvs";
+
+#[tokio::test]
+async fn a_hash_of_former_cost_is_replaced_by_one_of_todays() {
+    let api = Api::of_router();
+    let (person, mut database) = (api.sign_up().await, postgres().await);
+    let id = uuid::Uuid::parse_str(&person.id).unwrap();
+    let weaken = sqlx::query("UPDATE users SET password_hash = $1 WHERE id = $2").bind(CHEAP_HASH).bind(id);
+    weaken.execute(&mut database).await.unwrap();
+    api.sign_in(&person.email, "wrong password").await.expect_problem(401, "invalid_credentials");
+    for _ in 0..2 {
+        api.sign_in(&person.email, PASSWORD).await.expect_status(200);
+        let hash = sqlx::query_scalar("SELECT password_hash FROM users WHERE id = $1").bind(id);
+        let hash: String = hash.fetch_one(&mut database).await.unwrap();
+        assert!(hash.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{hash}");
+    }
+    assert_eq!(api.me(&person.session_token).await, 200, "no other session ends with that");
+}
 
 through_both_doors! {
     async fn starts_a_session(api: Api) {

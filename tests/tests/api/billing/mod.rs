@@ -6,7 +6,7 @@ mod orders;
 mod payments;
 mod plans;
 mod replica;
-mod stores;
+pub mod stores;
 mod subscriptions;
 mod trial;
 mod webhook;
