@@ -14,6 +14,44 @@ use uuid::Uuid;
 use crate::auth::sessions::list;
 use crate::support::*;
 
+const LOST: &[u8] = b"HTTP/1.1 500 Lost\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
+
+/// The URL of a way to AWS: the answer to each call is made of its text and of how it is passed on.
+pub fn way_to_aws(answer: impl Fn(&str, &dyn Fn() -> Vec<u8>) -> Vec<u8> + Send + Sync + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let answer = Arc::new(answer);
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let (client, answer) = (client.unwrap(), answer.clone());
+            std::thread::spawn(move || serve(client, &*answer));
+        }
+    });
+    url
+}
+
+/// Answers one request of a connection.
+fn serve(mut client: TcpStream, answer: &dyn Fn(&str, &dyn Fn() -> Vec<u8>) -> Vec<u8>) -> Option<()> {
+    let request = request_of(&mut client)?;
+    let pass_on = || {
+        let upstream = variable("AWS_ENDPOINT_URL");
+        let mut aws = TcpStream::connect(upstream.trim_start_matches("http://").trim_end_matches('/')).unwrap();
+        aws.write_all(&request).unwrap();
+        let mut answer = Vec::new();
+        aws.read_to_end(&mut answer).unwrap();
+        answer
+    };
+    client.write_all(&answer(&String::from_utf8_lossy(&request), &pass_on)).ok()
+}
+
+/// The reply of a deployed function whose calls go a way.
+pub fn ask_by(way: &str, function: &str, event: &Value) -> Value {
+    let mut environment = deployed().environment(function);
+    environment.insert("AWS_ENDPOINT_URL".to_owned(), way.to_owned());
+    let mut sandbox = Sandbox::start(&deployed().binary(function), &environment).unwrap();
+    sandbox.invoke(event).unwrap().payload
+}
+
 /// A way to AWS on which calls that contain these words go wrong.
 struct Lossy {
     url: String,
@@ -32,48 +70,25 @@ impl Lossy {
     }
 
     fn start(words: &'static str, refuses: bool) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
         let lost = Arc::new(AtomicBool::new(false));
         let told = lost.clone();
-        std::thread::spawn(move || {
-            for client in listener.incoming() {
-                let (client, told) = (client.unwrap(), told.clone());
-                std::thread::spawn(move || relay(client, words, refuses, &told));
+        let url = way_to_aws(move |call, pass_on| {
+            if !call.contains(words) {
+                return pass_on();
             }
+            let answer = if refuses { Vec::new() } else { pass_on() };
+            let is_first = !told.swap(true, Ordering::SeqCst);
+            if refuses || is_first { LOST.to_vec() } else { answer }
         });
         Self { url, lost }
     }
 
     /// The reply of a deployed function whose calls go this way.
     fn ask(&self, function: &str, event: &Value) -> Value {
-        let mut environment = deployed().environment(function);
-        environment.insert("AWS_ENDPOINT_URL".to_owned(), self.url.clone());
-        let mut sandbox = Sandbox::start(&deployed().binary(function), &environment).unwrap();
-        let reply = sandbox.invoke(event).unwrap().payload;
+        let reply = ask_by(&self.url, function, event);
         assert!(self.lost.load(Ordering::SeqCst), "no answer was lost: {reply}");
         reply
     }
-}
-
-/// Passes each request on and its answer back, on connections that serve one request.
-fn relay(mut client: TcpStream, words: &str, refuses: bool, lost: &AtomicBool) -> Option<()> {
-    const LOST: &[u8] = b"HTTP/1.1 500 Lost\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
-    let request = request_of(&mut client)?;
-    let is_meant = String::from_utf8_lossy(&request).contains(words);
-    if is_meant && refuses {
-        lost.store(true, Ordering::SeqCst);
-        return client.write_all(LOST).ok();
-    }
-    let upstream = variable("AWS_ENDPOINT_URL");
-    let mut aws = TcpStream::connect(upstream.trim_start_matches("http://").trim_end_matches('/')).unwrap();
-    aws.write_all(&request).unwrap();
-    let mut answer = Vec::new();
-    aws.read_to_end(&mut answer).unwrap();
-    if is_meant && !lost.swap(true, Ordering::SeqCst) {
-        answer = LOST.to_vec();
-    }
-    client.write_all(&answer).ok()
 }
 
 /// Head and body, with the wish that the connection ends.
@@ -265,4 +280,21 @@ async fn a_sign_in_that_is_counted_in_part_is_taken_back() {
     let mut sandbox = Sandbox::start(&deployed().binary("auth-signin"), &environment).unwrap();
     let reply = sandbox.invoke(&event).unwrap().payload;
     assert_eq!(reply["statusCode"], 200, "{reply}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whom_no_store_can_count_or_vouch_for_is_not_let_in() {
+    let person = Api::of_router().sign_up().await;
+    for (function, words, bearer) in [
+        ("billing-list-plans", "api#ip#", None),
+        ("auth-me", "api#user#", Some(&person.jwt)),
+        ("auth-me", "api#user#", Some(&person.session_token)),
+        ("auth-me", "GetItem", Some(&person.jwt)),
+        ("auth-me", "GetItem", Some(&person.session_token)),
+    ] {
+        let event = Deployed::event(function, &random_address(), None, bearer.map(String::as_str)).unwrap();
+        let reply = Lossy::refusing(words).ask(function, &event);
+        let problem: Value = serde_json::from_str(reply["body"].as_str().unwrap()).unwrap();
+        assert_eq!((&reply["statusCode"], &problem["code"]), (&json!(503), &json!("unavailable")), "{words}: {reply}");
+    }
 }
