@@ -1,4 +1,4 @@
-//! The sample events: every deployed function takes its own and does its work.
+//! Events: every deployed function takes its sample and does its work, and what people do is told once.
 
 use std::path::Path;
 
@@ -56,4 +56,45 @@ async fn every_function_takes_its_sample_event() {
         }
     }
     assert!(paths.len() > 80, "{} events in {folder}", paths.len());
+}
+
+/// The type, country and number of all events about a person.
+async fn told_of(person: &Person) -> String {
+    let sql = format!(
+        "SELECT type, country, count() FROM events FINAL WHERE subject = '{}' GROUP BY ALL ORDER BY type FORMAT CSV",
+        person.id
+    );
+    clickhouse(&sql).await.replace('"', "")
+}
+
+#[tokio::test]
+async fn what_a_person_does_is_told_once_with_their_country() {
+    let api = Api::of_router();
+    let post = |path: &str, body: Value| api.post(path).header("cloudfront-viewer-country", "DE").json(&body);
+    let (email, new) = (new_email(), "quite another password");
+    let account = json!({"email": email, "password": PASSWORD, "transport": "bearer"});
+    let person = Person::of(&email, &post("/api/auth/signup", account).send().await.expect_status(201));
+    let token = mail_to(&email, VERIFY, 1).await.token("verify-email");
+    post("/api/auth/verify-email", json!({"token": token})).send().await.expect_status(200);
+    let made = post("/api/chat/conversations", json!({"title": "A plan"})).bearer(&person.jwt).send().await;
+    let path = format!("/api/chat/conversations/{}", made.expect_status(201).text_at("/conversation/id"));
+    let deletion = api.delete(&path).bearer(&person.jwt).header("cloudfront-viewer-country", "DE");
+    deletion.send().await.expect_status(204);
+    post("/api/auth/forgot-password", json!({"email": email})).send().await.expect_status(200);
+    let token = mail_to(&email, RESET, 1).await.token("reset-password");
+    post("/api/auth/reset-password", json!({"token": token, "password": new})).send().await.expect_status(200);
+    let signed_in = post("/api/auth/signin", json!({"email": email, "password": new})).send().await.expect_status(200);
+    post("/api/auth/signout", json!({})).bearer(&signed_in.text_at("/token")).send().await.expect_status(204);
+    let expected = [
+        "chat.conversation_created",
+        "chat.conversation_deleted",
+        "user.email_verified",
+        "user.password_reset",
+        "user.signin",
+        "user.signout",
+        "user.signup",
+    ];
+    let expected: String = expected.iter().map(|kind| format!("{kind},DE,1\n")).collect();
+    eventually("all events", || async { (told_of(&person).await.lines().count() == 7).then_some(()) }).await;
+    assert_eq!(told_of(&person).await, expected);
 }

@@ -4,7 +4,6 @@ mod connections;
 mod credentials;
 mod csrf;
 mod forgot_password;
-mod health;
 mod jwks;
 mod key_rotation;
 mod limits;

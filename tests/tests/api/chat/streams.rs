@@ -80,6 +80,16 @@ impl Written {
         self.put(first, json!({"events": {"S": events.to_string()}})).await;
     }
 
+    /// Has it have ended so many minutes ago, with its third event.
+    async fn end(&self, person: &Person, minutes_ago: i64) {
+        let ended = (self.began.unix_timestamp() - minutes_ago * 60) * 1_000;
+        let state = json!({
+            "user_id": {"S": person.id}, "beat_at": {"N": ended.to_string()}, "read_at": {"N": "0"},
+            "last_id": {"N": "3"}, "is_done": {"BOOL": true}, "is_delivered": {"BOOL": false},
+        });
+        self.put(0, state).await;
+    }
+
     async fn put(&self, seq: u64, mut item: Value) {
         item["stream_id"] = json!({"S": self.id});
         item["seq"] = json!({"N": seq.to_string()});
@@ -96,12 +106,7 @@ through_both_doors! {
     async fn a_stream_that_is_not_kept_any_more_is_still_known_to_its_owner(api: Api) {
         let (person, other) = (api.sign_up().await, api.sign_up().await);
         let written = Written::begin(&person).await;
-        let eleven_minutes_ago = (written.began.unix_timestamp() - 660) * 1_000;
-        let state = json!({
-            "user_id": {"S": person.id}, "beat_at": {"N": eleven_minutes_ago.to_string()}, "read_at": {"N": "0"},
-            "last_id": {"N": "3"}, "is_done": {"BOOL": true}, "is_delivered": {"BOOL": false},
-        });
-        written.put(0, state).await;
+        written.end(&person, 11).await;
         let stream = written.id.to_string();
         for after in [None, Some(1), Some(3)] {
             resume(&api, &person, &stream, after).await.expect_status(204);
@@ -110,6 +115,16 @@ through_both_doors! {
         let stop = |who: &Person| api.post(&format!("/api/chat/streams/{stream}/stop")).bearer(&who.jwt).send();
         stop(&person).await.expect_status(202);
         stop(&other).await.expect_problem(404, "not_found");
+    }
+
+    async fn a_stream_is_replayed_for_ten_minutes(api: Api) {
+        let person = api.sign_up().await;
+        let written = Written::begin(&person).await;
+        written.batch(1, json!([{"delta": "One"}, {"delta": "Two"}, {"error": {"code": "internal", "message": "The end."}}])).await;
+        written.end(&person, 9).await;
+        let replay = resume(&api, &person, &written.id.to_string(), None).await.expect_status(200);
+        let read: Vec<_> = events(&replay.text).into_iter().map(|(id, _, data)| (id, data["text"].clone())).collect();
+        assert_eq!(read, [(1, json!("One")), (2, json!("Two")), (3, Value::Null)]);
     }
 
     async fn a_finished_stream_is_resumed_at_every_event(api: Api) {

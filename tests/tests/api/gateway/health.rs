@@ -15,19 +15,36 @@ through_both_doors! {
         assert!(dependencies.values().all(|d| d["status"] == "up" && d["latencyMs"].is_u64()), "{}", reply.text);
         assert!(reply.header("ratelimit").is_none(), "outside the rate limit");
     }
+
+    async fn of_an_area_names_what_the_area_depends_on(api: Api) {
+        // Only the figures need ClickHouse, and they need nothing of Postgres.
+        for (area, store) in [("auth", "postgres"), ("chat", "postgres"), ("billing", "postgres"), ("analytics", "clickhouse")] {
+            let reply = api.get(&format!("/api/{area}/health")).send().await.expect_status(200);
+            assert_eq!(reply.body["status"], "up");
+            let mut expected = [store, "dynamodb", "secrets", "sqs"];
+            expected.sort_unstable();
+            let dependencies = reply.body["dependencies"].as_object().unwrap();
+            assert_eq!(dependencies.keys().collect::<Vec<_>>(), expected, "{area}");
+            assert!(dependencies.values().all(|d| d["status"] == "up" && d["latencyMs"].is_u64()), "{}", reply.text);
+        }
+    }
 }
 
-/// Each at an address where nobody listens, of which a sandbox alone learns.
+/// Each is looked for where it is not, of which a sandbox alone learns.
 #[tokio::test]
 async fn what_does_not_answer_is_down() {
     let database = json!({"url": "postgres://nobody:nothing@127.0.0.1:1/none"});
     let analytics = json!({"url": "http://127.0.0.1:1", "user": "nobody", "password": "nothing", "database": "none"});
-    for (dependency, variable, secret) in
-        [("postgres", "DATABASE_SECRET_ARN", database), ("clickhouse", "CLICKHOUSE_SECRET_ARN", analytics)]
-    {
-        let secret = open_secret("nowhere", &secret).await;
+    let (database, analytics) = (open_secret("nowhere", &database).await, open_secret("nowhere", &analytics).await);
+    let queue = function_variable("gateway-health", "EVENTS_QUEUE_URL");
+    for (dependency, variable, elsewhere) in [
+        ("postgres", "DATABASE_SECRET_ARN", database.clone()),
+        ("clickhouse", "CLICKHOUSE_SECRET_ARN", analytics.clone()),
+        ("dynamodb", "SESSIONS_TABLE", "nowhere".to_owned()),
+        ("sqs", "EVENTS_QUEUE_URL", format!("{queue}-nowhere")),
+    ] {
         let mut environment = deployed().environment("gateway-health");
-        environment.insert(variable.to_owned(), secret.clone());
+        environment.insert(variable.to_owned(), elsewhere);
         let mut sandbox = Sandbox::start(&deployed().binary("gateway-health"), &environment).unwrap();
         let event = Deployed::event("gateway-health", &random_address(), None, None).unwrap();
         let reply = sandbox.invoke(&event).unwrap().payload;
@@ -37,6 +54,8 @@ async fn what_does_not_answer_is_down() {
             let status = if name == dependency { "down" } else { "up" };
             assert_eq!(found["status"], status, "{name} without {dependency}: {report}");
         }
+    }
+    for secret in [database, analytics] {
         delete_secret(&secret).await;
     }
 }
