@@ -222,6 +222,26 @@ mod tests {
     }
 
     #[test]
+    fn the_sdk_is_told_why_an_answer_ended_in_its_own_words() {
+        for (reason, of_sdk, own) in [
+            (FinishReason::Stop, "stop", "stop"),
+            (FinishReason::Length, "length", "length"),
+            (FinishReason::ContentFilter, "content-filter", "content_filter"),
+            (FinishReason::ToolCalls, "tool-calls", "tool_calls"),
+            (FinishReason::Stopped, "other", "stopped"),
+            (FinishReason::Error, "error", "error"),
+        ] {
+            let (message_id, usage, quota) = (Uuid::nil(), Value::Null, Value::Null);
+            let done = StreamEvent::Done(Done { message_id, usage, finish_reason: reason, quota });
+            let text = String::from_utf8(Protocol::AiSdk.encode(1, &done).to_vec()).unwrap();
+            let mut parts = text.lines().filter_map(|line| serde_json::from_str(line.strip_prefix("data: ")?).ok());
+            let finish: Value = parts.find(|part: &Value| part["type"] == "finish").unwrap();
+            assert_eq!(finish["finishReason"], of_sdk);
+            assert_eq!(finish["messageMetadata"]["finishReason"], own);
+        }
+    }
+
+    #[test]
     fn the_sdk_gets_one_part_an_event_and_an_end() {
         let error = StreamEvent::Error(StreamError { code: "provider_unavailable".into(), message: "Sorry.".into() });
         let bytes = Protocol::AiSdk.encode(3, &error);

@@ -134,6 +134,11 @@ mod tests {
     }
 
     #[test]
+    fn a_page_has_twenty_items_unless_told() {
+        assert_eq!(Limit::missing().unwrap(), Limit(20));
+    }
+
+    #[test]
     fn the_last_page_has_no_cursor() {
         let cursor = |_: &i32| Cursor { at: clock::now(), id: Uuid::nil() };
         assert!(split(vec![1, 2], Limit(2), cursor).1.is_none());

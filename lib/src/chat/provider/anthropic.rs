@@ -175,7 +175,9 @@ fn finish_reason(reason: &str) -> FinishReason {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chat::catalogue::Catalogue;
     use crate::chat::provider::transport::testing::decode;
+    use crate::chat::provider::{Role, Turn};
 
     const STREAM: &str = concat!(
         "event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"usage\":{\"input_tokens\":10,",
@@ -186,6 +188,25 @@ mod tests {
         "event: content_block_delta\ndata: {\"type\":\"content_block_delta\",\"delta\":{\"type\":\"text_delta\",\"text\":\"Héllo\"}}\n\n",
         "event: content_block_stop\ndata: {\"type\":\"content_block_stop\",\"index\":0}\n\n",
     );
+
+    fn asked(temperature: Option<f64>) -> Value {
+        body(&Call {
+            choice: Catalogue::get().unwrap().find("claude-haiku-4-5").unwrap(),
+            system: Some("Be brief.".to_owned()),
+            turns: vec![Turn { role: Role::User, content: "Hi".to_owned() }],
+            max_tokens: 100,
+            temperature,
+        })
+    }
+
+    #[test]
+    fn says_what_the_client_has_set() {
+        let asked_so = asked(Some(0.5));
+        assert_eq!((&asked_so["system"], &asked_so["max_tokens"]), (&json!("Be brief."), &json!(100)));
+        assert_eq!(asked_so["messages"], json!([{ "role": "user", "content": "Hi" }]));
+        assert_eq!((&asked_so["temperature"], &asked(Some(1.5))["temperature"]), (&json!(0.5), &json!(1.0)));
+        assert!(asked(None).get("temperature").is_none());
+    }
 
     fn counted(output: i64) -> Result<Piece, Cause> {
         Ok(Piece::Usage(Usage {

@@ -151,7 +151,28 @@ fn finish_reason(reason: &str) -> Option<FinishReason> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chat::catalogue::Catalogue;
+    use crate::chat::provider::Turn;
     use crate::chat::provider::transport::testing::decode;
+
+    #[test]
+    fn says_what_the_client_has_set() {
+        let turn = |role, content: &str| Turn { role, content: content.to_owned() };
+        let asked = body(&Call {
+            choice: Catalogue::get().unwrap().find("gemini-2.5-flash").unwrap(),
+            system: Some("Be brief.".to_owned()),
+            turns: vec![turn(Role::User, "Hi"), turn(Role::Assistant, "Hello")],
+            max_tokens: 100,
+            temperature: Some(1.5),
+        });
+        let part = |text: &str| json!([{ "text": text }]);
+        let expected = json!({
+            "contents": [{ "role": "user", "parts": part("Hi") }, { "role": "model", "parts": part("Hello") }],
+            "systemInstruction": { "parts": part("Be brief.") },
+            "generationConfig": { "maxOutputTokens": 100, "temperature": 1.5 },
+        });
+        assert_eq!(asked, expected);
+    }
 
     fn counted(input: i64, output: i64, reasoning: i64) -> Result<Piece, Cause> {
         Ok(Piece::Usage(Usage {

@@ -297,3 +297,28 @@ impl From<Failure> for Error {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_cause_has_its_reply_and_its_class() {
+        for (cause, status, code, class) in [
+            (Cause::RateLimited, 503, "provider_rate_limited", "rate_limit"),
+            (Cause::Exhausted, 503, "provider_rate_limited", "rate_limit"),
+            (Cause::BadKey, 502, "provider_unavailable", "server_error"),
+            (Cause::Broken, 502, "provider_unavailable", "server_error"),
+            (Cause::TimedOut, 504, "provider_timeout", "timeout"),
+            (Cause::ContextLength, 400, "context_length_exceeded", "context_length"),
+            (Cause::ContentFiltered, 422, "content_filtered", "content_filter"),
+            (Cause::UnknownModel, 400, "model_not_available", "rejected"),
+            (Cause::Rejected, 400, "provider_rejected", "rejected"),
+        ] {
+            let failure = Failure::new(cause, "played");
+            let (of_reply, begun) = (failure.code(), failure.class(true));
+            assert_eq!((of_reply.status().as_u16(), of_reply.as_str(), failure.class(false)), (status, code, class));
+            assert_eq!(begun, if cause == Cause::TimedOut { "timeout" } else { "stream_broken" }, "{cause:?}");
+        }
+    }
+}

@@ -304,6 +304,17 @@ mod tests {
     }
 
     #[test]
+    fn the_system_prompt_comes_first() {
+        let expected = json!([{ "role": "system", "content": "Be brief." }, { "role": "user", "content": "Hi" }]);
+        assert_eq!(completions(&call("gpt-4"))["messages"], expected);
+        let without = Call { system: None, temperature: None, ..call("gpt-4") };
+        let (completions, responses) = (completions(&without), responses(&without));
+        assert_eq!(completions["messages"], json!([{ "role": "user", "content": "Hi" }]));
+        assert_eq!(responses["input"], completions["messages"]);
+        assert!(responses.get("instructions").is_none() && completions.get("temperature").is_none());
+    }
+
+    #[test]
     fn errors_are_told_apart_by_code_then_status() {
         let cause = |status: u16, body: Value| {
             let status = http::StatusCode::from_u16(status).unwrap();

@@ -283,6 +283,20 @@ pub(super) fn push_text(pieces: &mut Vec<Piece>, text: &Value) {
 }
 
 #[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_base_may_end_in_the_version_of_its_paths() {
+        for base in ["https://host/prefix", "https://host/prefix/", "https://host/prefix/v1", "https://host/prefix/v1/"]
+        {
+            let settings = Settings::new(base, Secret::new("key".to_owned())).unwrap();
+            assert_eq!(settings.url("/v1", "/messages"), "https://host/prefix/v1/messages", "{base}");
+        }
+    }
+}
+
+#[cfg(test)]
 pub(super) mod testing {
     use super::*;
 
