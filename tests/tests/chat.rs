@@ -40,6 +40,7 @@ struct Journal {
     calls: AtomicUsize,
     completed: AtomicI64,
     broken: AtomicI64,
+    rejected: AtomicI64,
     tokens: AtomicI64,
 }
 
@@ -67,7 +68,10 @@ impl Provider for Player {
         let text = |text: &str| Ok(Piece::Text(text.to_owned()));
         Box::pin(async move {
             let pieces = match part {
-                Part::Refuse(cause) => return Err(Failure::new(cause, "played")),
+                Part::Refuse(cause) => {
+                    self.journal.rejected.fetch_add(i64::from(cause == Cause::Rejected), Ordering::SeqCst);
+                    return Err(Failure::new(cause, "played"));
+                }
                 Part::Nothing => Vec::new(),
                 Part::Break => {
                     self.journal.broken.fetch_add(1, Ordering::SeqCst);
@@ -144,14 +148,10 @@ fn visit() -> Visit {
 
 const TIME: Duration = Duration::from_secs(60);
 
-/// Used and reserved tokens of the month.
+/// Used and reserved tokens of the month, or of two where one ends meanwhile.
 async fn month(user: Uuid) -> (i64, i64) {
-    let row: (i64, i64) = sqlx::query_as("SELECT used, reserved FROM quota_periods WHERE user_id = $1")
-        .bind(user)
-        .fetch_one(database().pool())
-        .await
-        .unwrap();
-    row
+    let sums = "SELECT sum(used)::bigint, sum(reserved)::bigint FROM quota_periods WHERE user_id = $1";
+    sqlx::query_as(sums).bind(user).fetch_one(database().pool()).await.unwrap()
 }
 
 async fn count(user: Uuid, what: &str) -> i64 {
@@ -224,9 +224,9 @@ async fn nothing_is_lost_or_doubled_in_two_thousand_requests_to_a_failing_provid
         .unwrap();
     let journal = Arc::new(Journal::default());
     let chats: Vec<_> = (0..8).map(|_| chat(&journal, PARTS)).collect();
-    let (answered, refused) = (AtomicI64::new(0), AtomicUsize::new(0));
+    let (answered, rejected, unavailable) = (AtomicI64::new(0), AtomicI64::new(0), AtomicI64::new(0));
     join_all(chats.iter().map(|chat| {
-        let (answered, refused) = (&answered, &refused);
+        let (answered, rejected, unavailable) = (&answered, &rejected, &unavailable);
         async move {
             for _ in 0..250 {
                 let outcome = match chat.ask(ask(user, "Hello"), &visit(), TIME).await {
@@ -239,8 +239,11 @@ async fn nothing_is_lost_or_doubled_in_two_thousand_requests_to_a_failing_provid
                         answered.fetch_add(1, Ordering::SeqCst);
                     }
                     Err(error) => {
-                        let code = error.code();
-                        assert!(matches!(code, Code::ProviderUnavailable | Code::ProviderRejected), "{error}");
+                        let refused = match error.code() {
+                            Code::ProviderRejected => rejected,
+                            Code::ProviderUnavailable => unavailable,
+                            _ => panic!("{error}"),
+                        };
                         refused.fetch_add(1, Ordering::SeqCst);
                     }
                 }
@@ -250,7 +253,8 @@ async fn nothing_is_lost_or_doubled_in_two_thousand_requests_to_a_failing_provid
     .await;
     let (answered, tokens) = (answered.into_inner(), journal.tokens.load(Ordering::SeqCst));
     assert_eq!(answered, journal.completed.load(Ordering::SeqCst));
-    assert!(answered > 500 && refused.into_inner() > 500);
+    assert!(answered > 500 && unavailable.into_inner() > 250);
+    assert_eq!(rejected.into_inner(), journal.rejected.load(Ordering::SeqCst), "it is not asked again");
     // What breaks off is kept with an estimate: two tokens of "Hello" and two of "Half an ".
     let broken = journal.broken.load(Ordering::SeqCst);
     let tokens = tokens + 4 * broken;
@@ -555,6 +559,57 @@ fn answering(answer: impl Fn(&Call) -> Pieces + Send + Sync + 'static) -> &'stat
     Box::leak(Box::new(Chat::new(database(), providers, None)))
 }
 
+#[tokio::test]
+async fn what_the_client_sets_reaches_the_model() {
+    let user = new_user(0).await;
+    let chat = answering(|call| {
+        let set = format!("{:?} {:?}", call.system, call.temperature);
+        Box::pin(futures_util::stream::iter([Ok(Piece::Text(set)), Ok(Piece::Finish(FinishReason::Stop))]))
+    });
+    let set = async |ask: Ask| {
+        let reply = say(chat, ask).await;
+        (reply.conversation_id, reply.message.content)
+    };
+    assert_eq!(set(ask(user, "Hi")).await.1, "None None");
+    let brief = Ask { system_prompt: Some("Be brief.".to_owned()), temperature: Some(0.5), ..ask(user, "Hi") };
+    let (conversation, first) = set(brief).await;
+    assert_eq!(first, "Some(\"Be brief.\") Some(0.5)");
+    // The prompt is the conversation's, unless the next question has one of its own; the temperature is the question's.
+    let on = || Ask { conversation: Named::Id(conversation), ..ask(user, "Go on") };
+    assert_eq!(set(on()).await.1, "Some(\"Be brief.\") None");
+    let other = Ask { system_prompt: Some("Be long.".to_owned()), temperature: Some(0.0), ..on() };
+    assert_eq!(set(other).await.1, "Some(\"Be long.\") Some(0.0)");
+}
+
+#[tokio::test]
+async fn why_a_provider_begins_no_answer_is_told() {
+    let user = new_user(0).await;
+    for (cause, code) in [
+        (Cause::TimedOut, Code::ProviderTimeout),
+        (Cause::Exhausted, Code::ProviderRateLimited),
+        (Cause::Rejected, Code::ProviderRejected),
+    ] {
+        let parts: &'static [Part] = Box::leak(Box::new([Part::Refuse(cause)]));
+        let refused = chat(&Arc::default(), parts).ask(ask(user, "Hi"), &visit(), TIME).await.err().unwrap();
+        assert_eq!(refused.code(), code, "{refused}");
+    }
+    assert_eq!((month(user).await, count(user, "ledger").await), ((0, 0), 0));
+}
+
+#[tokio::test]
+async fn only_configured_providers_are_asked() {
+    let user = new_user(0).await;
+    let chat = chat(&Arc::default(), &[Part::Answer(11, 12)]);
+    let (provider, model) = (Some(ProviderId::Google), Some("gemini-2.5-flash".to_owned()));
+    for asked in [Ask { provider, ..ask(user, "Hi") }, Ask { model, ..ask(user, "Hi") }] {
+        let refused = chat.ask(asked, &visit(), TIME).await.err().unwrap();
+        assert_eq!(refused.code(), Code::ModelNotAvailable, "{refused}");
+    }
+    let other =
+        Ask { provider: Some(ProviderId::Openai), model: Some("gemini-2.5-flash".to_owned()), ..ask(user, "Hi") };
+    assert_eq!(chat.ask(other, &visit(), TIME).await.err().unwrap().code(), Code::ModelNotAvailable);
+}
+
 /// Who stops it at its first word has not thought for nothing.
 #[tokio::test]
 async fn thoughts_that_were_not_counted_are_billed_by_their_time() {
@@ -636,6 +691,19 @@ async fn tokens_of_dead_functions_come_back() {
     sqlx::query("DELETE FROM quota_periods WHERE user_id = $1").bind(user).execute(&mut *connection).await.unwrap();
     let quota = reservation.settle(&mut connection, 50).await.unwrap();
     assert_eq!((quota.used, quota.reserved), (50, 0));
+}
+
+#[tokio::test]
+async fn tokens_of_a_long_answer_stay_reserved() {
+    let (user, pool) = (new_user(0).await, database().pool().clone());
+    let reservation = quota::reserve(&mut pool.acquire().await.unwrap(), user, 40_000, 40_000).await.unwrap();
+    let grows_old = "UPDATE quota_reservations SET progress_at = now() - interval '55 seconds' WHERE user_id = $1";
+    sqlx::query(grows_old).bind(user).execute(&pool).await.unwrap();
+    quota::sweep(&pool).await.unwrap();
+    assert_eq!(month(user).await, (0, 40_000));
+    let has_beaten = "SELECT progress_at > now() - interval '30 seconds' FROM quota_reservations WHERE user_id = $1";
+    let work = until(true, async || sqlx::query_scalar(has_beaten).bind(user).fetch_one(&pool).await.unwrap());
+    reservation.keep_beating(&pool, Duration::from_millis(20), work).await;
 }
 
 /// Without a reservation the provider is not asked.

@@ -750,3 +750,29 @@ impl Reader {
 fn millis(since: Instant) -> i64 {
     i64::try_from(since.elapsed().as_millis()).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What becomes of an answer whose reader was found gone so many seconds ago.
+    async fn left_for(seconds: u64) -> Option<FinishReason> {
+        let left = Instant::now() - Duration::from_secs(seconds);
+        let mut reader = Reader { sink: Some(unbounded_channel().0), left: Some(left), ..Reader::default() };
+        let (mut produced, deadline) = (Produced::default(), Instant::now() + TOTAL);
+        let mut rest: Pieces = Box::pin(futures_util::stream::iter([Ok(Piece::Text("More".to_owned()))]));
+        read(&mut rest, &mut produced, &mut reader, deadline).await.unwrap();
+        produced.finish
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_nobody_reads_goes_on_for_half_a_minute() {
+        assert_eq!((left_for(29).await, left_for(31).await), (None, Some(FinishReason::Stopped)));
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_sent_whole_has_no_reader_to_lose() {
+        let mut reader = Reader { left: Some(Instant::now() - Duration::from_secs(31)), ..Reader::default() };
+        assert!(!reader.is_unwanted());
+    }
+}

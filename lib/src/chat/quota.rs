@@ -154,8 +154,8 @@ impl Reservation {
         self.keep_beating(pool, HEARTBEAT, work).await
     }
 
-    /// The work does not wait for a beat.
-    async fn keep_beating<T>(&self, pool: &PgPool, every: Duration, work: impl Future<Output = T>) -> T {
+    /// The same with a beat so often. The work does not wait for one.
+    pub async fn keep_beating<T>(&self, pool: &PgPool, every: Duration, work: impl Future<Output = T>) -> T {
         tokio::select! {
             done = work => done,
             never = self.beat_on(pool, every) => match never {},
@@ -279,6 +279,11 @@ mod tests {
         let reservation = reservation();
         let kept = reservation.keep_beating(&pool, Duration::from_millis(10), work);
         assert!(timeout(Duration::from_secs(3), kept).await.is_ok());
+    }
+
+    #[test]
+    fn a_beat_may_be_missed() {
+        assert!(2 * HEARTBEAT + LONGEST_BEAT < Duration::from_secs(60));
     }
 
     #[test]
