@@ -6,6 +6,7 @@ use lib::analytics::users::CohortBy;
 use lib::chat::catalogue::ProviderId;
 use serde_json::{Value, json};
 use time::{Date, Duration};
+use uuid::Uuid;
 
 use crate::history::{self, Message, Random};
 use crate::oracle::Oracle;
@@ -176,5 +177,47 @@ async fn freshness_is_the_time_since_something_was_counted() {
     stores.writer().write(&parse(&signups(1))).await.expect("written");
     let seconds = reports.freshness().await.expect("of an old event").expect("something was counted");
     assert!(seconds < 60, "{seconds}");
+    stores.drop().await;
+}
+
+/// Distinct counts may be estimates where there are many.
+#[tokio::test]
+async fn many_users_are_counted_within_one_percent() {
+    const USERS: usize = 5_000;
+    let stores = Stores::fresh().await;
+    let sent = |n: usize| {
+        json!({
+            "specversion": "1.0", "id": Uuid::now_v7(), "source": "/test", "type": "chat.message_sent",
+            "subject": format!("user-{}", n % USERS), "time": "2026-01-15T12:00:00Z",
+            "data": {
+                "schemaVersion": 1, "plan": "free", "country": null, "conversationId": Uuid::now_v7(),
+                "messageId": Uuid::now_v7(), "provider": "openai", "model": "gpt-4", "requestedModel": "gpt-4",
+                "inputTokens": 11, "cachedInputTokens": 0, "outputTokens": 12, "reasoningTokens": 0,
+                "costMicroUsd": 1050, "priceVersion": "2026-11-01", "ttftMs": 310, "latencyMs": 900,
+                "finishReason": "stop", "attempts": 1, "fallbackFrom": null, "streamed": true, "regenerated": false,
+            },
+        })
+        .to_string()
+    };
+    // Each comes again in another block.
+    let bodies: Vec<String> = (0..2 * USERS).map(sent).collect();
+    for bodies in bodies.chunks(3_000) {
+        stores.writer().write(&parse(bodies)).await.expect("written");
+    }
+    let day = Date::from_calendar_date(2026, time::Month::January, 15).unwrap();
+    let query = Query { range: Range { from: day, to: day }, interval: Interval::Day, limit: 20, today: day };
+    let reports = Reports::new(stores.clickhouse.clone());
+    let active = json!(reports.users_active(&query).await.expect("active"));
+    let tokens = json!(reports.chat_tokens(&query).await.expect("tokens"));
+    let usage = json!(reports.providers_usage(&query).await.expect("usage"));
+    let users_by_tokens = 23.0 * 2.0 * USERS as f64 / tokens[0]["tokensPerUser"].as_f64().unwrap();
+    for (what, users) in [
+        ("dau", active["dau"].as_f64().unwrap()),
+        ("mau", active["mau"].as_f64().unwrap()),
+        ("tokens per user", users_by_tokens),
+        ("users of a provider", usage[0]["users"].as_f64().unwrap()),
+    ] {
+        assert!((users / USERS as f64 - 1.0).abs() <= 0.01, "{what}: {users} users");
+    }
     stores.drop().await;
 }

@@ -30,6 +30,10 @@ async fn totals_are_over_all_functions() {
     let event = lib::analytics::event::Event::parse(&now[0], Some(ahead)).expect("a valid event");
     assert_eq!((event.clamped, event.time), (true, ahead));
     stores.writer().write(&[event]).await.expect("written");
+    sqlx::query("INSERT INTO dead_letters (message_id, reason) VALUES ('one', 'no JSON'), ('two', 'no JSON')")
+        .execute(stores.database.pool())
+        .await
+        .expect("dead letters");
     let text = metrics.render().await.expect("rendered");
     let labels = "route=\"/api/auth/me\",method=\"GET\",status=\"200\"";
     for line in [
@@ -37,10 +41,12 @@ async fn totals_are_over_all_functions() {
         format!("http_request_duration_seconds_bucket{{{labels},le=\"0.005\"}} 1"),
         format!("http_request_duration_seconds_bucket{{{labels},le=\"0.05\"}} 2"),
         format!("http_request_duration_seconds_sum{{{labels}}} 0.043"),
+        // What the requests of the last minute took, of its 60 s.
+        format!("http_requests_in_flight {}", 6.044 / 60.0),
         "http_error_ratio 0.25".to_owned(),
         "events_ingested_total 10".to_owned(),
         "events_clamped_total 1".to_owned(),
-        "events_dead_letter_total 0".to_owned(),
+        "events_dead_letter_total 2".to_owned(),
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is missing in:\n{text}");
     }
