@@ -186,6 +186,16 @@ await Promise.all([sent, tab.resumeStream()]);
 assert.equal(tab.lastText, slow.lastText);
 assert.equal(tab.messages.at(-1).metadata.finishReason, 'stop');
 
+// One that is stopped where it is made ends for the SDK too, with what there was of it.
+const stopped = new Chat(`stopped-${Date.now()}`);
+const stopping = stopped.sendMessage({ text: 'AIMOCK:slow' });
+await until(stopped, () => stopped.status === 'streaming' && stopped.lastText !== '');
+const stop = `${api}/api/chat/streams/${stopped.lastMessage.metadata.streamId}/stop`;
+assert.equal((await fetch(stop, { method: 'POST', headers: { authorization: `Bearer ${token}` } })).status, 202);
+await stopping;
+assert.deepEqual([stopped.status, stopped.lastMessage.metadata.finishReason], ['ready', 'stopped']);
+assert.equal(stopped.lastText, (await stored(conversationOf(stopped)))[1].parts[0].text);
+
 // With a browser's cookie.
 const { fetch: connected } = globalThis;
 globalThis.fetch = (input, { credentials, headers, ...init }) => {

@@ -130,6 +130,27 @@ through_both_doors! {
         bad.send().await.expect_invalid(&["archived", "cursor", "limit", "pinned"]);
     }
 
+    async fn of_the_newest_message_come_first(api: Api) {
+        let person = api.sign_up().await;
+        let mut ids = Vec::new();
+        for title in ["Older", "Newer"] {
+            let body = json!({"title": title});
+            let made = api.post("/api/chat/conversations").bearer(&person.jwt).json(&body).send().await;
+            ids.push(made.expect_status(201).text_at("/conversation/id"));
+        }
+        assert_eq!(titles(&api, &person, "").await, ["Newer", "Older"]);
+        say(&api, &person, json!({"message": "Hello", "conversationId": ids[0]})).await.expect_status(200);
+        assert_eq!(titles(&api, &person, "").await, ["Older", "Newer"]);
+        // What is no message changes nothing of it.
+        let patch = api.call("PATCH", &format!("/api/chat/conversations/{}", ids[1])).bearer(&person.jwt);
+        patch.json(&json!({"title": "Changed"})).send().await.expect_status(200);
+        assert_eq!(titles(&api, &person, "").await, ["Older", "Changed"]);
+        let path = format!("/api/chat/conversations/{}/regenerate", ids[0]);
+        say(&api, &person, json!({"message": "Hello", "conversationId": ids[1]})).await.expect_status(200);
+        api.post(&path).bearer(&person.jwt).send().await.expect_status(200);
+        assert_eq!(titles(&api, &person, "").await, ["Older", "Changed"]);
+    }
+
     async fn are_listed_by_whether_they_are_pinned(api: Api) {
         let person = api.sign_up().await;
         for n in 0..4 {
@@ -207,6 +228,18 @@ through_both_doors! {
         let messages = read.body["messages"].as_array().unwrap();
         assert_eq!(messages.len(), 2);
         assert_eq!(messages[1]["id"], again.body["message"]["id"]);
+        // By another one, if that is wanted.
+        for (wanted, provider, model) in [
+            (json!({"provider": "anthropic"}), "anthropic", None),
+            (json!({"model": "gpt-4"}), "openai", Some("gpt-4")),
+        ] {
+            let again = api.post(&format!("{path}/regenerate")).bearer(&person.jwt).json(&wanted).send().await.expect_status(200);
+            assert_eq!(again.text_at("/provider"), provider);
+            assert!(model.is_none_or(|model| again.body["model"] == model), "{}", again.text);
+            let read = api.get(&path).bearer(&person.jwt).send().await.expect_status(200);
+            let told = |answer: &Value| [answer["id"].clone(), answer["provider"].clone(), answer["model"].clone()];
+            assert_eq!(told(&read.body["messages"][1]), told(&again.body["message"]));
+        }
         let empty = api.post("/api/chat/conversations").bearer(&person.jwt).json(&json!({})).send().await.expect_status(201);
         let path = format!("/api/chat/conversations/{}/regenerate", empty.text_at("/conversation/id"));
         api.post(&path).bearer(&person.jwt).json(&json!({})).send().await.expect_problem(404, "not_found");

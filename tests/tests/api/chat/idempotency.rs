@@ -1,4 +1,5 @@
-use serde_json::json;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
 
 use crate::support::*;
 
@@ -7,20 +8,26 @@ async fn lose_the_reply(person: &Person, key: &str) {
     take_the_reply(person, key, 1).await;
 }
 
-/// Leaves the key as it is while a function works on its reply, which must have ended at a time in Unix seconds.
-async fn take_the_reply(person: &Person, key: &str, ends_at: u64) {
-    let table = function_variable("chat-send", "IDEMPOTENCY_TABLE");
+/// What the table keeps under a key, by its place, once that is a reply.
+async fn kept_reply(person: &Person, key: &str) -> (Value, Value) {
     let route = function_variable("chat-send", "ROUTE");
     let digest = ring::digest::digest(&ring::digest::SHA256, key.as_bytes());
     let digest: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
     let pk = json!({"pk": {"S": format!("{}#{route}#{digest}", person.id)}});
-    eventually("the kept reply", || async {
-        let item = aws("dynamodb", "DynamoDB_20120810.GetItem", &json!({"TableName": table, "Key": pk})).await;
-        item["Item"]["status"].is_object().then_some(())
+    let ask = json!({"TableName": function_variable("chat-send", "IDEMPOTENCY_TABLE"), "Key": pk});
+    let item = eventually("the kept reply", || async {
+        let reply = aws("dynamodb", "DynamoDB_20120810.GetItem", &ask).await;
+        reply["Item"]["status"].is_object().then(|| reply["Item"].clone())
     })
     .await;
+    (pk, item)
+}
+
+/// Leaves the key as it is while a function works on its reply, which must have ended at a time in Unix seconds.
+async fn take_the_reply(person: &Person, key: &str, ends_at: i64) {
+    let (pk, _) = kept_reply(person, key).await;
     let change = json!({
-        "TableName": table, "Key": pk, "UpdateExpression": "SET ends_at = :end REMOVE reply",
+        "TableName": function_variable("chat-send", "IDEMPOTENCY_TABLE"), "Key": pk, "UpdateExpression": "SET ends_at = :end REMOVE reply",
         "ExpressionAttributeValues": {":end": {"N": ends_at.to_string()}},
     });
     aws("dynamodb", "DynamoDB_20120810.UpdateItem", &change).await;
@@ -81,7 +88,7 @@ through_both_doors! {
             if stream {
                 let events = |reply: &Reply, name: &str| {
                     let mut lines = reply.text.lines().skip_while(|line| *line != format!("event: {name}")).skip(1);
-                    serde_json::from_str::<serde_json::Value>(lines.next().unwrap().strip_prefix("data: ").unwrap()).unwrap()
+                    serde_json::from_str::<Value>(lines.next().unwrap().strip_prefix("data: ").unwrap()).unwrap()
                 };
                 assert_eq!(events(&again, "start")["messageId"], events(&first, "start")["messageId"]);
                 assert_eq!(events(&again, "done"), events(&first, "done"));
@@ -102,8 +109,7 @@ through_both_doors! {
             call.json(&json!({"message": message})).send()
         };
         let first = send("Hello").await.expect_status(200);
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-        take_the_reply(&person, "under way", now.as_secs() + 600).await;
+        take_the_reply(&person, "under way", OffsetDateTime::now_utc().unix_timestamp() + 600).await;
         send("Hello").await.expect_problem(409, "request_in_progress");
         send("Other").await.expect_problem(422, "idempotency_key_reused");
         lose_the_reply(&person, "under way").await;
@@ -157,6 +163,23 @@ through_both_doors! {
         }
         let list = api.get("/api/chat/conversations").bearer(&person.jwt).send().await.expect_status(200);
         assert_eq!(list.body["conversations"], json!([]));
+    }
+
+    async fn a_reply_is_kept_for_a_day_under_its_route(api: Api) {
+        let person = api.sign_up().await;
+        let (key, card) = ("k".repeat(255), "pm_card_visa");
+        let send = |path: &str, body: Value| {
+            api.post(path).bearer(&person.jwt).header("idempotency-key", &key).json(&body).send()
+        };
+        let before = OffsetDateTime::now_utc().unix_timestamp();
+        send("/api/chat", json!({"message": "Hello"})).await.expect_status(200);
+        let payment = json!({"amount": 1999, "currency": "USD", "paymentMethodId": card});
+        send("/api/billing/payments", payment).await.expect_status(201);
+        send("/api/billing/subscriptions", json!({"plan": "pro", "paymentMethodId": card})).await.expect_status(201);
+        let (_, kept) = kept_reply(&person, &key).await;
+        let expires: i64 = kept["expires"]["N"].as_str().unwrap().parse().unwrap();
+        let (day, after) = (24 * 3_600, OffsetDateTime::now_utc().unix_timestamp());
+        assert!((before + day..=after + day).contains(&expires), "{before} {expires} {after}");
     }
 
     async fn a_failed_request_gives_its_key_back(api: Api) {

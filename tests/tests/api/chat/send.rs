@@ -134,6 +134,8 @@ through_both_doors! {
         let post = |body| api.post("/api/chat").bearer(&person.jwt).json(&body).send();
         post(json!({})).await.expect_invalid(&["message"]);
         post(json!({"message": "Hello", "model": "no-such-model"})).await.expect_problem(400, "model_not_available");
+        let mismatch = json!({"message": "Hello", "provider": "google", "model": "gpt-4"});
+        post(mismatch).await.expect_problem(400, "model_not_available");
         let broken = api.post("/api/chat").bearer(&person.jwt).body("application/json", "{");
         broken.send().await.expect_problem(400, "invalid_json");
     }
