@@ -53,7 +53,7 @@ pub fn ask_by(way: &str, function: &str, event: &Value) -> Value {
 }
 
 /// A way to AWS on which calls that contain these words go wrong.
-struct Lossy {
+pub struct Lossy {
     url: String,
     lost: Arc<AtomicBool>,
 }
@@ -65,7 +65,7 @@ impl Lossy {
     }
 
     /// Passes none of them on.
-    fn refusing(words: &'static str) -> Self {
+    pub fn refusing(words: &'static str) -> Self {
         Self::start(words, true)
     }
 
@@ -84,7 +84,7 @@ impl Lossy {
     }
 
     /// The reply of a deployed function whose calls go this way.
-    fn ask(&self, function: &str, event: &Value) -> Value {
+    pub fn ask(&self, function: &str, event: &Value) -> Value {
         let reply = ask_by(&self.url, function, event);
         assert!(self.lost.load(Ordering::SeqCst), "no answer was lost: {reply}");
         reply

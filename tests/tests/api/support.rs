@@ -405,6 +405,18 @@ pub fn deployed() -> &'static Deployed {
     })
 }
 
+/// The executable of a function: the stack has copies of those that it serves itself, while the emulator has the workers
+/// in archives of what the build has left.
+pub fn binary(function: &str) -> PathBuf {
+    let copy = deployed().binary(function);
+    if copy.exists() {
+        return copy;
+    }
+    // This test's own is in `target/debug/deps`.
+    let own = std::env::current_exe().unwrap();
+    own.ancestors().nth(3).unwrap().join("release").join(function)
+}
+
 /// A variable of a deployed function's environment.
 pub fn function_variable(function: &str, name: &str) -> String {
     deployed().environment(function)[name].clone()
