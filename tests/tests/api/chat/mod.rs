@@ -6,3 +6,4 @@ mod idempotency;
 mod models;
 mod send;
 mod streams;
+mod usage;

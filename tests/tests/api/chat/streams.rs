@@ -415,13 +415,29 @@ async fn an_answer_is_made_anew_in_a_stream() {
     for _ in 0..2 {
         again("third").send().await.expect_problem(502, "provider_unavailable");
     }
-    let failed = Instant::now();
-    eventually("no stream", || async {
-        let path = format!("/api/chat/{conversation}/stream");
-        (api.get(&path).bearer(&person.jwt).send().await.status == 204).then_some(())
-    })
-    .await;
-    assert!(failed.elapsed() < Duration::from_secs(25), "it was not forgotten but found dead");
+    let name = format!("conversation#{}#{conversation}", person.id);
+    eventually("the stream to be forgotten", || async { state(&name).await.is_null().then_some(()) }).await;
+    let path = format!("/api/chat/{conversation}/stream");
+    api.get(&path).bearer(&person.jwt).send().await.expect_status(204);
+}
+
+/// What carries a connection may end one on which nothing comes.
+#[tokio::test]
+async fn a_silent_stream_is_kept_open_for_all_its_readers() {
+    const PING: &str = ": ping\n\n";
+    let api = Api::of_router();
+    let person = api.sign_up().await;
+    let body = json!({"message": "AIMOCK:pauses", "stream": true});
+    let mut first = api.post("/api/chat").bearer(&person.jwt).json(&body).open().await;
+    let text = read_to(&mut first, "event: delta").await;
+    let silent = Instant::now();
+    let path = format!("/api/chat/streams/{}", events(&text)[0].2["streamId"].as_str().unwrap());
+    let mut second = api.get(&path).bearer(&person.jwt).open().await;
+    let (to_first, to_second) = tokio::join!(read_to(&mut first, PING), read_to(&mut second, PING));
+    assert_eq!((to_first.as_str(), to_second), (PING, text + PING));
+    assert!(silent.elapsed() > Duration::from_secs(14), "{:?}", silent.elapsed());
+    api.post(&format!("{path}/stop")).bearer(&person.jwt).send().await.expect_status(202);
+    assert_eq!(read_rest(&mut first).await, read_rest(&mut second).await);
 }
 
 /// A model may think for long: whoever reloads meanwhile finds the answer that is to come.
