@@ -17,7 +17,7 @@ through_both_doors! {
         assert_eq!(made.body.get("clientSecret"), None);
         let made = made.body["payment"].clone();
         assert_eq!((&made["amount"], &made["currency"], &made["status"]), (&json!(1999), &json!("USD"), &json!("succeeded")));
-        assert_eq!(made["declineCode"], Value::Null);
+        assert_eq!((&made["description"], &made["declineCode"]), (&json!("Extra tokens"), &Value::Null));
         let list = api.get("/api/billing/payments").bearer(&person.jwt).send().await.expect_status(200);
         assert_eq!(list.body, json!({"payments": [made], "nextCursor": null}));
         let stranger = api.sign_up().await;
