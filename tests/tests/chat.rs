@@ -575,7 +575,7 @@ async fn what_the_client_sets_reaches_the_model() {
     let (conversation, first) = set(brief).await;
     assert_eq!(first, "Some(\"Be brief.\") Some(0.5)");
     // The prompt is the conversation's, unless the next question has one of its own; the temperature is the question's.
-    let on = || Ask { conversation: Named::Id(conversation), ..ask(user, "Go on") };
+    let on = || Ask { conversation: ConversationRef::Id(conversation), ..ask(user, "Go on") };
     assert_eq!(set(on()).await.1, "Some(\"Be brief.\") None");
     let other = Ask { system_prompt: Some("Be long.".to_owned()), temperature: Some(0.0), ..on() };
     assert_eq!(set(other).await.1, "Some(\"Be long.\") Some(0.0)");
@@ -702,7 +702,7 @@ async fn tokens_of_a_long_answer_stay_reserved() {
     quota::sweep(&pool).await.unwrap();
     assert_eq!(month(user).await, (0, 40_000));
     let has_beaten = "SELECT progress_at > now() - interval '30 seconds' FROM quota_reservations WHERE user_id = $1";
-    let work = until(true, async || sqlx::query_scalar(has_beaten).bind(user).fetch_one(&pool).await.unwrap());
+    let work = eventually(true, async || sqlx::query_scalar(has_beaten).bind(user).fetch_one(&pool).await.unwrap());
     reservation.keep_beating(&pool, Duration::from_millis(20), work).await;
 }
 

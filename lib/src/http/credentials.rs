@@ -375,7 +375,7 @@ mod tests {
 
     #[test]
     fn passes_over_cookies_in_any_encoding() {
-        let session = format!("session={PREFIX}{}", crypto::base64url(&[1; 68]));
+        let session = format!("session={TOKEN_PREFIX}{}", crypto::base64url(&[1; 68]));
         for other in
             ["näme=Zoë".as_bytes(), b"name=Zo\xeb", b"name=\"Zo\xeb\"", b"session=\xff", "session=Zoë".as_bytes()]
         {

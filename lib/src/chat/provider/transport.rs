@@ -290,8 +290,8 @@ mod tests {
     fn a_base_may_end_in_the_version_of_its_paths() {
         for base in ["https://host/prefix", "https://host/prefix/", "https://host/prefix/v1", "https://host/prefix/v1/"]
         {
-            let settings = Settings::new(base, Secret::new("key".to_owned())).unwrap();
-            assert_eq!(settings.url("/v1", "/messages"), "https://host/prefix/v1/messages", "{base}");
+            let endpoint = Endpoint::new(base, Secret::new("key".to_owned())).unwrap();
+            assert_eq!(endpoint.url("/v1", "/messages"), "https://host/prefix/v1/messages", "{base}");
         }
     }
 }
