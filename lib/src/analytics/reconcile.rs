@@ -75,10 +75,10 @@ impl Reconciler {
         let mut found = Reconciled::default();
         for (target, day, columns) in VIEWS {
             // A user's first sign-up has no month of its own to be looked for in.
-            let parts: &[u32] = if target == "user_retention" { &[0] } else { &months };
+            let parts = if target == "user_retention" { vec![0] } else { self.with_orphans(&months, target).await? };
             let mut rebuilt = Vec::new();
             for month in parts {
-                rebuilt.extend(self.compare(target, day, columns, *month).await?);
+                rebuilt.extend(self.compare(target, day, columns, month).await?);
                 found.months_compared += 1;
             }
             if !rebuilt.is_empty() {
@@ -89,6 +89,16 @@ impl Reconciler {
         let days_rebuilt: usize = found.days_rebuilt.iter().map(|(_, days)| days.len()).sum();
         tracing::info!(days_rebuilt, months_compared = found.months_compared, "the views were reconciled");
         Ok(found)
+    }
+
+    /// These months and those of a view of which no event is left.
+    async fn with_orphans(&self, months: &[u32], target: &str) -> Result<Vec<u32>> {
+        let sql = format!(
+            "SELECT DISTINCT toUInt32(_partition_id) AS month FROM {target}
+             WHERE _partition_id NOT IN (SELECT DISTINCT _partition_id FROM events) ORDER BY month"
+        );
+        let orphans: Vec<u32> = self.clickhouse.consistent_client().query_raw(&sql).fetch_all().await?;
+        Ok(months.iter().copied().chain(orphans).collect())
     }
 
     /// Counts a month of a view anew, beside it, and puts it in the view's place if a day differs. Month 0 is all.

@@ -9,8 +9,8 @@ use tracing::Instrument;
 
 use crate::clock;
 use crate::crypto;
-use crate::error::Result;
-use crate::http::page::Limit;
+use crate::error::{Error, Result};
+use crate::http::page::{self, Limit};
 use crate::http::validate::{Field, Fields, FromFields, Invalid, Raw, both};
 use crate::http::{Request, Response};
 use crate::store::clickhouse::{ClickHouse, in_time, span};
@@ -317,6 +317,10 @@ impl Reports {
             generated_at: clock::now(),
             freshness_seconds,
         };
+        let data = serde_json::value::to_raw_value(&data)?;
+        if !page::fits(data.get().as_bytes()) {
+            return Err(Error::invalid_field("interval", "out_of_range", "Makes too many rows of this range."));
+        }
         let tag = tag(&data, &meta)?;
         let response = if request.header("if-none-match").is_some_and(|tags| matches(tags, &tag)) {
             Response::new(http::StatusCode::NOT_MODIFIED)

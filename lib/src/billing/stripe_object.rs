@@ -39,6 +39,8 @@ pub struct StripeSubscription {
     pub created: OffsetDateTime,
     /// When it ended.
     pub ended: Option<OffsetDateTime>,
+    /// When its first invoice was paid, as long as that is its latest.
+    pub first_paid: Option<OffsetDateTime>,
     /// What was paid for until the moment beside it: a cheaper plan begins then.
     pub paid: Option<(Plan, OffsetDateTime)>,
     /// The try of ours that made it.
@@ -82,6 +84,8 @@ impl StripeSubscription {
             trial_end: moment(&value["trial_end"]),
             created: moment(&value["created"]).ok_or_else(|| lacks("created"))?,
             ended: moment(&value["ended_at"]),
+            first_paid: moment(&invoice["status_transitions"]["paid_at"])
+                .filter(|_| invoice["billing_reason"] == "subscription_create"),
             paid,
             made_by: metadata["made_by"].as_str().map(str::to_owned),
             lacks_first_payment: invoice["billing_reason"] == "subscription_create" && invoice["status"] != "paid",

@@ -199,6 +199,7 @@ impl Billing {
         let own_id = row.as_ref().map_or_else(Uuid::now_v7, |row| row.id);
         let happened = match (change, &row) {
             (Some(Change::Began(..)), None) => Some(now.created),
+            (Some(Change::Began(..)), Some(_)) => now.first_paid,
             // It was not so when the mirror was last brought up to date, and comes after what was told then.
             (Some(Change::Ended(_)), Some(row)) => now.ended.map(|ended| ended.max(row.updated_at + Duration::SECOND)),
             _ => None,
@@ -391,7 +392,11 @@ impl Billing {
             None => None,
         };
         let subscription = mirrored.map(|(_, subscription)| subscription);
-        let (plan, _) = entitled(transaction, user_id).await?;
+        // Its plan, also where the user has lost it since.
+        let plan = match subscription.as_ref().and_then(StripeSubscription::plans) {
+            Some((plan, _)) => plan,
+            None => entitled(transaction, user_id).await?.0,
+        };
         let subject = Subject { user_id, plan, country: None };
         let tell = |kind, amount: i64| {
             Event::about(&subject, kind)

@@ -80,13 +80,15 @@ pub fn change(
     returning: bool,
 ) -> (Published, Option<Change>) {
     let pending = now.plans().and_then(|(_, pending)| pending);
+    // Until the cheaper plan comes, what is paid stays as it was, whatever plans cost by now.
+    let keeps_price = pending.is_some() && now.mrr() > 0 && published.mrr > 0 && published.plan == Some(plan);
     let next = Published {
         plan: Some(plan),
         status: now.status.clone(),
         pending,
         ends: now.cancel_at_period_end,
         running: now.runs(),
-        mrr: now.mrr(),
+        mrr: if keeps_price { published.mrr } else { now.mrr() },
     };
     let delta = next.mrr - published.mrr;
     let change = match (published.running, next.running) {
@@ -142,6 +144,23 @@ mod tests {
             state("active", Pro, 300, true, None),
             state("canceled", Pro, 300, true, None),
         ]
+    }
+
+    #[test]
+    fn a_cheaper_plan_to_come_moves_no_revenue() {
+        let waits = &life()[4];
+        let paid = |mrr| Published {
+            plan: Some(Plan::Enterprise),
+            status: "active".to_owned(),
+            running: true,
+            mrr,
+            ..Published::default()
+        };
+        let (next, change) = change(&paid(8_333), waits, Plan::Enterprise, false);
+        assert_eq!((next.mrr, next.pending), (8_333, Some(Plan::Pro)));
+        assert!(matches!(change, Some(Change::Moved { movement: Movement::None, delta: 0, .. })));
+        // Of one whose earlier price is not known.
+        assert_eq!(super::change(&paid(0), waits, Plan::Enterprise, false).0.mrr, Plan::Enterprise.terms().amount);
     }
 
     /// A generator of which the seed is known, so that what fails can be repeated.

@@ -37,14 +37,24 @@ impl Limit {
     pub fn fitting<T: Serialize>(self, items: &[T]) -> error::Result<Self> {
         let (mut fitting, mut room) = (0, ROOM);
         for item in items {
-            let json = serde_json::to_vec(item)?;
-            // The body is a text within the reply, in which these two are escaped once more; and a comma follows.
-            let size = json.len() + json.iter().filter(|byte| matches!(byte, b'"' | b'\\')).count() + 1;
+            // A comma follows.
+            let size = size_within_reply(&serde_json::to_vec(item)?) + 1;
             let Some(left) = room.checked_sub(size) else { break };
             (fitting, room) = (fitting + 1, left);
         }
         Ok(Self(self.0.min(fitting.max(1))))
     }
+}
+
+/// Whether this JSON fits in a function's reply.
+#[must_use]
+pub fn fits(json: &[u8]) -> bool {
+    json.len() <= ROOM / 2 || size_within_reply(json) <= ROOM
+}
+
+/// The octets of JSON in a reply. The body is a text within it, in which these two are escaped once more.
+fn size_within_reply(json: &[u8]) -> usize {
+    json.len() + json.iter().filter(|byte| matches!(byte, b'"' | b'\\')).count()
 }
 
 /// Where a page begins: after the item of this moment and id.
@@ -129,6 +139,7 @@ mod tests {
             let size = serde_json::to_string(&body).unwrap().len();
             assert!((ROOM - 260_000..=ROOM).contains(&size), "{size}");
         }
+        assert!(fits(&vec![b'a'; ROOM]) && !fits(&vec![b'a'; ROOM + 1]) && !fits(&vec![b'"'; ROOM / 2 + 1]));
         assert_eq!(Limit(2).fitting(&["a"; 3]).unwrap(), Limit(2));
         assert_eq!(Limit(2).fitting(&["a".repeat(ROOM), String::new()]).unwrap(), Limit(1));
     }

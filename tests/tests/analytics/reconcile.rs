@@ -39,5 +39,14 @@ async fn what_differs_is_rebuilt_and_nothing_else() {
     assert!(days("user_metrics") > 20 && days("user_retention") > 5, "{found:?}");
     assert_eq!(sum().await, right);
     assert_eq!(reconciler.run(ALL).await.expect("third").days_rebuilt, []);
+
+    // A month of which nothing is left, as after a user's data was erased.
+    let erased = "ALTER TABLE events DELETE WHERE toYYYYMM(time) = 202512 SETTINGS mutations_sync = 2";
+    client.query(erased).execute().await.expect(erased);
+    let found = reconciler.run(ALL).await.expect("fourth").days_rebuilt;
+    assert!(found.iter().any(|(name, days)| *name == "user_metrics" && days.len() > 20), "{found:?}");
+    assert_eq!(reconciler.run(ALL).await.expect("fifth").days_rebuilt, []);
+    let left = client.query("SELECT count() FROM user_metrics WHERE toYYYYMM(day) = 202512").fetch_one::<u64>();
+    assert_eq!(left.await.expect("rows"), 0);
     stores.drop().await;
 }
