@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use lib::chat::conversation::Effort;
+use lib::http::page::ROOM;
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Executor};
 use uuid::Uuid;
@@ -122,7 +123,7 @@ impl Talker {
             Question::Messages | Question::LastMessages => {
                 let messages = statement(&["FROM ((SELECT * FROM messages"], "UPDATE")?;
                 let page = if question == Question::Messages { "-1, 21, true" } else { "2147483647, 21, false" };
-                (messages, format!("'{}', {page}", self.long))
+                (messages, format!("'{}', {page}, {}", self.long, ROOM))
             }
         };
         let text = |error: sqlx::Error| error.to_string();

@@ -31,7 +31,7 @@ pub fn way_to_aws(answer: impl Fn(&str, &dyn Fn() -> Vec<u8>) -> Vec<u8> + Send 
 }
 
 /// Answers one request of a connection.
-fn serve(mut client: TcpStream, answer: &dyn Fn(&str, &dyn Fn() -> Vec<u8>) -> Vec<u8>) -> Option<()> {
+fn serve(mut client: TcpStream, answer: impl Fn(&str, &dyn Fn() -> Vec<u8>) -> Vec<u8>) -> Option<()> {
     let request = request_of(&mut client)?;
     let pass_on = || {
         let upstream = variable("AWS_ENDPOINT_URL");
@@ -48,7 +48,7 @@ fn serve(mut client: TcpStream, answer: &dyn Fn(&str, &dyn Fn() -> Vec<u8>) -> V
 pub fn ask_by(way: &str, function: &str, event: &Value) -> Value {
     let mut environment = deployed().environment(function);
     environment.insert("AWS_ENDPOINT_URL".to_owned(), way.to_owned());
-    let mut sandbox = Sandbox::start(&deployed().binary(function), &environment).unwrap();
+    let mut sandbox = Sandbox::start(&binary(function), &environment).unwrap();
     sandbox.invoke(event).unwrap().payload
 }
 
