@@ -1,5 +1,7 @@
+use std::pin::pin;
 use std::sync::{Mutex, mpsc};
 
+use futures_util::future::{Either, select};
 use sandbox::deployed::{Deployed, random_address};
 use serde_json::{Value, json};
 
@@ -34,10 +36,15 @@ async fn a_racing_sign_in_leaves_no_session_made_with_the_old_password() {
     });
     let reset = std::thread::spawn(move || ask_by(&held, "auth-reset-password", &event));
     is_reached.recv().unwrap();
-    let (signed_in, ()) = tokio::join!(api.sign_in(&person.email, PASSWORD), async {
-        eventually("one more session", || async { (stored(&person).await.len() == 2).then_some(()) }).await;
-        drop(let_go);
-    });
+    let sign_in = pin!(api.sign_in(&person.email, PASSWORD));
+    let begun = pin!(eventually("one more session", || async { (stored(&person).await.len() == 2).then_some(()) }));
+    let signed_in = match select(sign_in, begun).await {
+        Either::Left((early, _)) => panic!("it has not waited for the reset: {}", early.text),
+        Either::Right(((), sign_in)) => {
+            drop(let_go);
+            sign_in.await
+        }
+    };
     let reset = reset.join().unwrap();
     assert_eq!(reset["statusCode"], 200, "{reset}");
     signed_in.expect_problem(401, "invalid_credentials");
