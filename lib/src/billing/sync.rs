@@ -392,14 +392,11 @@ impl Billing {
             None => None,
         };
         let subscription = mirrored.map(|(_, subscription)| subscription);
-        // Its plan, also where the user has lost it since.
-        let plan = match subscription.as_ref().and_then(StripeSubscription::plans) {
-            Some((plan, _)) => plan,
-            None => entitled(transaction, user_id).await?.0,
-        };
-        let subject = Subject { user_id, plan, country: None };
-        let tell = |kind, amount: i64| {
-            Event::about(&subject, kind)
+        let (plan, _) = entitled(transaction, user_id).await?;
+        // What was paid was paid for its plan, also where the user has lost that since.
+        let paid_plan = subscription.as_ref().and_then(StripeSubscription::plans).map_or(plan, |(plan, _)| plan);
+        let tell = |kind, amount: i64, plan: Plan| {
+            Event::about(&Subject { user_id, plan, country: None }, kind)
                 .with("paymentId", own_id.to_string())
                 .with("invoiceId", own_id.to_string())
                 .with("amountMinor", amount)
@@ -408,7 +405,7 @@ impl Billing {
         for attempt in published..failed {
             let failed = usize::try_from(attempt).ok().and_then(|attempt| failures.get(attempt)).cloned();
             let Failed { decline_code, at } = failed.unwrap_or_default();
-            let event = tell("billing.payment_failed", now.amount_due).with("declineCode", decline_code);
+            let event = tell("billing.payment_failed", now.amount_due, plan).with("declineCode", decline_code);
             transaction.publish(event.happened(at));
         }
         // Of one that has not begun, Stripe tries no payment again, and no plan is to be kept. Where the bank asks for the
@@ -424,7 +421,7 @@ impl Billing {
                 .await?;
         }
         if paid {
-            transaction.publish(tell("billing.payment_succeeded", now.amount_paid).happened(now.paid));
+            transaction.publish(tell("billing.payment_succeeded", now.amount_paid, paid_plan).happened(now.paid));
         }
         Ok(Some((now, subscription)))
     }
