@@ -137,8 +137,12 @@ impl Reconciler {
         let days: Vec<String> = client.query_raw(&differing).param("month", month).fetch_all().await?;
         if !days.is_empty() {
             let partition = if month == 0 { "tuple()".to_owned() } else { month.to_string() };
-            let replace =
-                format!("ALTER TABLE {target} ${{on_cluster}} REPLACE PARTITION {partition} FROM {target}_anew");
+            let rows: u64 = client.query_raw(&format!("SELECT count() FROM {target}_anew")).fetch_one().await?;
+            // A partition without rows is no source.
+            let replace = match rows {
+                0 => format!("ALTER TABLE {target} ${{on_cluster}} DROP PARTITION {partition}"),
+                _ => format!("ALTER TABLE {target} ${{on_cluster}} REPLACE PARTITION {partition} FROM {target}_anew"),
+            };
             client.query_raw(&migrate::fill(&replace)?).execute().await?;
         }
         client.query_raw(&migrate::fill(&format!("DROP TABLE {target}_anew ${{on_cluster}}"))?).execute().await?;

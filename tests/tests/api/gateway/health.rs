@@ -2,6 +2,7 @@ use sandbox::Sandbox;
 use sandbox::deployed::{Deployed, random_address};
 use serde_json::{Value, json};
 
+use crate::lost_answers::Lossy;
 use crate::support::*;
 
 through_both_doors! {
@@ -30,32 +31,36 @@ through_both_doors! {
     }
 }
 
-/// Each is looked for where it is not, of which a sandbox alone learns.
-#[tokio::test]
+/// Of which a sandbox alone learns.
+#[tokio::test(flavor = "multi_thread")]
 async fn what_does_not_answer_is_down() {
     let database = json!({"url": "postgres://nobody:nothing@127.0.0.1:1/none"});
     let analytics = json!({"url": "http://127.0.0.1:1", "user": "nobody", "password": "nothing", "database": "none"});
     let (database, analytics) = (open_secret("nowhere", &database).await, open_secret("nowhere", &analytics).await);
-    let queue = function_variable("gateway-health", "EVENTS_QUEUE_URL");
+    let event = Deployed::event("gateway-health", &random_address(), None, None).unwrap();
     for (dependency, variable, elsewhere) in [
         ("postgres", "DATABASE_SECRET_ARN", database.clone()),
         ("clickhouse", "CLICKHOUSE_SECRET_ARN", analytics.clone()),
-        ("dynamodb", "SESSIONS_TABLE", "nowhere".to_owned()),
-        ("sqs", "EVENTS_QUEUE_URL", format!("{queue}-nowhere")),
     ] {
         let mut environment = deployed().environment("gateway-health");
         environment.insert(variable.to_owned(), elsewhere);
         let mut sandbox = Sandbox::start(&deployed().binary("gateway-health"), &environment).unwrap();
-        let event = Deployed::event("gateway-health", &random_address(), None, None).unwrap();
-        let reply = sandbox.invoke(&event).unwrap().payload;
-        let report: Value = serde_json::from_str(reply["body"].as_str().unwrap()).unwrap();
-        assert_eq!((&reply["statusCode"], &report["status"]), (&json!(503), &json!("down")), "{report}");
-        for (name, found) in report["dependencies"].as_object().unwrap() {
-            let status = if name == dependency { "down" } else { "up" };
-            assert_eq!(found["status"], status, "{name} without {dependency}: {report}");
-        }
+        assert_down(dependency, &sandbox.invoke(&event).unwrap().payload);
+    }
+    for (dependency, calls) in [("dynamodb", "DynamoDB_20120810."), ("sqs", "AmazonSQS.")] {
+        assert_down(dependency, &Lossy::refusing(calls).ask("gateway-health", &event));
     }
     for secret in [database, analytics] {
         delete_secret(&secret).await;
+    }
+}
+
+#[track_caller]
+fn assert_down(dependency: &str, reply: &Value) {
+    let report: Value = serde_json::from_str(reply["body"].as_str().unwrap()).unwrap();
+    assert_eq!((&reply["statusCode"], &report["status"]), (&json!(503), &json!("down")), "{report}");
+    for (name, found) in report["dependencies"].as_object().unwrap() {
+        let status = if name == dependency { "down" } else { "up" };
+        assert_eq!(found["status"], status, "{name} without {dependency}: {report}");
     }
 }
