@@ -154,7 +154,8 @@ pub struct Answer {
     stream_id: Uuid,
     writer: Option<StreamWriter>,
     started: Instant,
-    ttft_ms: i64,
+    /// Milliseconds to the first token, if there is one.
+    ttft_ms: Option<i64>,
     deadline: Instant,
 }
 
@@ -216,7 +217,8 @@ impl Chat {
             }
         };
         let deadline = started + longest;
-        let ttft_ms = millis(started);
+        let was_stopped = begun.first.contains(&Piece::Finish(FinishReason::Stopped));
+        let ttft_ms = (!was_stopped).then(|| millis(started));
         let trace = visit.trace;
         Ok(Answer {
             chat: self,
@@ -596,7 +598,7 @@ impl Answer {
             usage,
             finish,
             failure,
-            ttft_ms: Some(self.ttft_ms),
+            ttft_ms: self.ttft_ms,
             latency_ms: millis(self.started),
             attempts: self.begun.attempts,
             fallback_from: self.begun.fallback_from,

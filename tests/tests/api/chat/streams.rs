@@ -505,6 +505,12 @@ async fn an_answer_is_stopped_before_its_first_word() {
     assert_eq!((stored.len(), stored[2].0.as_str()), (4, "And on"));
     let usage = api.get("/api/chat/usage").bearer(&person.jwt).send().await.expect_status(200);
     assert_eq!(usage.body["tokens"]["reserved"], 0);
+    // No first token is no quick one.
+    let silent = format!(
+        "SELECT count() FROM events FINAL WHERE subject = '{}' AND ttft_ms IS NULL AND latency_ms > 0",
+        person.id
+    );
+    eventually("its event", || async { (clickhouse(&silent).await.trim() == "1").then_some(()) }).await;
     // By the conversation's own name, and after its end.
     stop(&person, conversation).await.expect_status(202);
     stop(&person, &"x".repeat(2_100)).await.expect_problem(404, "not_found");
