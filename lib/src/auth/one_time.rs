@@ -10,7 +10,7 @@ use crate::clock;
 use crate::crypto;
 use crate::error::{Code, Error, Result};
 use crate::http::validate::{Field, Invalid, Raw};
-use crate::store::dynamo::{Table, binary, condition_failed, epoch_seconds, get_digest, get_number, number, text};
+use crate::store::dynamo::{Table, binary, epoch_seconds, get_digest, get_number, number, text, unless_refused};
 
 /// What a token is good for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,14 +115,13 @@ impl OneTimeTokens {
             .expression_attribute_values(":nonce", text(nonce))
             .send()
             .await;
-        match result {
-            Ok(_) => Ok(Some(token)),
-            Err(error) if condition_failed(&error) => match self.check(&token, purpose, now).await {
-                Ok(()) => Ok(Some(token)),
-                Err(error) if error.code() == Code::InvalidToken => Ok(None),
-                Err(error) => Err(error),
-            },
-            Err(error) => Err(error.into()),
+        if unless_refused(result)?.is_some() {
+            return Ok(Some(token));
+        }
+        match self.check(&token, purpose, now).await {
+            Ok(()) => Ok(Some(token)),
+            Err(error) if error.code() == Code::InvalidToken => Ok(None),
+            Err(error) => Err(error),
         }
     }
 
@@ -193,11 +192,7 @@ impl OneTimeTokens {
             .expression_attribute_values(":now", number(now.unix_timestamp()))
             .send()
             .await;
-        match result {
-            Ok(_) => Ok(()),
-            Err(error) if condition_failed(&error) => Err(invalid()),
-            Err(error) => Err(error.into()),
-        }
+        unless_refused(result)?.map(drop).ok_or_else(invalid)
     }
 
     /// Takes a mark back, unless it is none or the token was voided meanwhile.
@@ -213,10 +208,7 @@ impl OneTimeTokens {
             .expression_attribute_values(":use", text(used_by))
             .send()
             .await;
-        match result {
-            Err(error) if !condition_failed(&error) => Err(error.into()),
-            _ => Ok(()),
-        }
+        unless_refused(result).map(drop)
     }
 
     /// Voids a user's tokens of a purpose that were asked for until now.

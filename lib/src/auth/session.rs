@@ -21,7 +21,7 @@ use crate::crypto;
 use crate::error::{Code, Error, Result};
 use crate::secrets;
 use crate::store::dynamo::{
-    Item, Table, binary, condition_failed, epoch_seconds, get_digest, get_id, get_number, get_text, number, text,
+    Item, Table, binary, epoch_seconds, get_digest, get_id, get_number, get_text, number, text, unless_refused,
 };
 
 /// A session ends when it has not been used for so long.
@@ -252,12 +252,8 @@ impl Sessions {
             .expression_attribute_values(":generation", number(session.generation))
             .send()
             .await;
-        match result {
-            Ok(_) => Ok(()),
-            // Rotated or ended in between: that write is newer than this one.
-            Err(error) if condition_failed(&error) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+        // Rotated or ended in between: that write is newer than this one.
+        unless_refused(result).map(drop)
     }
 
     /// All sessions of a user that have not ended, newest first.
@@ -335,10 +331,7 @@ impl Sessions {
                 .expression_attribute_values(":role", text(role.as_str()))
                 .send()
                 .await;
-            match result {
-                Err(error) if condition_failed(&error) => {}
-                other => drop(other?),
-            }
+            unless_refused(result)?;
         }
         Ok(())
     }
@@ -528,11 +521,7 @@ impl SessionIssuer {
             .expression_attribute_values(":generation", number(session.generation))
             .send()
             .await;
-        match result {
-            Ok(_) => Ok(Some(next)),
-            Err(error) if condition_failed(&error) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        Ok(unless_refused(result)?.map(|_| next))
     }
 
     fn token(&self, user_id: Uuid, session_id: Uuid, seed: &[u8; 32], generation: u32) -> SessionToken {

@@ -581,9 +581,10 @@ impl Exchange {
             .await?;
         let there = match &self.edits {
             Some(name) => question_of(connection, self.conversation_id, name).await?,
-            None => question_at(connection, self.conversation_id, position).await?,
+            None => question_at(connection, self.conversation_id, position)
+                .await?
+                .filter(|there| there.content == self.question),
         };
-        let there = there.filter(|there| self.edits.is_some() || there.content == self.question);
         Ok(there.map(|there| there.position))
     }
 

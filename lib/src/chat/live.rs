@@ -20,7 +20,7 @@ use crate::chat::stream::{PING, PING_AFTER, Protocol, StreamError, StreamEvent};
 use crate::clock;
 use crate::error::{Code, Error, Result};
 use crate::http::response::Chunks;
-use crate::store::dynamo::{Item, Table, condition_failed, epoch_seconds, get_id, get_number, get_text, number, text};
+use crate::store::dynamo::{Item, Table, epoch_seconds, get_id, get_number, get_text, number, text, unless_refused};
 
 /// Events are gathered so long before they are written.
 const LINGER: Duration = Duration::from_millis(250);
@@ -264,22 +264,21 @@ impl Streams {
     /// Has a name lead to an earlier stream or nowhere, unless it leads to a later one by now.
     async fn give_back(&self, identity: &StreamIdentity, name: &str, earlier: Option<Uuid>) -> Result<()> {
         let (client, key, own) = (self.table.client(), name_key(identity.user_id, name), text(identity.stream_id));
-        let refused = match earlier {
+        match earlier {
             Some(earlier) => {
                 let update = client.update_item().table_name(&self.table.name).key("stream_id", text(key));
                 let update = update.key("seq", number(0)).update_expression("SET leads_to = :earlier");
                 let update = update.expression_attribute_values(":earlier", text(earlier));
                 let update = update.condition_expression("leads_to = :own").expression_attribute_values(":own", own);
-                update.send().await.err().filter(|error| !condition_failed(error)).map(Error::from)
+                unless_refused(update.send().await).map(drop)
             }
             None => {
                 let delete = client.delete_item().table_name(&self.table.name).key("stream_id", text(key));
                 let delete = delete.key("seq", number(0)).condition_expression("leads_to = :own");
                 let delete = delete.expression_attribute_values(":own", own);
-                delete.send().await.err().filter(|error| !condition_failed(error)).map(Error::from)
+                unless_refused(delete.send().await).map(drop)
             }
-        };
-        refused.map_or(Ok(()), Err)
+        }
     }
 
     /// Writes a batch, moves the state on, and reads what others have written into it.
@@ -416,10 +415,7 @@ impl Streams {
             .return_values(ReturnValue::UpdatedNew)
             .send()
             .await;
-        match result {
-            Err(error) if condition_failed(&error) => Ok(Item::new()),
-            other => Ok(other?.attributes.unwrap_or_default()),
-        }
+        Ok(unless_refused(result)?.and_then(|reply| reply.attributes).unwrap_or_default())
     }
 
     /// Has the answer under way in a conversation end, if somebody has stopped it, nobody reads it, or it is superseded

@@ -69,9 +69,21 @@ impl Table {
     }
 }
 
-/// Whether a write was refused because its condition does not hold.
-pub fn condition_failed<E: ProvideErrorMetadata, R>(error: &SdkError<E, R>) -> bool {
-    error.code() == Some("ConditionalCheckFailedException")
+/// What a write gives; `None` where its condition does not hold.
+///
+/// # Errors
+/// When it failed for another reason.
+#[track_caller]
+pub fn unless_refused<T, E, R>(outcome: Result<T, SdkError<E, R>>) -> Result<Option<T>>
+where
+    E: ProvideErrorMetadata,
+    Error: From<SdkError<E, R>>,
+{
+    match outcome {
+        Ok(reply) => Ok(Some(reply)),
+        Err(error) if error.code() == Some("ConditionalCheckFailedException") => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// A string attribute.
