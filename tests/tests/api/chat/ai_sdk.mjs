@@ -180,7 +180,7 @@ assert.deepEqual([reloaded.status, reloaded.messages.length], ['ready', 0]);
 
 const slow = new Chat(`slow-${Date.now()}`);
 const sent = slow.sendMessage({ text: 'AIMOCK:slow' });
-await until(slow, () => slow.status === 'streaming');
+await until(slow, () => slow.messages.length > 1 && slow.lastText.split(' ').length > 3);
 const tab = new Chat(slow.id);
 await Promise.all([sent, tab.resumeStream()]);
 assert.equal(tab.lastText, slow.lastText);
