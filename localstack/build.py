@@ -10,6 +10,8 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import deflate
+
 import cloudformation
 import tools
 from settings import ROOT, Failure
@@ -64,11 +66,30 @@ def package(executable: Path, target: Path) -> bool:
     entry.compress_type = zipfile.ZIP_DEFLATED
     # Two stacks may be brought up at once; each writes a file of its own and the last one stays.
     partial = target.with_suffix(f".{os.getpid()}")
-    with zipfile.ZipFile(partial, "w") as zipped:
-        zipped.writestr(entry, content, compresslevel=7)
+    with zipfile.ZipFile(partial, "w") as zipped, zipped.open(entry, "w") as member:
+        # Without this name, which is not for others, the zip would be made by zlib.
+        member._compressor = _Whole()
+        member.write(content)
     partial.replace(target)
     stamp.write_text(wanted)
     return True
+
+
+class _Whole:
+    """libdeflate, which takes all at once, in the place of zlib's compressor."""
+
+    # As fast as zlib's levels 7 to 9, and a thirtieth smaller than any of them; beyond it there is little to gain.
+    LEVEL = 10
+
+    def __init__(self) -> None:
+        self.content = bytearray()
+
+    def compress(self, content: bytes) -> bytes:
+        self.content += content
+        return b""
+
+    def flush(self) -> bytes:
+        return bytes(deflate.deflate_compress(bytes(self.content), self.LEVEL))
 
 
 def _holds(target: Path, content: bytes) -> bool:

@@ -2,6 +2,7 @@
 
 import os
 import zipfile
+import zlib
 
 import build
 
@@ -26,6 +27,15 @@ def test_zip_holds_an_executable_bootstrap(tmp_path):
         [entry] = zipped.infolist()
         assert (entry.filename, zipped.read(entry)) == ("bootstrap", b"code")
         assert entry.external_attr >> 16 & 0o111 == 0o111
+
+
+def test_zip_is_smaller_than_zlib_makes_it(tmp_path):
+    content = b"".join(str(number * number).encode() for number in range(100_000))
+    (tmp_path / "auth-me").write_bytes(content)
+    build.package(tmp_path / "auth-me", tmp_path / "bootstrap.zip")
+    with zipfile.ZipFile(tmp_path / "bootstrap.zip") as zipped:
+        assert zipped.read("bootstrap") == content
+        assert zipped.getinfo("bootstrap").compress_size < 0.97 * len(zlib.compress(content, 9))
 
 
 def test_only_changed_code_is_zipped_again(tmp_path):
