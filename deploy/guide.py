@@ -80,6 +80,13 @@ BEHIND = {
 }
 # What `workers-migrate` says when the schema is newer than its code, as after a deploy of the commit before.
 NEWER = ("previously applied but is missing", "which this code is older than")
+# What `workers-migrate` reaches the stores by; before a deploy that changes it, it would go to where they were.
+REACHED_BY = (
+    "DatabaseUrl", "DatabaseSecretArn", "DatabaseSecretKeyArn", "CreateDatabase", "SubnetIds", "SecurityGroupIds",
+    "ClickHouseUrl", "ClickHouseUser", "ClickHousePassword", "ClickHouseDatabase", "ClickHouseCluster",
+)  # fmt: skip
+# Seconds that a function may take to be invocable: one that nobody invoked for weeks has lost its way into the VPC.
+READY_WITHIN = 300
 # What Lambda neither provisions nor reserves: so much concurrency has to be left for all functions of the account.
 KEPT_FREE = 100
 # How many functions keep what a parameter says.
@@ -236,7 +243,7 @@ def confirm_destruction(stage: str, answer: Callable[[str], str]) -> None:
 
 
 def deploy(stage: str) -> None:
-    """Check, ask, build, deploy, migrate, look."""
+    """Check, ask, build, migrate, deploy, look."""
     account, region = identity()
     print(f"Account {account}, region {region}, stack {stack_name(stage)}.")
     remembered = deployed(stage)
@@ -266,8 +273,14 @@ def deploy(stage: str) -> None:
     if values["GradualDeployment"] == "true" and alarmed(stage):
         print("The server-errors alarm is on, which would stop a gradual deploy: this one is for all traffic at once.")
         values["GradualDeployment"] = "false"
-    sam(stage, region, values | given | {"Release": release(values, anew or rolled_back(stage))})
-    print(f"Schema: {migrate(stage, region)}")
+    parameters = values | given | {"Release": release(values, anew or rolled_back(stage))}
+    confirm = "--confirm-changeset"
+    if migrates_first(stage, remembered, values, given):
+        show(stage, region, parameters)
+        print(f"Schema: {migrate_first(stage, region, values.get('Architecture', 'arm64'))}")
+        confirm = "--no-confirm-changeset"
+    sam(stage, region, parameters, confirm)
+    print(f"Schema: {migrate(stage, region, 'The functions are deployed all the same.')}")
     address, seen = addresses(stage, region)
     smoke(seen)
     print(f"\nThe API is at {address}.")
@@ -466,22 +479,63 @@ def build(architecture: str) -> None:
     run(command, {**os.environ, "PATH": path, "SQLX_OFFLINE": "true"})
 
 
-def sam(stage: str, region: str, values: dict[str, str]) -> None:
-    """`sam deploy`, which shows what it will change and asks. It succeeds also where the answer is no."""
-    before = pending(stage)
-    run(
-        [
-            TOOLS / "sam" / "bin" / "sam", "deploy", "--template-file", ROOT / "template.yaml",
-            "--stack-name", stack_name(stage), "--region", region, "--resolve-s3", "--confirm-changeset",
-            "--no-fail-on-empty-changeset", "--capabilities", "CAPABILITY_IAM", "CAPABILITY_NAMED_IAM",
-            "CAPABILITY_AUTO_EXPAND", "--parameter-overrides", *overrides(values),
-        ]
-    )  # fmt: skip
-    refused = pending(stage) - before
-    for change_set in refused:
-        boto3.client("cloudformation").delete_change_set(ChangeSetName=change_set)
-    if refused:
+def migrates_first(
+    stage: str, remembered: dict[str, str] | None, values: dict[str, str], given: dict[str, str]
+) -> bool:
+    """Whether the schema can be new before the functions are; what keeps it from that is said."""
+    if remembered is None or physical(stage, "WorkersMigrate") is None:
+        return False
+    defaults = {name: str(parameter.get("Default", "")) for name, parameter in visible(declared()).items()}
+    has, wanted = defaults | remembered, defaults | values
+    changed = [name for name in REACHED_BY if name in given or (name in defaults and wanted[name] != has[name])]
+    if changed:
+        reason = f"This deploy changes {', '.join(changed)}, by which workers-migrate reaches the databases"
+    elif os.environ.get("MIGRATE_LAST"):
+        reason = "MIGRATE_LAST is set"
+    else:
+        return True
+    print(f"{reason}: it migrates once the functions are new, and what needs the new schema fails until then.")
+    return False
+
+
+def show(stage: str, region: str, values: dict[str, str]) -> None:
+    """The change set, so that it is looked at before anything is changed, the databases included.
+
+    It goes again: what is executed is made anew, of the same template and parameters.
+    """
+    others = pending(stage)
+    try:
+        run(sam_deploy(stage, region, values, "--no-execute-changeset"))
+        answer = input("Migrate the databases, then deploy this change set? [y/N]: ")
+    finally:
+        discard(pending(stage) - others)
+    if answer.strip().lower() not in ("y", "yes"):
         raise Refused("Nothing was changed: the change set was not executed.")
+
+
+def sam(stage: str, region: str, values: dict[str, str], confirm: str) -> None:
+    """`sam deploy`, which may show what it will change and ask. It succeeds also where the answer is no."""
+    others = pending(stage)
+    run(sam_deploy(stage, region, values, confirm))
+    if refused := pending(stage) - others:
+        discard(refused)
+        raise Refused("Nothing was changed: the change set was not executed.")
+
+
+def sam_deploy(stage: str, region: str, values: dict[str, str], option: str) -> list[Any]:
+    """The command, which is the same for looking and for doing."""
+    return [
+        TOOLS / "sam" / "bin" / "sam", "deploy", "--template-file", ROOT / "template.yaml",
+        "--stack-name", stack_name(stage), "--region", region, "--resolve-s3", option,
+        "--no-fail-on-empty-changeset", "--capabilities", "CAPABILITY_IAM", "CAPABILITY_NAMED_IAM",
+        "CAPABILITY_AUTO_EXPAND", "--parameter-overrides", *overrides(values),
+    ]  # fmt: skip
+
+
+def discard(change_sets: set[str]) -> None:
+    """Delete change sets that nobody will execute."""
+    for change_set in change_sets:
+        boto3.client("cloudformation").delete_change_set(ChangeSetName=change_set)
 
 
 def pending(stage: str) -> set[str]:
@@ -496,12 +550,31 @@ def pending(stage: str) -> set[str]:
     return {change_set["ChangeSetId"] for change_set in found if change_set["ExecutionStatus"] == "AVAILABLE"}
 
 
-def migrate(stage: str, region: str) -> str:
-    """Run the migration function."""
+def migrate_first(stage: str, region: str, architecture: str) -> str:
+    """Run the new build of `workers-migrate`, put alone into the stack, with the settings and permissions of before.
+
+    Nobody else invokes it, so for its users the stack is as it was; `sam deploy` gives it the same code once more.
+    """
+    client = boto3.client("lambda", region_name=region)
+    name = migrator(stage)
+    code = ROOT / yaml_parse(TEMPLATE.read_text())["Resources"]["WorkersMigrate"]["Properties"]["CodeUri"]
+    client.get_waiter("function_updated_v2").wait(FunctionName=name)
+    client.update_function_code(FunctionName=name, ZipFile=code.read_bytes(), Architectures=[architecture])
+    client.get_waiter("function_updated_v2").wait(FunctionName=name)
+    return migrate(
+        stage,
+        region,
+        "The functions are as they were and go on. Should it complain of a variable or a permission that this very "
+        "deploy brings, `MIGRATE_LAST=1 make deploy` migrates when the functions are new.",
+    )
+
+
+def migrate(stage: str, region: str, functions: str) -> str:
+    """Run the migration function; `functions` says what has become of the others when it fails."""
     config = botocore.config.Config(read_timeout=660, retries={"total_max_attempts": 1}, tcp_keepalive=True)
     client = boto3.client("lambda", region_name=region, config=config)
     keep_alive(client)
-    reply = client.invoke(FunctionName=f"{stack_name(stage)}-workers-migrate", Payload=b"{}")
+    reply = invoked(client, migrator(stage))
     text = reply["Payload"].read().decode()
     if reply.get("FunctionError"):
         if any(words in text for words in NEWER):
@@ -509,10 +582,29 @@ def migrate(stage: str, region: str) -> str:
         unknown = f"The log group /{stack_name(stage)}/workers tells how far it came."
         meaning = next((meaning for words, meaning in BEHIND.items() if words in text), unknown)
         raise Refused(
-            f"The migration failed: {text}\n{meaning} The functions are deployed all the same. Mend what it complains "
-            "of and deploy again, which goes on from there; docs/operations.md has a section on migrations."
+            f"The migration failed: {text}\n{meaning} {functions} Mend what it complains of and deploy again, which "
+            "goes on from there; docs/operations.md has a section on migrations."
         )
     return text
+
+
+def migrator(stage: str) -> str:
+    """The migration function's name."""
+    return f"{stack_name(stage)}-workers-migrate"
+
+
+def invoked(client: Any, name: str, pause: float = 5) -> Any:
+    """The reply of a function, once it can be invoked: the first call wakes one that Lambda has put aside."""
+    deadline = time.monotonic() + READY_WITHIN
+    while True:
+        try:
+            return client.invoke(FunctionName=name, Payload=b"{}")
+        except botocore.exceptions.ClientError as error:
+            code = error.response["Error"]["Code"]
+            waking = code in ("ResourceNotReadyException", "ResourceConflictException", "ENINotReadyException")
+            if not waking or time.monotonic() > deadline:
+                raise
+            time.sleep(pause)
 
 
 def keep_alive(client: Any) -> None:

@@ -393,13 +393,14 @@ asked, sent = [], {}
 guide.identity = lambda: ("1", "eu-central-1")
 guide.build = guide.smoke = lambda _: None
 guide.migrate = lambda *_: ""
+guide.migrates_first = lambda *_: False
 guide.addresses = lambda *_: ("", "")
 guide.release = lambda values, anew: "new" if anew else "old"
 guide.rolled_back = lambda _: False
 guide.check_concurrency = guide.check_engine = lambda *_: None
 guide.alarmed = lambda _: False
 guide.unheard = lambda _: []
-guide.sam = lambda stage, region, values: sent.update(values)
+guide.sam = lambda stage, region, values, confirm: sent.update(values)
 answers = {"Ori": "https://app.example.net", "Sen": "no-reply@example.net", "Bas": "https://clickhouse.example.net"}
 def answer(text):
     asked.append(text)
@@ -513,15 +514,15 @@ def test_nothing_follows_a_change_set_that_was_not_executed():
 formation.waiting = ["somebody else's"]
 guide.run = lambda command: formation.waiting.append("ours")
 try:
-    guide.sam("dev", "eu-central-1", {})
+    guide.sam("dev", "eu-central-1", {}, "--confirm-changeset")
 except guide.Refused as refusal:
     print(refusal, formation.deleted)
 formation.waiting = ["somebody else's"]
 guide.run = lambda command: formation.waiting.clear()
-guide.sam("dev", "eu-central-1", {})
+guide.sam("dev", "eu-central-1", {}, "--confirm-changeset")
 print("executed")
 guide.run = lambda command: None
-guide.sam("dev", "eu-central-1", {})
+guide.sam("dev", "eu-central-1", {}, "--confirm-changeset")
 print("nothing to do")
 """
     )
@@ -569,9 +570,9 @@ def watched(self, address):
 socket.socket.connect = watched
 while replies:
     try:
-        print(guide.migrate("dev", "eu-central-1"))
+        print(guide.migrate("dev", "eu-central-1", "And the functions?"))
     except guide.Refused as refusal:
-        print(str(refusal).splitlines()[1].split(" The functions are deployed")[0])
+        print(str(refusal).splitlines()[1].split(" And the functions? Mend")[0])
 assert set(sockets) == {(1, 60)}, sockets
 """
     done = guide(script)
@@ -586,6 +587,143 @@ assert set(sockets) == {(1, 60)}, sockets
     ], done.stderr  # fmt: skip
     words = (ROOT / "lib" / "src" / "migrate.rs").read_text()
     assert "the schema of {store} is not up to date" in words and "which this code is older than" in words
+
+
+# A deploy onto a stack that exists, with what it does in the order in which it does it.
+DEPLOYING = (
+    FORMATION
+    + """
+import builtins, pathlib
+done, answers, failing = [], ["y"], []
+formation.stack = {"StackStatus": "UPDATE_COMPLETE", "Parameters": [
+    {"ParameterKey": name, "ParameterValue": value} for name, value in {
+        "AppUrl": "https://app.example.net", "MailFrom": "no-reply@example.net", "AlarmEmail": "",
+        "AdminEmails": "", "DomainName": "", "ClickHouseUrl": "https://clickhouse.example.net", "ClickHouseUser": "app",
+        "ClickHouseReader": "", "ClickHouseManageReader": "false", "CreateDatabase": "true",
+    }.items()]}
+formation.resources = {"WorkersMigrate": "ai-chat-dev-workers-migrate"}
+guide.identity = lambda: ("1", "eu-central-1")
+guide.of_file = lambda stage: {"Stage": stage, "CreateDatabase": "true"}
+guide.build = lambda _: done.append("build")
+guide.smoke = lambda _: done.append("look")
+guide.addresses = lambda *_: ("", "")
+guide.unheard = lambda _: []
+guide.check_concurrency = guide.check_engine = lambda *_: None
+guide.release = lambda *_: "0a"
+guide.ROOT = pathlib.Path(sys.argv[1]) / "nowhere"
+pathlib.Path.read_bytes = lambda path: str(path).encode()
+def run(command):
+    [option] = [word for word in map(str, command) if word.endswith("-changeset") and not word.startswith("--no-fail")]
+    done.append(option)
+    formation.waiting = ["shown"] if option == "--no-execute-changeset" else []
+guide.run = run
+builtins.input = lambda text: done.append("ask") or answers.pop(0)
+class Functions:
+    def get_waiter(self, name):
+        assert name == "function_updated_v2"
+        return self
+    def wait(self, FunctionName):
+        done.append("wait")
+    def update_function_code(self, FunctionName, ZipFile, Architectures):
+        assert FunctionName == "ai-chat-dev-workers-migrate" and Architectures == ["arm64"]
+        assert ZipFile.endswith(b"/nowhere/target/lambda/workers-migrate/bootstrap.zip"), ZipFile
+        done.append("code")
+    def invoke(self, FunctionName, Payload):
+        import io
+        if failing and failing[0] == "asleep":
+            code = {"Error": {"Code": "ResourceNotReadyException", "Message": ""}}
+            done.append(failing.pop(0))
+            raise botocore.exceptions.ClientError(code, "Invoke")
+        done.append("migrate")
+        text = failing.pop(0) if failing else "{}"
+        return {"Payload": io.BytesIO(text.encode())} | ({"FunctionError": "Unhandled"} if text != "{}" else {})
+guide.boto3.client = lambda service, **_: Functions() if service == "lambda" else formation
+guide.keep_alive = lambda _: None
+guide.time.sleep = lambda _: None
+def deploy():
+    done.clear(), formation.deleted.clear(), formation.waiting.clear()
+    try:
+        guide.deploy("dev")
+    except guide.Refused as refusal:
+        done.append(str(refusal))
+    print(json.dumps(done + formation.deleted))
+"""
+)
+LOOK_FIRST = ["build", "--no-execute-changeset", "ask"]
+MIGRATED_FIRST = [*LOOK_FIRST, "wait", "code", "wait", "migrate"]
+AS_AT_FIRST = ["build", "--confirm-changeset", "migrate", "look"]
+
+
+def lists(printed: str) -> list[list[str]]:
+    """The lines that are lists, among what the guide says beside."""
+    return [json.loads(line) for line in printed.splitlines() if line.startswith("[")]
+
+
+def test_a_stack_that_exists_is_migrated_before_its_functions_are_new():
+    done = guide(
+        DEPLOYING
+        + """
+deploy()
+answers.append("n")
+deploy()
+answers.append("y")
+failing += ["asleep", "internal at a:1: the schema of Postgres is not up to date: internal at b:2"]
+deploy()
+"""
+    )
+    whole, refused, failed = lists(done.stdout)
+    assert whole == [*MIGRATED_FIRST, "--no-confirm-changeset", "migrate", "look", "shown"], done.stderr
+    assert refused == [*LOOK_FIRST, "Nothing was changed: the change set was not executed.", "shown"]
+    *steps, sentence, shown = failed
+    assert (steps, shown) == ([*MIGRATED_FIRST[:-1], "asleep", "migrate"], "shown")
+    assert sentence.startswith("The migration failed: internal at a:1")
+    for part in ("Postgres has taken back", "The functions are as they were and go on.", "MIGRATE_LAST=1 make deploy"):
+        assert part in sentence
+
+
+def test_a_migration_follows_where_it_cannot_go_first():
+    done = guide(
+        DEPLOYING
+        + """
+guide.os.environ["MIGRATE_LAST"] = "1"
+deploy()
+del guide.os.environ["MIGRATE_LAST"]
+guide.of_file = lambda stage: {"Stage": stage, "CreateDatabase": "true", "DatabaseSecretArn": "arn:aws:restored"}
+deploy()
+guide.of_file = lambda stage: {"Stage": stage, "CreateDatabase": "true"}
+guide.os.environ["ASK_SECRETS"] = "1"
+guide.getpass.getpass = lambda text: "new" if "ClickHouse" in text else ""
+deploy()
+del guide.os.environ["ASK_SECRETS"]
+formation.resources = {}
+deploy()
+formation.stack = None
+guide.of_file = lambda stage: {"Stage": stage, "CreateDatabase": "true", "AppUrl": "https://app.example.net",
+    "MailFrom": "no-reply@example.net"}
+guide.getpass.getpass = lambda text: ""
+builtins.input = lambda text: "https://a.example.net" if "ClickHouse;" in text or "URL of ClickHouse" in text else ""
+deploy()
+"""
+    )
+    assert lists(done.stdout) == [AS_AT_FIRST] * 5, done.stderr
+    assert "MIGRATE_LAST is set: it migrates once the functions are new" in done.stdout
+    assert done.stdout.count("This deploy changes DatabaseSecretArn, by which") == 1
+    assert done.stdout.count("This deploy changes ClickHousePassword, by which") == 1
+
+
+def test_whatever_leads_the_migration_to_the_databases_is_known_to_lead_there():
+    source = cloudformation.template()
+    network = source["Globals"]["Function"]["VpcConfig"]
+    words = json.dumps([source["Resources"][name] for name in ("DatabaseSecret", "ClickHouseSecret")] + [network])
+    variables = source["Resources"]["WorkersMigrate"]["Properties"]["Environment"]["Variables"]
+    words += json.dumps(variables) + json.dumps(source["Conditions"]["DatabaseSecretGiven"])
+    named = {name for name in source["Parameters"] if re.search(rf"\b{name}\b", words)}
+    # A run makes the reader, or does not; neither keeps it from the databases.
+    expected = named - {"ClickHouseReader", "ClickHouseManageReader"} | {"CreateDatabase", "DatabaseSecretKeyArn"}
+    done = guide("print(json.dumps(guide.REACHED_BY))")
+    assert set(json.loads(done.stdout)) == expected, done.stderr
+    # What has no alias is invoked as it was just uploaded.
+    assert "AutoPublishAlias" not in source["Resources"]["WorkersMigrate"]["Properties"]
 
 
 def test_health_is_asked_for_where_no_dns_record_is_waited_for():
