@@ -160,7 +160,7 @@ def logs(profile: Profile, arguments: argparse.Namespace) -> None:
     """Follow the log of one process, or of all."""
     pattern = f"{arguments.name}.log" if arguments.name else "*.log"
     files = sorted(profile.logs.glob(pattern))
-    if not files and "workers-" in arguments.name:
+    if not files and "workers-" in (arguments.name or ""):
         raise Failure("Workers run in the emulator and write into its log: make logs NAME=aws")
     if not files:
         raise Failure(f"There is no log {pattern} in {profile.logs}; `make status` lists the processes.")

@@ -1,6 +1,8 @@
 """The commands where the machine does not play along."""
 
+import argparse
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -41,3 +43,10 @@ def test_a_password_is_written_whole_or_not_at_all(monkeypatch, tmp_path):
     assert len(kept) == 32
     assert settings._kept_secret(path) == kept
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_logs_before_anything_has_run_say_that_there_are_none(monkeypatch, tmp_path):
+    monkeypatch.setattr(settings, "LOCAL", tmp_path)
+    for name, sentence in ((None, "There is no log *.log"), ("auth-me", "There is no log"), ("workers-ingest", "aws")):
+        with pytest.raises(settings.Failure, match=re.escape(sentence)):
+            stack.logs(settings.PROFILES["stack"], argparse.Namespace(name=name))
