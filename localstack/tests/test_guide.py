@@ -1089,7 +1089,7 @@ RULES_ON_TEXT = {
 }  # fmt: skip
 
 
-def test_what_a_schedule_runs_is_tried_once():
+def test_what_a_schedule_runs_fails_once_and_is_offered_again_where_the_next_run_is_far_away():
     scheduled = {
         name: [event["Properties"] for event in item["Properties"].get("Events", {}).values()
                if event["Type"] == "ScheduleV2"]
@@ -1097,10 +1097,29 @@ def test_what_a_schedule_runs_is_tried_once():
     }  # fmt: skip
     scheduled = {name: schedules for name, schedules in scheduled.items() if schedules}
     assert len(scheduled) == 4
-    once = {"MaximumRetryAttempts": 0}
     for name, schedules in scheduled.items():
-        assert all(schedule["RetryPolicy"] == once for schedule in schedules), name
-        assert cloudformation.template()["Resources"][name]["Properties"]["EventInvokeConfig"] == once, name
+        invoked = cloudformation.template()["Resources"][name]["Properties"]["EventInvokeConfig"]
+        assert invoked["MaximumRetryAttempts"] == 0, name
+        every_minute = [schedule["ScheduleExpression"] == "rate(1 minute)" for schedule in schedules]
+        for is_frequent, schedule in zip(every_minute, schedules, strict=True):
+            assert (schedule["RetryPolicy"]["MaximumRetryAttempts"] == 0) == is_frequent, name
+        # A minute's event that has waited is no use any more; a night's has to wait.
+        assert (invoked.get("MaximumEventAgeInSeconds") == 60) == all(every_minute), name
+
+
+def test_a_net_that_is_not_there_any_more_is_missed():
+    resources = cloudformation.template()["Resources"].values()
+    alarms = [item["Properties"] for item in resources if item["Type"] == "AWS::CloudWatch::Alarm"]
+    silent = {alarm["MetricName"]: alarm for alarm in alarms if alarm.get("Statistic") == "SampleCount"}
+    assert set(silent) == {"OutboxAge", "StripeMadeGood", "QuotaImbalances", "AnalyticsDaysRebuilt"}
+    for alarm in silent.values():
+        assert alarm["TreatMissingData"] == "breaching" and alarm["ComparisonOperator"] == "LessThanThreshold"
+        seconds = alarm["Period"] * alarm["EvaluationPeriods"]
+        # What CloudWatch takes.
+        assert seconds <= (604_800 if alarm["Period"] >= 3600 else 86_400)
+    for nightly in ("QuotaImbalances", "AnalyticsDaysRebuilt"):
+        # A day, the hour in which the schedule may repeat, and the quarter of an hour that a run may take.
+        assert silent[nightly]["Period"] * silent[nightly]["EvaluationPeriods"] >= (24 + 1 + 1) * 3600
 
 
 def test_webhooks_and_what_people_write_pass_the_firewall():
