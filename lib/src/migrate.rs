@@ -1,7 +1,11 @@
 //! The schemas of Postgres and ClickHouse, and locally the first admin.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
-use sqlx::migrate::Migrator;
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::{ConnectOptions, Connection, Executor};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::analytics::writer;
@@ -28,6 +32,14 @@ const CLICKHOUSE: &[(u32, &str, &str)] = &[
 
 /// Seconds that a migration waits for the writers before it.
 const LOCK_WAIT_SECONDS: u32 = 120;
+
+/// How long a migration of Postgres waits for a table. Whoever comes after it waits behind it, reader or not.
+const TABLE_WAIT: &str = "SET lock_timeout = '3s'";
+/// What a lock that others held, a deadlock with them, a server that ends or begins, and one that is not there say.
+const PASSING: [&str; 6] = ["55P03", "40P01", "57P01", "57P02", "57P03", "08"];
+/// The pause after the first try; each is twice the one before.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
 /// What a run came to.
 #[derive(Debug, Serialize)]
@@ -85,15 +97,15 @@ impl Migrations {
         Self { lock: WriterLock::new(&database), database, clickhouse, reader: None }
     }
 
-    /// Applies what is missing, then sees to the admin of the payload.
+    /// Applies what is missing, then sees to the admin of the payload. Half of the time may pass until others let go of a
+    /// table of Postgres.
     ///
     /// # Errors
     /// When a store does not answer or refuses, which the cause then names, and for an admin outside the local stage.
-    pub async fn run(&self, payload: &serde_json::Value) -> Result<Migrated> {
+    pub async fn run(&self, payload: &serde_json::Value, time_left: Duration) -> Result<Migrated> {
         // No event is written meanwhile, so a view that is added misses none and counts none twice.
         let mut guard = self.lock.acquire(LOCK_WAIT_SECONDS).await.map_err(|error| behind("Postgres", &error))?;
-        let migrated = POSTGRES.run(self.database.pool()).await.map_err(Error::internal);
-        migrated.map_err(|error| behind("Postgres", &error))?;
+        self.migrate_postgres(time_left / 2).await.map_err(|error| behind("Postgres", &error))?;
         self.migrate_clickhouse(&mut guard).await.map_err(|error| behind("ClickHouse", &error))?;
         self.lock.release(guard).await?;
         Ok(Migrated {
@@ -104,6 +116,34 @@ impl Migrations {
                 None => Seeded::None,
             },
         })
+    }
+
+    /// Each migration is a transaction with its own row of `_sqlx_migrations`: one that did not end well can be run again.
+    async fn migrate_postgres(&self, patience: Duration) -> Result<()> {
+        let end = Instant::now() + patience;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let Err(error) = self.try_postgres().await else { return Ok(()) };
+            if !passes(&error) {
+                return Err(Error::internal(error));
+            }
+            if Instant::now() + pause > end {
+                let seconds = patience.as_secs();
+                return Err(Error::unavailable(format!("it was tried again and again for {seconds} s: {error}")));
+            }
+            tracing::warn!(error.cause = %error, "a migration of Postgres is tried again");
+            tokio::time::sleep(pause).await;
+            pause = LONGEST_PAUSE.min(pause * 2);
+        }
+    }
+
+    /// On a connection of its own: a migration that fails leaves sqlx's lock of migrators to the session.
+    async fn try_postgres(&self) -> std::result::Result<(), MigrateError> {
+        let mut connection = self.database.pool().connect_options().connect().await?;
+        connection.execute(TABLE_WAIT).await?;
+        // What `run` does, which no task can wait for with a connection that it owns.
+        POSTGRES.run_direct(None, &mut connection, false).await?;
+        Ok(connection.close().await?)
     }
 
     async fn migrate_clickhouse(&self, guard: &mut WriterGuard) -> Result<()> {
@@ -128,7 +168,7 @@ impl Migrations {
         }
         for (version, name, statements) in CLICKHOUSE {
             if !done.iter().any(|applied| applied.version == *version) {
-                apply(&self.clickhouse, *version, name, statements).await?;
+                apply(&self.clickhouse, guard, *version, name, statements).await?;
             }
         }
         if let Some(reader) = &self.reader {
@@ -161,6 +201,18 @@ impl Migrations {
         .fetch_one(self.database.pool())
         .await?;
         Ok(if created { Seeded::Created } else { Seeded::Exists })
+    }
+}
+
+/// Whether the same may go well a moment later.
+fn passes(error: &MigrateError) -> bool {
+    match error {
+        MigrateError::Execute(sqlx::Error::Io(_)) | MigrateError::ExecuteMigration(sqlx::Error::Io(_), _) => true,
+        MigrateError::Execute(sqlx::Error::Database(cause))
+        | MigrateError::ExecuteMigration(sqlx::Error::Database(cause), _) => {
+            cause.code().is_some_and(|code| PASSING.iter().any(|class| code.starts_with(class)))
+        }
+        _ => false,
     }
 }
 
@@ -197,10 +249,17 @@ async fn prepare(clickhouse: &ClickHouse) -> Result<Vec<Applied>> {
     Ok(clickhouse.client().query(applied).fetch_all().await?)
 }
 
-async fn apply(clickhouse: &ClickHouse, version: u32, name: &str, statements: &str) -> Result<()> {
+async fn apply(
+    clickhouse: &ClickHouse,
+    guard: &mut WriterGuard,
+    version: u32,
+    name: &str,
+    statements: &str,
+) -> Result<()> {
     for statement in split(&fill(statements)?) {
         clickhouse.client().query_raw(statement).execute().await?;
         if let Some(view) = View::of(statement) {
+            guard.assert_held().await?;
             view.rebuild(clickhouse).await?;
         }
     }

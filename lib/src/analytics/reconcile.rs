@@ -3,7 +3,10 @@
 //! Ingestion counts each event once, so this finds nothing unless a server lost a part of a view, or somebody
 //! wrote into a table by hand.
 
-use serde::Serialize;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, timeout_at};
 
 use crate::analytics::writer;
 use crate::analytics::writer_lock::WriterLock;
@@ -31,6 +34,30 @@ const VIEWS: [(&str, &str, &str); 10] = [
     ("user_retention", "toDate(signup)", "*"),
 ];
 
+/// What to compare; the payload of an invocation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Task {
+    /// The months into which events came within so many days.
+    #[serde(default = "default_days")]
+    pub days: u32,
+    /// Where to begin, if not at the first view.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<Place>,
+}
+
+const fn default_days() -> u32 {
+    2
+}
+
+/// A month of a view, such as 202601. Month 0 is all.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The view's table.
+    pub view: String,
+    /// The month.
+    pub month: u32,
+}
+
 /// What a run found.
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -39,6 +66,10 @@ pub struct Reconciled {
     pub months_compared: usize,
     /// Days that differed, by view.
     pub days_rebuilt: Vec<(&'static str, Vec<String>)>,
+    /// Months for which the time was too short.
+    pub months_left: usize,
+    /// The payload that goes on with them.
+    pub next: Option<Task>,
 }
 
 /// Compares and repairs.
@@ -63,32 +94,73 @@ impl Reconciler {
         Self { clickhouse, lock: WriterLock::new(database) }
     }
 
-    /// Compares the months into which events came in the last days, or all.
+    /// Compares the months into which events came in the last days, or all, one after the other for as long as there is
+    /// time.
     ///
     /// # Errors
-    /// When a store does not answer; what was repaired stays so.
-    pub async fn run(&self, days: u32) -> Result<Reconciled> {
-        let sql = "SELECT DISTINCT toYYYYMM(time) AS month FROM events
-             WHERE ingested_at > now64(3) - toIntervalDay({days:UInt32}) ORDER BY month";
-        let months: Vec<u32> =
-            self.clickhouse.consistent_client().query_raw(sql).param("days", days).fetch_all().await?;
-        let mut found = Reconciled::default();
-        for (target, day, columns) in VIEWS {
-            // A user's first sign-up has no month of its own to be looked for in.
-            let parts = if target == "user_retention" { vec![0] } else { self.with_orphans(&months, target).await? };
-            let mut rebuilt = Vec::new();
-            for month in parts {
-                rebuilt.extend(self.compare(target, day, columns, month).await?);
-                found.months_compared += 1;
-            }
-            if !rebuilt.is_empty() {
-                tracing::warn!(view = target, days = ?rebuilt, "days of a view differed and were rebuilt");
-                found.days_rebuilt.push((target, rebuilt));
+    /// When a store does not answer, what was repaired stays so; when the time is too short for a single month; and for
+    /// a place in a view that there is not.
+    pub async fn run(&self, task: &Task, time_left: Duration) -> Result<Reconciled> {
+        let end = Instant::now() + time_left;
+        let parts = self.parts(task).await?;
+        let (mut found, mut longest) = (Reconciled::default(), Duration::ZERO);
+        for (done, &(index, month)) in parts.iter().enumerate() {
+            let started = Instant::now();
+            let (target, day, columns) = VIEWS[index];
+            let compared = async {
+                // What would hardly end is not begun.
+                if done > 0 && started + longest > end {
+                    return Ok(None);
+                }
+                match timeout_at(end, self.compare(target, day, columns, month, end)).await {
+                    Ok(days) => days.map(Some),
+                    Err(_) if done == 0 => Err(Error::internal(format!("{month} of {target} takes too long"))),
+                    Err(_) => Ok(None),
+                }
+            };
+            let Some(days) = compared.await? else {
+                found.months_left = parts.len() - done;
+                let from = Some(Place { view: target.to_owned(), month });
+                found.next = Some(Task { days: task.days, from });
+                break;
+            };
+            longest = longest.max(started.elapsed());
+            found.months_compared += 1;
+            if !days.is_empty() {
+                tracing::warn!(view = target, month, ?days, "days of a view differed and were rebuilt");
+                match found.days_rebuilt.last_mut() {
+                    Some((view, rebuilt)) if *view == target => rebuilt.extend(days),
+                    _ => found.days_rebuilt.push((target, days)),
+                }
             }
         }
         let days_rebuilt: usize = found.days_rebuilt.iter().map(|(_, days)| days.len()).sum();
-        tracing::info!(days_rebuilt, months_compared = found.months_compared, "the views were reconciled");
+        let (months_compared, months_left) = (found.months_compared, found.months_left);
+        let next = found.next.as_ref().map(serde_json::to_string).transpose()?;
+        tracing::info!(days_rebuilt, months_compared, months_left, next, "the views were reconciled");
         Ok(found)
+    }
+
+    /// The months to compare, each with the index of its view, from the first to the last.
+    async fn parts(&self, task: &Task) -> Result<Vec<(usize, u32)>> {
+        let sql = "SELECT DISTINCT toYYYYMM(time) AS month FROM events
+             WHERE ingested_at > now64(3) - toIntervalDay({days:UInt32}) ORDER BY month";
+        let months: Vec<u32> =
+            self.clickhouse.consistent_client().query_raw(sql).param("days", task.days).fetch_all().await?;
+        let mut parts = Vec::new();
+        for (index, (target, ..)) in VIEWS.into_iter().enumerate() {
+            // A user's first sign-up has no month of its own to be looked for in.
+            let mut of_view =
+                if target == "user_retention" { vec![0] } else { self.with_orphans(&months, target).await? };
+            of_view.sort_unstable();
+            parts.extend(of_view.into_iter().map(|month| (index, month)));
+        }
+        if let Some(Place { view, month }) = &task.from {
+            let index = VIEWS.iter().position(|(target, ..)| target == view);
+            let index = index.ok_or_else(|| Error::internal(format!("there is no view {view}")))?;
+            parts.retain(|part| *part >= (index, *month));
+        }
+        Ok(parts)
     }
 
     /// These months and those of a view of which no event is left.
@@ -102,7 +174,7 @@ impl Reconciler {
     }
 
     /// Counts a month of a view anew, beside it, and puts it in the view's place if a day differs. Month 0 is all.
-    async fn compare(&self, target: &str, day: &str, columns: &str, month: u32) -> Result<Vec<String>> {
+    async fn compare(&self, target: &str, day: &str, columns: &str, month: u32, end: Instant) -> Result<Vec<String>> {
         let mut guard = self.lock.acquire(LOCK_WAIT_SECONDS).await?;
         writer::replay(&mut guard, &self.clickhouse).await?;
         let view = migrate::view(target).ok_or_else(|| Error::internal(format!("no migration makes {target}")))?;
@@ -116,10 +188,13 @@ impl Reconciler {
         }
         let month_only = "FROM (SELECT * FROM events FINAL WHERE {month:UInt32} IN (0, toYYYYMM(time))) AS events";
         let select = view.replace("FROM events", month_only);
+        // Nobody cancels what ClickHouse is at when this run is over, and the next one would find it at work.
+        let seconds = end.saturating_duration_since(Instant::now()).as_secs() + 1;
         client
             .query_raw(&format!("INSERT INTO {target}_anew {select}"))
             .param("month", month)
             .with_setting("max_partitions_per_insert_block", "0")
+            .with_setting("max_execution_time", seconds.to_string())
             .execute()
             .await?;
         let digests = |table: &str| {
@@ -143,6 +218,7 @@ impl Reconciler {
                 0 => format!("ALTER TABLE {target} ${{on_cluster}} DROP PARTITION {partition}"),
                 _ => format!("ALTER TABLE {target} ${{on_cluster}} REPLACE PARTITION {partition} FROM {target}_anew"),
             };
+            guard.assert_held().await?;
             client.query_raw(&migrate::fill(&replace)?).execute().await?;
         }
         client.query_raw(&migrate::fill(&format!("DROP TABLE {target}_anew ${{on_cluster}}"))?).execute().await?;

@@ -3,7 +3,7 @@
 use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
 use tokio::sync::Mutex;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::store::postgres::Database;
 
 /// The advisory lock's number; arbitrary, but the same in every release.
@@ -71,6 +71,15 @@ impl WriterGuard {
     /// The connection that holds the lock.
     pub fn connection(&mut self) -> &mut PgConnection {
         &mut self.connection
+    }
+
+    /// Makes sure of the lock, which goes with its connection: while nothing is asked on that one, it ends unnoticed.
+    ///
+    /// # Errors
+    /// When the connection has ended, and others may be writing.
+    pub async fn assert_held(&mut self) -> Result<()> {
+        let answered = self.connection.ping().await;
+        answered.map_err(|error| Error::unavailable(format!("the turn to write analytics was lost: {error}")))
     }
 }
 

@@ -174,12 +174,11 @@ fn run_queue(function: &'static str, init: BatchInit) -> ExitCode {
     run(function, init)
 }
 
+/// A handler of an invocation, which gives the reply, within some time.
+pub type HandleTask<C> = fn(&'static C, Value, Duration) -> BoxFuture<'static, Result<Value>>;
+
 /// Runs a function that is invoked directly or by a schedule, with JSON in and JSON out.
-pub fn serve_task<C, F>(
-    function: &'static str,
-    init: fn() -> F,
-    handle: fn(&'static C, Value) -> BoxFuture<'static, Result<Value>>,
-) -> ExitCode
+pub fn serve_task<C, F>(function: &'static str, init: fn() -> F, handle: HandleTask<C>) -> ExitCode
 where
     C: Send + Sync + 'static,
     F: Future<Output = Result<C>> + Send + 'static,
@@ -187,8 +186,9 @@ where
     let init: Init = Box::new(move || {
         Box::pin(async move {
             let context: &'static C = Box::leak(Box::new(init().await?));
-            Ok(Arc::new(move |event: Bytes, _| -> BoxFuture<'static, Result<Value>> {
-                Box::pin(async move { handle(context, serde_json::from_slice(&event)?).await })
+            Ok(Arc::new(move |event: Bytes, deadline: Instant| -> BoxFuture<'static, Result<Value>> {
+                let time_left = deadline.saturating_duration_since(Instant::now()).saturating_sub(TO_ANSWER);
+                Box::pin(async move { handle(context, serde_json::from_slice(&event)?, time_left).await })
             }) as Handler)
         })
     });

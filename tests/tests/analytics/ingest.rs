@@ -1,12 +1,15 @@
 //! Every event is counted once, whatever is delivered again and wherever a writer dies.
 
+use std::time::Duration;
+
 use lib::analytics::writer_lock::WriterLock;
 use sandbox::variable;
 use serde_json::json;
+use sqlx::{ConnectOptions, Connection};
 use uuid::Uuid;
 
 use crate::proxy::{Cut, Proxy};
-use crate::stores::{Stores, parse, signup, signups};
+use crate::stores::{PATIENCE, Stores, parse, signup, signups};
 
 #[tokio::test]
 async fn replays_in_other_slices_change_nothing() {
@@ -114,15 +117,15 @@ async fn who_waits_in_vain_for_a_turn_may_try_again() {
 #[tokio::test]
 async fn a_migration_that_was_cut_short_runs_again() {
     let stores = Stores::empty().await;
-    let first = stores.migrations().run(&json!({})).await.expect("first");
+    let first = stores.migrations().run(&json!({}), PATIENCE).await.expect("first");
     stores.writer().write(&parse(&signups(5))).await.expect("written");
     let client = stores.clickhouse.client();
     client.query("DROP VIEW mrr_metrics_view").execute().await.expect("dropped");
     let forget = "ALTER TABLE schema_migrations DELETE WHERE version = 4 SETTINGS mutations_sync = 1";
     client.query(forget).execute().await.expect("forgotten");
-    let again = stores.migrations().run(&json!({})).await.expect("again");
+    let again = stores.migrations().run(&json!({}), PATIENCE).await.expect("again");
     assert_eq!(first.clickhouse, again.clickhouse);
-    let third = stores.migrations().run(&json!({})).await.expect("nothing to do");
+    let third = stores.migrations().run(&json!({}), PATIENCE).await.expect("nothing to do");
     assert_eq!(third.postgres, first.postgres);
     stores.writer().write(&parse(&signups(5))).await.expect("written");
     assert_eq!(stores.counted().await, (10, 10));
@@ -137,14 +140,77 @@ async fn a_migration_that_was_cut_short_runs_again() {
 }
 
 #[tokio::test]
+async fn a_migration_lets_go_of_a_table_that_others_use_and_tries_again() {
+    let stores = Stores::fresh().await;
+    let pool = stores.database.pool();
+    for statement in [
+        "ALTER TABLE messages DROP COLUMN client_id",
+        "ALTER TABLE conversations DROP COLUMN untitled",
+        "DELETE FROM _sqlx_migrations WHERE version = 240",
+    ] {
+        sqlx::query(statement).execute(pool).await.expect(statement);
+    }
+    let connect = || async { pool.connect_options().connect().await.expect("a connection") };
+    let (mut first, mut second) = (connect().await, connect().await);
+    let mut holder = first.begin().await.expect("a transaction");
+    let count = "SELECT count(*) FROM messages";
+    sqlx::query(count).execute(&mut *holder).await.expect("a long read");
+
+    let migrations = stores.migrations();
+    let payload = json!({});
+    let others = async {
+        let waiting = "SELECT count(*) > 0 FROM pg_locks WHERE relation = 'messages'::regclass AND NOT granted";
+        while !sqlx::query_scalar::<_, bool>(waiting).fetch_one(&mut second).await.expect("locks") {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let read = sqlx::query(count).execute(&mut second);
+        tokio::time::timeout(Duration::from_secs(10), read).await.expect("readers go on").expect("read");
+        holder.rollback().await.expect("the long read ends");
+    };
+    let (migrated, ()) = tokio::join!(migrations.run(&payload, PATIENCE), others);
+    migrated.expect("tried again");
+    sqlx::query("SELECT m.client_id, c.untitled FROM messages m, conversations c")
+        .execute(pool)
+        .await
+        .expect("both columns");
+
+    sqlx::query("DELETE FROM _sqlx_migrations WHERE version = 240").execute(pool).await.expect("forgotten");
+    let mut holder = first.begin().await.expect("a transaction");
+    sqlx::query("LOCK TABLE messages").execute(&mut *holder).await.expect("a lock");
+    let error = migrations.run(&payload, Duration::from_secs(4)).await.expect_err("nobody lets go");
+    let text = error.to_string();
+    for part in ["the schema of Postgres is not up to date", "again and again for 2 s", "lock timeout"] {
+        assert!(text.contains(part), "{text}");
+    }
+    holder.rollback().await.expect("the lock ends");
+    let error = migrations.run(&payload, PATIENCE).await.expect_err("what fails by itself is not tried again");
+    assert!(error.to_string().contains("already exists"), "{error}");
+    stores.drop().await;
+}
+
+#[tokio::test]
+async fn a_writer_notices_that_its_turn_was_lost() {
+    let stores = Stores::empty().await;
+    let lock = WriterLock::new(&stores.database);
+    let mut guard = lock.acquire(1).await.expect("nobody else writes");
+    guard.assert_held().await.expect("held");
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND database =
+               (SELECT oid FROM pg_database WHERE datname = current_database())";
+    sqlx::query(end).execute(stores.database.pool()).await.expect("the server ends the writer's session");
+    let error = guard.assert_held().await.expect_err("lost");
+    assert_eq!(error.code(), lib::error::Code::Unavailable, "{error}");
+    stores.drop().await;
+}
+
+#[tokio::test]
 async fn a_failed_migration_names_the_store_that_is_behind() {
     let stores = Stores::empty().await;
-    let error = stores.migrations_by("http://127.0.0.1:9").run(&json!({})).await.expect_err("nobody listens");
+    let error = stores.migrations_by("http://127.0.0.1:9").run(&json!({}), PATIENCE).await.expect_err("nobody listens");
     assert!(error.to_string().contains("the schema of ClickHouse is not up to date: unavailable at "), "{error}");
     assert_eq!(error.code(), lib::error::Code::Unavailable);
     let changed = "UPDATE _sqlx_migrations SET checksum = '\\x00'";
     sqlx::query(changed).execute(stores.database.pool()).await.expect("Postgres is migrated");
-    let error = stores.migrations().run(&json!({})).await.expect_err("another migration");
+    let error = stores.migrations().run(&json!({}), PATIENCE).await.expect_err("another migration");
     assert!(error.to_string().contains("the schema of Postgres is not up to date: internal at "), "{error}");
     stores.drop().await;
 }
@@ -152,11 +218,11 @@ async fn a_failed_migration_names_the_store_that_is_behind() {
 #[tokio::test]
 async fn a_migration_that_was_changed_after_it_was_applied_is_found() {
     let stores = Stores::empty().await;
-    stores.migrations().run(&json!({})).await.expect("first");
+    stores.migrations().run(&json!({}), PATIENCE).await.expect("first");
     let client = stores.clickhouse.client();
     let other = "INSERT INTO schema_migrations (version, name, checksum) VALUES (2, 'views', 'another')";
     client.query(other).execute().await.expect("another");
-    let error = stores.migrations().run(&json!({})).await.expect_err("refused");
+    let error = stores.migrations().run(&json!({}), PATIENCE).await.expect_err("refused");
     assert!(error.to_string().contains("migration 2 (views) of ClickHouse was changed"), "{error}");
     stores.drop().await;
 }

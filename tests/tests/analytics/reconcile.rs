@@ -1,12 +1,16 @@
 //! A view that lost or doubled rows is made right again, and one that did not is left alone.
 
-use lib::analytics::reconcile::Reconciler;
+use std::time::Duration;
+
+use lib::analytics::reconcile::{Reconciler, Task};
 
 use crate::history::{Random, history};
-use crate::stores::{Stores, parse};
+use crate::stores::{PATIENCE, Stores, parse};
 
 /// More than the years that events lie in.
-const ALL: u32 = 100_000;
+fn all() -> Task {
+    Task { days: 100_000, from: None }
+}
 
 #[tokio::test]
 async fn what_differs_is_rebuilt_and_nothing_else() {
@@ -15,7 +19,7 @@ async fn what_differs_is_rebuilt_and_nothing_else() {
     let bodies: Vec<String> = messages.into_iter().filter(|m| m.event.is_some()).map(|m| m.body).collect();
     stores.writer().write(&parse(&bodies)).await.expect("written");
     let reconciler = Reconciler::new(stores.clickhouse.clone(), &stores.database);
-    assert_eq!(reconciler.run(ALL).await.expect("first").days_rebuilt, []);
+    assert_eq!(reconciler.run(&all(), PATIENCE).await.expect("first").days_rebuilt, []);
 
     let client = stores.clickhouse.client();
     let sum = || async {
@@ -32,21 +36,57 @@ async fn what_differs_is_rebuilt_and_nothing_else() {
         client.query(damage).execute().await.expect(damage);
     }
     assert_ne!(sum().await, right);
-    let found = reconciler.run(ALL).await.expect("second").days_rebuilt;
+    let found = reconciler.run(&all(), PATIENCE).await.expect("second").days_rebuilt;
     let days = |view: &str| found.iter().find(|(name, _)| *name == view).map_or(0, |(_, days)| days.len());
     assert_eq!(found.len(), 3, "{found:?}");
     assert_eq!(days("chat_statistics"), 1);
     assert!(days("user_metrics") > 20 && days("user_retention") > 5, "{found:?}");
     assert_eq!(sum().await, right);
-    assert_eq!(reconciler.run(ALL).await.expect("third").days_rebuilt, []);
+    assert_eq!(reconciler.run(&all(), PATIENCE).await.expect("third").days_rebuilt, []);
 
     // A month of which nothing is left, as after a user's data was erased.
     let erased = "ALTER TABLE events DELETE WHERE toYYYYMM(time) = 202512 SETTINGS mutations_sync = 2";
     client.query(erased).execute().await.expect(erased);
-    let found = reconciler.run(ALL).await.expect("fourth").days_rebuilt;
+    let found = reconciler.run(&all(), PATIENCE).await.expect("fourth").days_rebuilt;
     assert!(found.iter().any(|(name, days)| *name == "user_metrics" && days.len() > 20), "{found:?}");
-    assert_eq!(reconciler.run(ALL).await.expect("fifth").days_rebuilt, []);
+    assert_eq!(reconciler.run(&all(), PATIENCE).await.expect("fifth").days_rebuilt, []);
     let left = client.query("SELECT count() FROM user_metrics WHERE toYYYYMM(day) = 202512").fetch_one::<u64>();
     assert_eq!(left.await.expect("rows"), 0);
+    stores.drop().await;
+}
+
+#[tokio::test]
+async fn what_there_is_no_time_for_is_gone_on_with() {
+    let stores = Stores::fresh().await;
+    let messages = history(&mut Random::new(9), 60);
+    let bodies: Vec<String> = messages.into_iter().filter(|m| m.event.is_some()).map(|m| m.body).collect();
+    stores.writer().write(&parse(&bodies)).await.expect("written");
+    let client = stores.clickhouse.client();
+    // In the last view but one.
+    let lost = "TRUNCATE TABLE churn_metrics";
+    client.query(lost).execute().await.expect(lost);
+
+    let reconciler = Reconciler::new(stores.clickhouse.clone(), &stores.database);
+    let error = reconciler.run(&all(), Duration::ZERO).await.expect_err("no time at all");
+    assert!(error.to_string().contains("takes too long"), "{error}");
+    let (mut task, mut runs, mut compared, mut rebuilt) = (all(), 0, 0, Vec::new());
+    loop {
+        let found = reconciler.run(&task, Duration::from_millis(1500)).await.expect("a part");
+        runs += 1;
+        compared += found.months_compared;
+        rebuilt.extend(found.days_rebuilt.into_iter().map(|(view, _)| view));
+        assert_eq!(found.months_left > 0, found.next.is_some());
+        assert_ne!(found.next.as_ref(), Some(&task), "no run ends where it began");
+        let Some(next) = found.next else { break };
+        task = next;
+    }
+    assert!(runs > 1, "one run had the time for all {compared} months");
+    assert_eq!(rebuilt, ["churn_metrics"]);
+    let whole = reconciler.run(&all(), PATIENCE).await.expect("all");
+    assert_eq!((whole.months_compared, whole.months_left, whole.next), (compared, 0, None));
+    assert_eq!(whole.days_rebuilt, []);
+
+    let nowhere = serde_json::from_str(r#"{"from": {"view": "churn", "month": 0}}"#).expect("a task");
+    reconciler.run(&nowhere, PATIENCE).await.expect_err("there is no such view");
     stores.drop().await;
 }

@@ -13,6 +13,9 @@ use serde_json::{Value, json};
 use sqlx::{ConnectOptions, Connection, Executor};
 use uuid::Uuid;
 
+/// What a migration has, as its function in an account does.
+pub const PATIENCE: Duration = Duration::from_secs(600);
+
 pub struct Stores {
     pub name: String,
     pub database: Database,
@@ -23,7 +26,7 @@ impl Stores {
     /// Fresh databases with the schema in them.
     pub async fn fresh() -> Self {
         let stores = Self::empty().await;
-        stores.migrations().run(&json!({})).await.expect("migrations");
+        stores.migrations().run(&json!({}), PATIENCE).await.expect("migrations");
         stores
     }
 

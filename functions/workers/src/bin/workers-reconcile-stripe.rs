@@ -17,7 +17,7 @@ struct Task {
 }
 
 fn main() -> ExitCode {
-    serve_task(env!("CARGO_BIN_NAME"), Billing::init, |billing, event| Box::pin(handle(billing, event)))
+    serve_task(env!("CARGO_BIN_NAME"), Billing::init, |billing, event, _| Box::pin(handle(billing, event)))
 }
 
 async fn handle(billing: &Billing, event: Value) -> Result<Value> {

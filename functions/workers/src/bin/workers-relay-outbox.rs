@@ -9,7 +9,7 @@ use lib::worker::serve_task;
 use serde_json::Value;
 
 fn main() -> ExitCode {
-    serve_task(env!("CARGO_BIN_NAME"), init, |dispatcher, event| Box::pin(handle(dispatcher, event)))
+    serve_task(env!("CARGO_BIN_NAME"), init, |dispatcher, event, _| Box::pin(handle(dispatcher, event)))
 }
 
 async fn init() -> Result<Dispatcher> {

@@ -8,7 +8,7 @@ use lib::worker::serve_task;
 use serde_json::Value;
 
 fn main() -> ExitCode {
-    serve_task(env!("CARGO_BIN_NAME"), init, |(), event| Box::pin(handle(event)))
+    serve_task(env!("CARGO_BIN_NAME"), init, |(), event, _| Box::pin(handle(event)))
 }
 
 async fn init() -> Result<()> {

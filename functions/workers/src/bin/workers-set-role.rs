@@ -15,7 +15,7 @@ struct Task {
 }
 
 fn main() -> ExitCode {
-    serve_task(env!("CARGO_BIN_NAME"), Roles::init, |roles, event| Box::pin(handle(roles, event)))
+    serve_task(env!("CARGO_BIN_NAME"), Roles::init, |roles, event, _| Box::pin(handle(roles, event)))
 }
 
 async fn handle(roles: &Roles, event: Value) -> Result<Value> {

@@ -17,7 +17,7 @@ struct Task {
 }
 
 fn main() -> ExitCode {
-    serve_task(env!("CARGO_BIN_NAME"), Database::init, |database, event| Box::pin(handle(database, event)))
+    serve_task(env!("CARGO_BIN_NAME"), Database::init, |database, event, _| Box::pin(handle(database, event)))
 }
 
 async fn handle(database: &Database, event: Value) -> Result<Value> {
