@@ -336,6 +336,28 @@ test('the dashboard says in plain words why there are no figures', async () => {
   await close();
 });
 
+test('the dashboard shows the other figures beside one that is refused', async () => {
+  const { page, close } = await openRevenue({ USD: 100 });
+  const refusal = { status: 400, json: { status: 400, errors: [{ field: 'interval', message: 'Makes too many rows.' }] } };
+  await page.route('**/api/analytics/revenue/mrr?**', (route) => route.fulfill(refusal));
+  await page.route('**/api/analytics/users/count?**', (route) => route.fulfill(refusal));
+  await signIn(page, ADMIN_EMAIL, ADMIN_PASSWORD);
+  await page.locator('canvas').waitFor();
+  const refused = page.locator('section', { hasText: 'interval: Makes too many rows.' });
+  assert.deepEqual(await refused.locator('h2').allInnerTexts(), ['Monthly recurring revenue']);
+  assert.equal(await page.locator('section').count(), 7);
+  assert.equal(await page.locator('#notice').innerText(), 'interval: Makes too many rows.');
+  assert.deepEqual(await page.locator('#totals dt').allInnerTexts(), ['Daily active', 'Weekly active', 'Monthly active', 'Messages', 'Failed']);
+
+  // Whoever may not see one figure sees none.
+  const ended = (route) => route.fulfill({ status: 401, json: { status: 401, detail: 'Sign in.' } });
+  await page.route('**/api/analytics/users/growth?**', ended);
+  await page.getByRole('button', { name: 'Show' }).click();
+  await page.getByText('Sign in as an admin.').waitFor();
+  assert.equal(await page.locator('section, dd, table').count(), 0);
+  await close();
+});
+
 test('the dashboard shows nothing that comes too late', async () => {
   const { page, seen, close } = await open('/admin/analytics');
   // One user at the start of each range, and nothing else. A reply is held back while `isSlow`.

@@ -144,6 +144,12 @@ function element(name, text, parent) {
   return made;
 }
 
+// A figure, or why it alone is refused, such as for a range that is too long for it. Who may see none sees none.
+const orRefusal = (figure) => figure.catch((error) => {
+  if (error instanceof Refused && ![401, 403].includes(error.status)) return error;
+  throw error;
+});
+
 async function show() {
   const query = new URLSearchParams(new FormData(range));
   notice.textContent = "Loading";
@@ -152,10 +158,12 @@ async function show() {
     if (!replies.has(path)) replies.set(path, call(`analytics/${path}?${query}`).then((reply) => reply.data));
     return replies.get(path);
   };
-  const totals = Promise.all(TOTALS.map(async ([path, rows]) => rows(await load(path))));
-  const charts = Promise.all(CHARTS.map(async ([title, path, shape]) => [title, shape(await load(path))]));
+  const totals = Promise.all(TOTALS.map(([path, rows]) => orRefusal(load(path).then(rows))));
+  const charts = Promise.all(CHARTS.map(async ([title, path, shape]) => [title, await orRefusal(load(path).then(shape))]));
   const [rows, figures] = await Promise.all([totals, charts]);
-  byId("totals").replaceChildren(...rows.flat().map(([label, value]) => {
+  if (figures.every(([, figure]) => figure instanceof Refused)) throw figures[0][1];
+  const refused = rows.find((row) => row instanceof Refused);
+  byId("totals").replaceChildren(...rows.filter(Array.isArray).flat().map(([label, value]) => {
     const box = element("div", "");
     element("dt", label, box);
     element("dd", typeof value === "number" ? value.toLocaleString() : value, box);
@@ -169,12 +177,13 @@ async function show() {
   // All in place first: a chart is as wide as its section, and a section as the others leave room for.
   byId("charts").replaceChildren(...sections);
   figures.forEach(([, figure], n) => {
-    if (figure.dates.length && figure.lines.length) {
+    if (figure instanceof Refused) element("p", figure.message, sections[n]);
+    else if (figure.dates.length && figure.lines.length) {
       draw(sections[n], figure);
       offerTable(sections[n], figure);
     } else element("p", "Nothing in this range.", sections[n]);
   });
-  notice.textContent = "";
+  notice.textContent = refused?.message ?? "";
 }
 
 function clear() {
