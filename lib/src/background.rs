@@ -5,16 +5,18 @@
 //! elsewhere (emulators, `cargo lambda watch`) nothing is frozen and nothing needs to wait.
 
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use futures_util::FutureExt;
 use tokio::sync::Notify;
 use tracing::Instrument;
 
 use crate::config;
 use crate::error::{Error, Result};
 use crate::telemetry::log::{self, Ids};
-use crate::telemetry::spans;
+use crate::telemetry::{faults, spans};
 
 /// Tasks under way, with the signal that one has ended.
 struct Tracker {
@@ -44,7 +46,9 @@ pub fn spawn(work: impl Future<Output = ()> + Send + 'static) {
     let running = Running;
     let work = async move {
         let _running = running;
-        work.await;
+        if let Err(panic) = AssertUnwindSafe(work).catch_unwind().await {
+            faults::report_unanswered(&Error::panicked(&*panic));
+        }
     };
     tokio::spawn(log::within(Ids::current(), work.in_current_span()));
 }

@@ -14,6 +14,7 @@ use crate::error::{Code, Error, Result};
 use crate::store::clickhouse::ClickHouse;
 use crate::store::postgres::Database;
 use crate::store::queue::{DeadLetter, Queue};
+use crate::telemetry::faults;
 
 /// Writing is tried again for so long before the messages go back to the queue.
 const WRITE_RETRY_FOR: Duration = Duration::from_secs(30);
@@ -51,6 +52,9 @@ impl Ingest {
         // Where this takes too long, what was rejected is delivered again, and rejected again.
         let all = || rejected.iter().map(|(record, _)| record.id().to_owned()).collect();
         let mut failed = timeout_at(end, self.reject(&rejected)).await.unwrap_or_else(|_| all());
+        if !failed.is_empty() {
+            faults::report_unanswered(&Error::unavailable("the dead letters did not take what was rejected"));
+        }
         let written = timeout_at(end, self.write(&rows)).await;
         match written.unwrap_or_else(|_| Err(Error::unavailable("a store does not answer in time"))) {
             Ok(written) => tracing::info!(
@@ -62,6 +66,7 @@ impl Ingest {
             ),
             Err(error) => {
                 tracing::error!(events.received = carriers.len(), error.cause = %error, "events could not be written");
+                faults::report_unanswered(&error);
                 if timeout(LONGEST_NOTE, self.note_given_up(&carriers)).await.is_err() {
                     tracing::error!("messages that are given up were not counted in time");
                 }

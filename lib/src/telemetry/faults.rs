@@ -18,6 +18,7 @@ use crate::clock;
 use crate::config;
 use crate::error::{Error, Result};
 use crate::outbound::Reporter;
+use crate::telemetry::log::Ids;
 use crate::telemetry::trace::TraceContext;
 
 /// Faults under way at most.
@@ -39,6 +40,8 @@ pub(crate) struct Fault<'a> {
 
 /// Where faults go.
 struct Tracker {
+    /// Whose faults these are.
+    function: String,
     host: String,
     path: String,
     key: String,
@@ -50,14 +53,14 @@ struct Tracker {
 static TRACKER: OnceLock<Tracker> = OnceLock::new();
 static PANICKED_AT: Mutex<Option<String>> = Mutex::new(None);
 
-/// Reads `SENTRY_DSN`.
+/// Reads `SENTRY_DSN`, for the faults of a function.
 ///
 /// # Errors
 /// When `SENTRY_DSN` is malformed.
-pub(crate) fn init() -> Result<()> {
+pub(crate) fn init(function: &str) -> Result<()> {
     if let Some(dsn) = config::optional("SENTRY_DSN") {
-        let tracker =
-            Tracker::at(&dsn).ok_or_else(|| Error::internal("environment variable SENTRY_DSN is malformed"))?;
+        let tracker = Tracker::at(&dsn, function)
+            .ok_or_else(|| Error::internal("environment variable SENTRY_DSN is malformed"))?;
         TRACKER.get_or_init(|| tracker);
     }
     Ok(())
@@ -84,9 +87,25 @@ pub(crate) fn report(fault: &Fault<'_>) {
     }
 }
 
+/// Reports what is answered to nobody: work behind the reply that panics, messages that go back to their queue.
+pub(crate) fn report_unanswered(error: &Error) {
+    if let Some(tracker) = TRACKER.get() {
+        let ids = Ids::current();
+        tracker.report(&Fault {
+            function: &tracker.function,
+            route: None,
+            request_id: ids.as_ref().map_or("", Ids::request),
+            trace: None,
+            code: error.code().as_str(),
+            location: &error.location(),
+            panicked: error.is_panic(),
+        });
+    }
+}
+
 impl Tracker {
     /// The tracker that a DSN names: `https://key@host/path/project`.
-    fn at(dsn: &str) -> Option<Self> {
+    fn at(dsn: &str, function: &str) -> Option<Self> {
         let uri: Uri = dsn.trim().parse().ok()?;
         let scheme = uri.scheme_str().filter(|scheme| ["http", "https"].contains(scheme))?;
         let (credentials, host) = uri.authority()?.as_str().rsplit_once('@')?;
@@ -97,6 +116,7 @@ impl Tracker {
             return None;
         }
         Some(Self {
+            function: function.to_owned(),
             host: format!("{scheme}://{host}"),
             path: format!("{prefix}/api/{project}/envelope/"),
             key: key.to_owned(),
@@ -187,9 +207,11 @@ impl Fault<'_> {
 mod tests {
     use std::io::{BufRead, BufReader, Read, Write};
     use std::net::TcpListener;
+    use std::sync::mpsc;
     use std::time::{Duration, Instant};
 
     use super::*;
+    use crate::telemetry::log;
 
     fn fault(panicked: bool) -> Fault<'static> {
         Fault {
@@ -204,12 +226,12 @@ mod tests {
     }
 
     fn tracker(dsn: &str) -> &'static Tracker {
-        Box::leak(Box::new(Tracker::at(dsn).unwrap()))
+        Box::leak(Box::new(Tracker::at(dsn, "chat-send").unwrap()))
     }
 
     #[test]
     fn a_dsn_names_host_path_and_key() {
-        let at = |dsn: &str| Tracker::at(dsn).map(|tracker| (tracker.host, tracker.path, tracker.key));
+        let at = |dsn: &str| Tracker::at(dsn, "").map(|tracker| (tracker.host, tracker.path, tracker.key));
         let expected = |host: &str, path: &str| Some((host.to_owned(), path.to_owned(), "abc1".to_owned()));
         assert_eq!(at("https://abc1@o1.example.com/42"), expected("https://o1.example.com", "/api/42/envelope/"));
         assert_eq!(at("https://abc1:old@h/42/"), expected("https://h", "/api/42/envelope/"));
@@ -217,29 +239,57 @@ mod tests {
         for wrong in
             ["", "abc", "https://h/42", "https://@h/42", "https://abc1@h", "ftp://abc1@h/42", "https://a b@h/4"]
         {
-            assert!(Tracker::at(wrong).is_none(), "{wrong}");
+            assert!(Tracker::at(wrong, "").is_none(), "{wrong}");
         }
+    }
+
+    /// Takes one envelope: its head and its body.
+    fn receive(receiver: &TcpListener) -> (String, String) {
+        let (stream, _) = receiver.accept().unwrap();
+        let mut reader = BufReader::new(stream);
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            reader.read_line(&mut head).unwrap();
+        }
+        let length = head.to_ascii_lowercase();
+        let length = length.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap().parse().unwrap();
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body).unwrap();
+        let answer = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+        reader.get_mut().write_all(answer).unwrap();
+        (head, String::from_utf8(body).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_panic_behind_the_reply_is_reported_with_the_request() {
+        let receiver = TcpListener::bind("127.0.0.1:0").unwrap();
+        let dsn = format!("http://abc1@{}/42", receiver.local_addr().unwrap());
+        // The process's own: what other tests panic about comes here, too.
+        TRACKER.get_or_init(|| Tracker::at(&dsn, "chat-send").unwrap());
+        let (told, arrived) = mpsc::channel();
+        std::thread::spawn(move || {
+            loop {
+                let (_, body) = receive(&receiver);
+                if body.contains("req-behind") {
+                    return told.send(body);
+                }
+            }
+        });
+        log::within(Some(Ids::new("req-behind", None)), async {
+            background::spawn(async { panic!("with what a person wrote") });
+        })
+        .await;
+        background::drained().await;
+        let body = arrived.recv_timeout(Duration::from_secs(10)).expect("a report");
+        assert!(body.contains(r#""type":"panic""#) && body.contains(r#""function":"chat-send""#), "{body}");
+        assert!(!body.contains("a person"), "{body}");
     }
 
     #[tokio::test]
     async fn a_fault_arrives_as_an_envelope() {
         let receiver = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = receiver.local_addr().unwrap();
-        let served = std::thread::spawn(move || {
-            let (stream, _) = receiver.accept().unwrap();
-            let mut reader = BufReader::new(stream);
-            let mut head = String::new();
-            while !head.ends_with("\r\n\r\n") {
-                reader.read_line(&mut head).unwrap();
-            }
-            let length = head.to_ascii_lowercase();
-            let length =
-                length.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap().parse().unwrap();
-            let mut body = vec![0; length];
-            reader.read_exact(&mut body).unwrap();
-            reader.get_mut().write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap();
-            (head, String::from_utf8(body).unwrap())
-        });
+        let served = std::thread::spawn(move || receive(&receiver));
         tracker(&format!("http://abc1@{address}/42")).report(&fault(true));
         background::drained().await;
         let (head, body) = served.join().unwrap();

@@ -32,13 +32,22 @@ tokio::task_local! {
 
 /// What leads from a line of the log to the request, invocation or message in whose course it was written.
 #[derive(Clone)]
-pub(crate) struct Ids(Arc<str>);
+pub(crate) struct Ids {
+    request: Arc<str>,
+    /// As a line of the log begins.
+    fields: Arc<str>,
+}
 
 impl Ids {
     /// The id of a request, an invocation or a message, and its trace, if it has one.
     pub(crate) fn new(id: &str, trace: Option<&TraceContext>) -> Self {
         let trace = trace.map(|trace| format!(r#""trace.id":"{}","#, trace.trace_id())).unwrap_or_default();
-        Self(format!(r#""request.id":{},{trace}"#, Value::from(id)).into())
+        Self { request: id.into(), fields: format!(r#""request.id":{},{trace}"#, Value::from(id)).into() }
+    }
+
+    /// The id of the request, the invocation or the message.
+    pub(crate) fn request(&self) -> &str {
+        &self.request
     }
 
     /// Those that are in force here.
@@ -66,7 +75,7 @@ pub fn init(function: &str) -> Result<()> {
         Some(spans) => registry.with(spans).try_init(),
         None => registry.try_init(),
     };
-    faults::init()
+    faults::init(function)
 }
 
 fn lines<S, W>(writer: W) -> impl Layer<S>
@@ -96,7 +105,7 @@ where
         let Some(ids) = Ids::current() else { return self.0.format_event(context, writer, event) };
         let mut line = String::new();
         self.0.format_event(context, Writer::new(&mut line), event)?;
-        write!(writer, "{{{}{}", ids.0, line.strip_prefix('{').unwrap_or(&line))
+        write!(writer, "{{{}{}", ids.fields, line.strip_prefix('{').unwrap_or(&line))
     }
 }
 
