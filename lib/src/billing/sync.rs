@@ -113,9 +113,10 @@ impl Billing {
         Ok(known)
     }
 
-    /// A subscription as Stripe has it.
+    /// A subscription as Stripe has it, with its newest invoice.
     pub(crate) async fn read_subscription(&self, id: &str) -> Result<Option<StripeSubscription>> {
-        let value = self.stripe.find(&path(Kind::Subscription, id), &[]).await?;
+        let expand = vec![("expand[]", "latest_invoice".to_owned())];
+        let value = self.stripe.find(&path(Kind::Subscription, id), &expand).await?;
         value.as_ref().map(StripeSubscription::read).transpose()
     }
 
@@ -198,7 +199,7 @@ impl Billing {
         let (next, change) = transition::change(&published, &now, plan, returning);
         let own_id = row.as_ref().map_or_else(Uuid::now_v7, |row| row.id);
         let happened = match (change, &row) {
-            (Some(Change::Began(..)), None) => Some(now.created),
+            (Some(Change::Began(..)), None) => Some(now.first_paid.unwrap_or(now.created)),
             (Some(Change::Began(..)), Some(_)) => now.first_paid,
             // It was not so when the mirror was last brought up to date, and comes after what was told then.
             (Some(Change::Ended(_)), Some(row)) => now.ended.map(|ended| ended.max(row.updated_at + Duration::SECOND)),

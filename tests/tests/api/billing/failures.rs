@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use sqlx::postgres::PgConnection;
 use time::OffsetDateTime;
 
+use super::life::Life;
 use super::{replica, stores};
 use crate::support::*;
 
@@ -419,9 +420,29 @@ async fn what_is_heard_of_late_counts_on_its_day() {
 }
 
 #[tokio::test]
+async fn a_subscription_that_was_paid_later_and_is_heard_of_late_began_with_its_payment() {
+    const LATE: i64 = 3 * 86_400;
+    let payer = Payer::new(&Api::of_router()).await;
+    replica::control("advance", &json!({"customer": payer.customer, "seconds": -LATE})).await;
+    let life = Life::begin(payer.api.clone(), payer.person.clone()).await;
+    replica::control("webhooks", &json!({"customer": payer.customer, "mode": "hold"})).await;
+    // A few hours later, and heard of when all that is held has come.
+    life.time_goes(json!({"seconds": 4 * 3_600})).await;
+    let paid = OffsetDateTime::now_utc().unix_timestamp() - LATE + 4 * 3_600;
+    life.pay_with("pm_card_visa").await;
+    replica::control("webhooks/release", &json!({"customer": payer.customer})).await;
+    let told = format!(
+        "SELECT toUnixTimestamp(time) FROM events FINAL WHERE subject = '{}' AND type = 'billing.subscription_created'",
+        payer.person.id
+    );
+    let began: i64 = eventually("the beginning", || async { clickhouse(&told).await.trim().parse().ok() }).await;
+    assert!((paid - 10..=paid + 60).contains(&began), "{began} instead of {paid}");
+}
+
+#[tokio::test]
 async fn an_unpaid_plan_ends_with_its_grace_and_comes_back_with_the_payment() {
     let api = Api::of_router();
-    let life = super::life::Life::begin(api.clone(), api.sign_up().await).await;
+    let life = Life::begin(api.clone(), api.sign_up().await).await;
     life.pay_with("pm_card_visa").await;
     life.use_card("pm_card_chargeCustomerFail").await;
     life.time_goes(json!({"to": "renewal"})).await;
@@ -473,7 +494,7 @@ async fn an_unpaid_plan_ends_with_its_grace_and_comes_back_with_the_payment() {
 #[tokio::test]
 async fn a_renewal_that_waits_for_the_cards_holder_is_told_of_once() {
     let api = Api::of_router();
-    let life = super::life::Life::begin(api.clone(), api.sign_up().await).await;
+    let life = Life::begin(api.clone(), api.sign_up().await).await;
     life.pay_with("pm_card_visa").await;
     let (customer, stripe_id) = (replica::customer(&life.person).await, replica::subscription(&life.person).await);
     let stripe_id = stripe_id["id"].as_str().unwrap();
@@ -497,7 +518,7 @@ async fn a_renewal_that_waits_for_the_cards_holder_is_told_of_once() {
 #[tokio::test]
 async fn a_subscription_whose_user_is_gone_is_warned_of() {
     let api = Api::of_router();
-    let life = super::life::Life::begin(api.clone(), api.sign_up().await).await;
+    let life = Life::begin(api.clone(), api.sign_up().await).await;
     life.pay_with("pm_card_visa").await;
     let customer = replica::customer(&life.person).await;
     all_handled(&customer).await;
