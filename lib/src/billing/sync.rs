@@ -422,7 +422,9 @@ impl Billing {
                 .await?;
         }
         if paid {
-            transaction.publish(tell("billing.payment_succeeded", now.amount_paid, paid_plan).happened(now.paid));
+            let event = tell("billing.payment_succeeded", now.amount_paid, paid_plan);
+            // Told as of now, what was paid for would be taken for the plan that the user has since then.
+            transaction.publish(if paid_plan == plan { event.happened(now.paid) } else { event.at(now.paid) });
         }
         Ok(Some((now, subscription)))
     }

@@ -76,10 +76,15 @@ impl Event {
 
     /// The event as one that happened at another's moment, if that is known and was not just now.
     #[must_use]
-    pub fn happened(mut self, moment: Option<OffsetDateTime>) -> Self {
-        if let Some(moment) = moment.filter(|moment| *moment < self.time - AT_ONCE) {
-            self.time = moment;
-        }
+    pub fn happened(self, moment: Option<OffsetDateTime>) -> Self {
+        let just_now = self.time - AT_ONCE;
+        self.at(moment.filter(|moment| *moment < just_now))
+    }
+
+    /// The event as one that happened at another's moment, if that is known, also where it was just now.
+    #[must_use]
+    pub fn at(mut self, moment: Option<OffsetDateTime>) -> Self {
+        self.time = moment.map_or(self.time, |moment| moment.min(self.time));
         self
     }
 
@@ -126,6 +131,11 @@ mod tests {
         assert_eq!(at(Some(late)), late);
         for moment in [None, Some(told.time - Duration::seconds(59)), Some(told.time + Duration::days(1))] {
             assert_eq!(at(moment), told.time, "{moment:?}");
+        }
+        let just_now = told.time - Duration::seconds(2);
+        assert_eq!(told.clone().at(Some(just_now)).time, just_now);
+        for moment in [None, Some(told.time + Duration::days(1))] {
+            assert_eq!(told.clone().at(moment).time, told.time, "{moment:?}");
         }
     }
 }

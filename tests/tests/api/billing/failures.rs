@@ -440,6 +440,28 @@ async fn a_subscription_that_was_paid_later_and_is_heard_of_late_began_with_its_
 }
 
 #[tokio::test]
+async fn a_payment_that_is_heard_of_after_the_end_gives_no_plan_back() {
+    let payer = Payer::new(&Api::of_router()).await;
+    replica::control("webhooks", &json!({"customer": payer.customer, "mode": "hold"})).await;
+    let made = payer.subscribe("heard-of-later").await.expect_status(201).text_at("/subscription/id");
+    // Stripe tells whole seconds.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let path = format!("/api/billing/subscriptions/{made}?immediately=true");
+    payer.api.delete(&path).bearer(&payer.person.jwt).send().await.expect_status(200);
+    replica::control("webhooks/release", &json!({"customer": payer.customer})).await;
+    let told = format!(
+        "SELECT countIf(type = 'billing.payment_succeeded' AND plan = 'pro'), countIf(type = 'user.plan_downgraded'),
+             argMax(plan, (time, id)) FROM events FINAL WHERE subject = '{}' FORMAT TSV",
+        payer.person.id
+    );
+    let last = eventually("the payment and the end", || async {
+        let told = clickhouse(&told).await;
+        told.trim().strip_prefix("1\t1\t").map(str::to_owned)
+    });
+    assert_eq!(last.await, "free");
+}
+
+#[tokio::test]
 async fn an_unpaid_plan_ends_with_its_grace_and_comes_back_with_the_payment() {
     let api = Api::of_router();
     let life = Life::begin(api.clone(), api.sign_up().await).await;
