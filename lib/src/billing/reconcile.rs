@@ -2,11 +2,10 @@
 
 use serde::Serialize;
 use time::{Duration, OffsetDateTime};
-use uuid::Uuid;
 
-use crate::billing::service::{Billing, LockTimeout};
+use crate::billing::service::Billing;
 use crate::billing::stripe_object;
-use crate::billing::sync;
+use crate::billing::sync::Kind;
 use crate::billing::webhook::{Notice, kind_of};
 use crate::clock;
 use crate::error::{Error, Result};
@@ -27,13 +26,13 @@ pub struct Reconciled {
     pub listed: usize,
     /// Events that were not received or not handled, and are now.
     pub made_good: usize,
-    /// Users whose grace has ended.
+    /// Users who lost their plan, because their grace has ended.
     pub graces_ended: usize,
 }
 
 impl Billing {
-    /// Takes the plans whose grace has ended, then handles every event not yet handled, received or not; with `at_once`
-    /// also the youngest, which may still be on their way.
+    /// Takes the plans whose grace has ended, unless Stripe has been paid, then handles every event not yet handled,
+    /// received or not; with `at_once` also the youngest, which may still be on their way.
     ///
     /// # Errors
     /// When the database or Stripe does not answer, or an event cannot be handled; the next run tries it again.
@@ -133,28 +132,28 @@ impl Billing {
         Ok(())
     }
 
+    /// Reads the subscriptions anew whose grace has ended by the mirror: of a payment, no webhook may have told. Gives
+    /// how many users have lost their plan. Whoever is busy, or of whom Stripe tells nothing now, is found again by the
+    /// next run.
     async fn end_graces(&self) -> Result<usize> {
-        let users = sqlx::query_scalar!(
-            "SELECT DISTINCT s.user_id FROM subscriptions s JOIN users u ON u.id = s.user_id
+        let due = sqlx::query!(
+            "SELECT s.user_id, s.stripe_id FROM subscriptions s JOIN users u ON u.id = s.user_id
              WHERE s.status = 'past_due' AND s.grace_end <= $1 AND u.plan <> 'free'",
             clock::now(),
         )
         .fetch_all(self.database.pool())
         .await?;
-        let mut ended = 0;
-        for user_id in users {
-            // The next run finds again whoever is busy in this one.
-            match self.end_grace(user_id).await {
-                Ok(()) => ended += 1,
-                Err(error) => tracing::error!(error.cause = %error, user.id = %user_id, "a grace could not be ended"),
+        for due in &due {
+            if let Err(error) = self.sync(Kind::Subscription, &due.stripe_id, &TraceContext::begin()).await {
+                tracing::error!(error.cause = %error, user.id = %due.user_id, "a grace could not be ended");
             }
         }
-        Ok(ended)
-    }
-
-    async fn end_grace(&self, user_id: Uuid) -> Result<()> {
-        let trace = TraceContext::begin();
-        let transaction = self.begin_in_time(user_id, LockTimeout::Worker, &trace).await?;
-        sync::conclude(transaction, user_id).await
+        let users: Vec<_> = due.iter().map(|due| due.user_id).collect();
+        let ended = sqlx::query_scalar!(
+            r#"SELECT count(*) AS "ended!" FROM users WHERE id = ANY($1) AND plan = 'free'"#,
+            &users,
+        );
+        let ended = ended.fetch_one(self.database.pool()).await?;
+        Ok(usize::try_from(ended).unwrap_or(usize::MAX))
     }
 }

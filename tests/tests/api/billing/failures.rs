@@ -462,7 +462,7 @@ async fn a_payment_that_is_heard_of_after_the_end_gives_no_plan_back() {
 }
 
 #[tokio::test]
-async fn an_unpaid_plan_ends_with_its_grace_and_comes_back_with_the_payment() {
+async fn the_grace_of_an_unpaid_plan_begins_with_the_oldest_invoice() {
     let api = Api::of_router();
     let life = Life::begin(api.clone(), api.sign_up().await).await;
     life.pay_with("pm_card_visa").await;
@@ -491,25 +491,70 @@ async fn an_unpaid_plan_ends_with_its_grace_and_comes_back_with_the_payment() {
     );
     assert!(still.await.as_i64().unwrap() < 0);
 
-    // The mirror's own clock is the real one: the grace is let end by hand, once nothing is left to set it.
-    all_handled(&customer).await;
-    stores::row(
-        "WITH ended AS (UPDATE subscriptions SET grace_end = now() - interval '1 second' WHERE user_id = $1::uuid RETURNING 1)
-         SELECT to_jsonb(count(*)) FROM ended",
-        &life.person.id,
+    // Stripe goes by the newest invoice.
+    life.pay_newest().await;
+    expected.status = "active";
+    stores::agree(&api, &life.person, &expected).await;
+}
+
+#[tokio::test]
+async fn an_unpaid_plan_ends_with_its_grace_unless_stripe_was_paid() {
+    let payer = Payer::new(&Api::of_router()).await;
+    let webhooks = async |mode: &str| {
+        replica::control("webhooks", &json!({"customer": payer.customer, "mode": mode})).await;
+    };
+    // A month and a grace ago, and some days.
+    replica::control("advance", &json!({"customer": payer.customer, "seconds": -50 * 86_400})).await;
+    let life = Life::begin(payer.api.clone(), payer.person.clone()).await;
+    life.pay_with("pm_card_visa").await;
+    all_handled(&payer.customer).await;
+    let _alone = RECONCILIATION.lock().await;
+    webhooks("drop").await;
+    life.use_card("pm_card_chargeCustomerFail").await;
+    life.time_goes(json!({"to": "renewal"})).await;
+    let mirrored = async |change: &'static str| assert_eq!(stores::row(change, &payer.person.id).await, 1);
+    // As if this had been heard of in time.
+    mirrored(
+        "WITH due AS (UPDATE subscriptions SET status = 'past_due', grace_end = now() - interval '1 second'
+                      WHERE user_id = $1::uuid AND status = 'active' RETURNING 1) SELECT to_jsonb(count(*)) FROM due",
     )
     .await;
-    let alone = RECONCILIATION.lock().await;
-    invoke("workers-reconcile-stripe", json!({}).to_string()).await;
-    drop(alone);
-    expected.entitled = "free";
-    stores::agree(&api, &life.person, &expected).await;
-    mail_to(&life.person.email, "Your plan is paused", 1).await;
+    let stripe_id = replica::subscription(&payer.person).await["id"].as_str().unwrap().to_owned();
+    let plan_after_a_run = async || {
+        invoke("workers-reconcile-stripe", json!({}).to_string()).await;
+        payer.get("/api/auth/me").await["user"]["plan"].clone()
+    };
 
-    // Who pays what is due has the plan again. Stripe goes by the newest invoice.
+    payer.fails(&format!("/v1/subscriptions/{stripe_id}"), json!({"status": 503})).await;
+    assert_eq!(plan_after_a_run().await, "pro", "nobody knows whether it was paid");
+    assert_eq!(plan_after_a_run().await, "free");
+    mail_to(&payer.person.email, "Your plan is paused", 1).await;
+
+    // As if it had been paid within the grace, and nothing heard of it.
+    let heard = async || replica::control("webhooks/release", &json!({"customer": payer.customer})).await;
+    heard().await;
+    all_handled(&payer.customer).await;
     life.pay_newest().await;
-    (expected.status, expected.entitled) = ("active", "pro");
-    stores::agree(&api, &life.person, &expected).await;
+    mirrored(
+        "WITH kept AS (UPDATE users SET plan = 'pro' WHERE id = $1::uuid AND plan = 'free' RETURNING 1)
+         SELECT to_jsonb(count(*)) FROM kept",
+    )
+    .await;
+    assert_eq!(plan_after_a_run().await, "pro");
+    let mails = mails_to(&payer.person.email).await;
+    assert_eq!(mails.iter().filter(|mail| mail.subject == "Your plan is paused").count(), 1, "{mails:?}");
+
+    // Paid after it, it is back as soon as that is heard of.
+    mirrored(
+        "WITH taken AS (UPDATE users SET plan = 'free' WHERE id = $1::uuid AND plan = 'pro' RETURNING 1)
+         SELECT to_jsonb(count(*)) FROM taken",
+    )
+    .await;
+    webhooks("ordered").await;
+    heard().await;
+    let expected =
+        stores::Expected { status: "active", plan: "pro", pending: None, ends: false, entitled: "pro", told: None };
+    stores::agree(&payer.api, &payer.person, &expected).await;
 }
 
 /// No attempt has failed: the bank asks for the card's holder, who is not there.
