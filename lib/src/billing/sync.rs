@@ -18,8 +18,8 @@ use crate::mail::{Mail, MailKind, Recipient};
 use crate::store::postgres::Transaction;
 use crate::telemetry::trace::TraceContext;
 
-/// How long before its end a trial's user is told.
-const TRIAL_NOTICE: Duration = Duration::days(3);
+/// How long before its end a trial's user is told: Stripe's event of that comes three days before, by another clock.
+const TRIAL_NOTICE: Duration = Duration::hours(3 * 24 + 1);
 
 /// A kind of object that is mirrored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

@@ -119,20 +119,34 @@ async fn a_checkout_begins_with_the_one_trial() {
     assert_eq!(again["trialEnd"], Value::Null, "no second trial");
 }
 
+/// A subscription of a person who is a customer already, made at Stripe with a trial.
+async fn trial_at_stripe(api: &Api, person: &Person, trial: &str) -> Value {
+    // A page that nobody fills in makes the customer and the plan's price.
+    let page = api.post("/api/billing/checkout").bearer(&person.jwt).json(&json!({"plan": "pro"})).send().await;
+    page.expect_status(201);
+    let (customer, pro) = (replica::customer(person).await, "ai_chat_pro_2999_usd_month");
+    let prices = replica::get(&format!("/v1/prices?lookup_keys[]={pro}&active=true")).await;
+    let price = prices["data"][0]["id"].as_str().unwrap();
+    let form = format!("customer={customer}&items[0][price]={price}&default_payment_method=pm_card_visa&{trial}");
+    replica::post("/v1/subscriptions", &form).await
+}
+
+/// Stripe tells of it three days before by its own clock, which may be ahead of ours.
+#[tokio::test]
+async fn a_trials_end_is_told_of_whichever_clock_is_ahead() {
+    let api = Api::of_router();
+    let person = api.sign_up().await;
+    let end = time::OffsetDateTime::now_utc().unix_timestamp() + 3 * 86_400 + 600;
+    trial_at_stripe(&api, &person, &format!("trial_end={end}")).await;
+    newest(&api, &person, "trialing").await;
+    mail_to(&person.email, "Your trial ends soon", 1).await;
+}
+
 #[tokio::test]
 async fn whoever_has_ended_a_trial_is_told_of_no_payment() {
     let api = Api::of_router();
     let person = api.sign_up().await;
-    // A page that nobody fills in makes the customer and the plan's price.
-    let page = api.post("/api/billing/checkout").bearer(&person.jwt).json(&json!({"plan": "pro"})).send().await;
-    page.expect_status(201);
-    let (customer, pro) = (replica::customer(&person).await, "ai_chat_pro_2999_usd_month");
-    let prices = replica::get(&format!("/v1/prices?lookup_keys[]={pro}&active=true")).await;
-    let price = prices["data"][0]["id"].as_str().unwrap();
-    let form = format!(
-        "customer={customer}&items[0][price]={price}&default_payment_method=pm_card_visa&trial_period_days=2&cancel_at_period_end=true"
-    );
-    let made = replica::post("/v1/subscriptions", &form).await;
+    let made = trial_at_stripe(&api, &person, "trial_period_days=2&cancel_at_period_end=true").await;
     assert_eq!(newest(&api, &person, "trialing").await["cancelAtPeriodEnd"], true);
     replica::delete(&format!("/v1/subscriptions/{}", made["id"].as_str().unwrap())).await;
     mail_to(&person.email, "Your subscription has ended", 1).await;
