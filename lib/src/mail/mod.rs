@@ -1,17 +1,12 @@
 //! Mails: small jobs in a queue, rendered and sent by one worker.
 
-use std::fmt::Debug;
+mod ses;
+
 use std::time::Duration;
 
-use aws_sdk_sesv2::Client;
-use aws_sdk_sesv2::config::Config;
-use aws_sdk_sesv2::error::{ProvideErrorMetadata, SdkError};
-use aws_sdk_sesv2::types::{Body, Content, Destination, EmailContent, Message as SesMessage};
-use aws_smithy_types::retry::RetryConfig;
-use aws_smithy_types::timeout::TimeoutConfig;
-use aws_types::SdkConfig;
 use minijinja::{Environment, context};
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::auth::account::{User, Users};
@@ -20,6 +15,7 @@ use crate::auth::one_time::{OneTimeTokens, Purpose};
 use crate::clock;
 use crate::config;
 use crate::error::{Error, Result};
+use crate::mail::ses::{Rendered, Ses};
 
 /// What a mail says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,24 +71,9 @@ impl Mail {
 pub struct Mailer {
     users: Users,
     tokens: OneTimeTokens,
-    ses: Client,
-    from: String,
+    ses: Ses,
     app_url: String,
     templates: Environment<'static>,
-}
-
-/// SES may take so long for a mail.
-const LONGEST_SENDING: Duration = Duration::from_secs(8);
-
-/// One try of a mail: SES knows no repeated request, so a second one after a slow answer is a second mail. The queue
-/// delivers the job of a mail again that was not taken.
-fn ses_config(shared: &SdkConfig) -> Config {
-    let timeouts = TimeoutConfig::builder().operation_attempt_timeout(LONGEST_SENDING);
-    Config::from(shared)
-        .to_builder()
-        .retry_config(RetryConfig::disabled())
-        .timeout_config(timeouts.operation_timeout(LONGEST_SENDING).build())
-        .build()
 }
 
 /// Names and sources of the templates.
@@ -109,21 +90,16 @@ impl Mailer {
         for (name, source) in TEMPLATES {
             templates.add_template(name, source).map_err(Error::internal)?;
         }
-        Ok(Self {
-            users,
-            tokens,
-            ses: Client::from_conf(ses_config(crate::aws::sdk_config()?)),
-            from: config::required("MAIL_FROM")?,
-            app_url: config::app_url()?,
-            templates,
-        })
+        Ok(Self { users, tokens, ses: Ses::init()?, app_url: config::app_url()?, templates })
     }
 
-    /// Sends the mail of a job, unless there is nobody to send it to or its link has been used or voided.
+    /// Sends the mail of a job within some time, unless it has nobody to go to, or its link has been used or
+    /// voided.
     ///
     /// # Errors
     /// When a store or SES does not answer.
-    pub async fn send(&self, mail: &Mail) -> Result<()> {
+    pub async fn send(&self, mail: &Mail, time_left: Duration) -> Result<()> {
+        let end = Instant::now() + time_left;
         let Some(user) = self.recipient(&mail.recipient).await? else {
             tracing::info!(mail.id = %mail.id, "a mail was dropped because its address has no account");
             return Ok(());
@@ -153,7 +129,9 @@ impl Mailer {
         let render = |name: &str| -> Result<String> {
             self.templates.get_template(name).and_then(|t| t.render(&values)).map_err(Error::internal)
         };
-        let sent = self.deliver(&user.email, words.subject, render("mail.html")?, render("mail.txt")?).await?;
+        let (html, text) = (render("mail.html")?, render("mail.txt")?);
+        let rendered = Rendered { to: &user.email, subject: words.subject, html, text };
+        let sent = self.ses.send(&rendered, end.saturating_duration_since(Instant::now())).await?;
         tracing::info!(mail.id = %mail.id, ses.message.id = sent, user.id = %user.id, "a mail was sent");
         Ok(())
     }
@@ -172,42 +150,12 @@ impl Mailer {
         let token = self.tokens.issue(user.id, purpose, nonce, clock::now()).await?;
         Ok(token.map(|token| format!("{}/{page}?token={}", self.app_url, token.reveal())))
     }
-
-    /// Gives SES's id of the mail.
-    async fn deliver(&self, to: &str, subject: &str, html: String, text: String) -> Result<Option<String>> {
-        let content = |data: &str| Content::builder().data(data).charset("UTF-8").build().map_err(Error::internal);
-        let message = SesMessage::builder()
-            .subject(content(subject)?)
-            .body(Body::builder().html(content(&html)?).text(content(&text)?).build())
-            .build();
-        let sent = self
-            .ses
-            .send_email()
-            .from_email_address(&self.from)
-            .destination(Destination::builder().to_addresses(to).build())
-            .content(EmailContent::builder().simple(message).build())
-            .send()
-            .await
-            .map_err(refused)?;
-        Ok(sent.message_id)
-    }
 }
 
 /// The name to greet by. Until the address is proved, it is the text of whoever typed the address in, and what they
 /// would have us send to somebody else.
 fn greeted(user: &User) -> Option<&str> {
     user.name.as_deref().filter(|_| user.email_verified)
-}
-
-/// What SES answers may name the recipient's address, which belongs into no log: of a refusal, the code goes on.
-fn refused<E, R>(error: SdkError<E, R>) -> Error
-where
-    E: std::error::Error + Send + Sync + 'static + ProvideErrorMetadata,
-    R: Debug + Send + Sync + 'static,
-{
-    let SdkError::ServiceError(refusal) = &error else { return error.into() };
-    let cause = format!("SES refused the mail: {}", refusal.err().code().unwrap_or("without a code"));
-    Error::caused(Error::from(error).code(), cause)
 }
 
 /// The words of one kind of mail.
@@ -275,8 +223,6 @@ impl Words {
 
 #[cfg(test)]
 mod tests {
-    use aws_sdk_sesv2::error::ErrorMetadata;
-
     use super::*;
     use crate::auth::role::Role;
     use crate::billing::plan::Plan;
@@ -309,13 +255,5 @@ mod tests {
         assert_eq!(greeted(&user), None);
         user.email_verified = true;
         assert_eq!(greeted(&user), Some("Visit evil.example"));
-    }
-
-    #[test]
-    fn a_refusal_does_not_name_the_recipient() {
-        let told = ErrorMetadata::builder().code("MessageRejected").message("not verified: a@example.com").build();
-        let refusal: SdkError<ErrorMetadata, &str> = SdkError::service_error(told, "to a@example.com");
-        let error = refused(refusal).to_string();
-        assert!(error.contains("MessageRejected") && !error.contains("a@example.com"), "{error}");
     }
 }

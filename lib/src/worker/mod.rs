@@ -61,7 +61,7 @@ async fn one_by_one<C>(
 ) -> Vec<String> {
     let mut failed = Vec::new();
     for record in records {
-        let (id, message) = (record.id(), Message::of(record));
+        let (id, message) = (record.id(), Message::of(record, end));
         if Instant::now() >= end {
             failed.push(id.to_owned());
             continue;
@@ -198,13 +198,20 @@ where
 /// A message of a queue.
 pub struct Message {
     body: String,
+    end: Instant,
 }
 
 impl Message {
-    fn of(record: &Record<'_>) -> Self {
+    fn of(record: &Record<'_>, end: Instant) -> Self {
         let mut body = String::new();
         record.body(&mut body);
-        Self { body }
+        Self { body, end }
+    }
+
+    /// The time that is left for it; after that it is given up.
+    #[must_use]
+    pub fn time_left(&self) -> Duration {
+        self.end.saturating_duration_since(Instant::now())
     }
 
     /// The text as JSON.

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::auth::sessions::list;
 use crate::support::*;
 
-const LOST: &[u8] = b"HTTP/1.1 500 Lost\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
+pub const LOST: &[u8] = b"HTTP/1.1 500 Lost\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
 
 /// The URL of a way to AWS: the answer to each call is made of its text and of how it is passed on.
 pub fn way_to_aws(answer: impl Fn(&str, &dyn Fn() -> Vec<u8>) -> Vec<u8> + Send + Sync + 'static) -> String {

@@ -9,3 +9,4 @@ mod chat;
 mod events;
 mod gateway;
 mod lost_answers;
+mod mails;

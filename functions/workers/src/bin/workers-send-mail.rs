@@ -11,5 +11,5 @@ fn main() -> ExitCode {
 }
 
 async fn handle(mailer: &Mailer, message: Message) -> Result<()> {
-    mailer.send(&message.json()?).await
+    mailer.send(&message.json()?, message.time_left()).await
 }
