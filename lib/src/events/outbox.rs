@@ -169,26 +169,31 @@ impl Dispatcher {
         });
     }
 
+    /// Each queue's rows are deleted as soon as it has them: the relay would send them again while another queue is slow.
     async fn send(&self, pending: &[Pending]) -> Result<()> {
-        let (mut sent, mut outcome) = (Vec::new(), Ok(()));
+        let mut outcome = Ok(());
         // A queue that takes nothing keeps no other waiting.
         for (destination, queue) in Destination::ALL.into_iter().zip(&self.queues) {
             let messages = pending.iter().filter(|p| p.destination == destination).map(|p| p.message.clone());
             let messages: Vec<_> = messages.collect();
-            if let (Some(queue), false) = (queue, messages.is_empty()) {
-                match queue.send(&messages).await {
-                    Ok(taken) => sent.extend(taken),
-                    Err(error) => outcome = Err(error),
-                }
+            if let (Some(queue), false) = (queue, messages.is_empty())
+                && let Err(error) = self.send_to(queue, &messages).await
+            {
+                outcome = Err(error);
             }
         }
+        outcome
+    }
+
+    async fn send_to(&self, queue: &Queue, messages: &[Outgoing]) -> Result<()> {
+        let sent = queue.send(messages).await?;
         // A deletion that a crash of the database takes back has the relay send them again, under the same ids.
         let deleted = sqlx::query!(
             "DELETE FROM outbox WHERE id = ANY($1) AND set_config('synchronous_commit', 'off', true) = 'off'",
             &sent
         );
         deleted.execute(&self.pool).await?;
-        outcome
+        Ok(())
     }
 }
 

@@ -1,5 +1,6 @@
 //! Mails: small jobs in a queue, rendered and sent by one worker.
 
+mod sent;
 mod ses;
 
 use std::time::Duration;
@@ -15,6 +16,7 @@ use crate::auth::one_time::{OneTimeTokens, Purpose};
 use crate::clock;
 use crate::config;
 use crate::error::{Error, Result};
+use crate::mail::sent::SentMails;
 use crate::mail::ses::{Rendered, Ses};
 
 /// What a mail says.
@@ -71,6 +73,7 @@ impl Mail {
 pub struct Mailer {
     users: Users,
     tokens: OneTimeTokens,
+    sent: SentMails,
     ses: Ses,
     app_url: String,
     templates: Environment<'static>,
@@ -90,10 +93,10 @@ impl Mailer {
         for (name, source) in TEMPLATES {
             templates.add_template(name, source).map_err(Error::internal)?;
         }
-        Ok(Self { users, tokens, ses: Ses::init()?, app_url: config::app_url()?, templates })
+        Ok(Self { users, tokens, sent: SentMails::init()?, ses: Ses::init()?, app_url: config::app_url()?, templates })
     }
 
-    /// Sends the mail of a job within some time, unless it has nobody to go to, or its link has been used or
+    /// Sends the mail of a job within some time, unless it was sent, has nobody to go to, or its link has been used or
     /// voided.
     ///
     /// # Errors
@@ -130,9 +133,18 @@ impl Mailer {
             self.templates.get_template(name).and_then(|t| t.render(&values)).map_err(Error::internal)
         };
         let (html, text) = (render("mail.html")?, render("mail.txt")?);
+        let left = || end.saturating_duration_since(Instant::now());
+        if !self.sent.claim(mail.id, left(), clock::now()).await? {
+            tracing::info!(mail.id = %mail.id, "a mail was dropped because another copy of its job is or was worked on");
+            return Ok(());
+        }
         let rendered = Rendered { to: &user.email, subject: words.subject, html, text };
-        let sent = self.ses.send(&rendered, end.saturating_duration_since(Instant::now())).await?;
+        let sent = self.ses.send(&rendered, left()).await?;
         tracing::info!(mail.id = %mail.id, ses.message.id = sent, user.id = %user.id, "a mail was sent");
+        // As a failed one, it would be sent again.
+        if let Err(error) = self.sent.note(mail.id, clock::now()).await {
+            tracing::warn!(mail.id = %mail.id, error.cause = %error, "it is not noted that a mail was sent");
+        }
         Ok(())
     }
 

@@ -5,6 +5,8 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use sandbox::Sandbox;
 use sandbox::deployed::{Deployed, random_address};
@@ -12,6 +14,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::auth::sessions::list;
+use crate::billing::stores;
 use crate::support::*;
 
 pub const LOST: &[u8] = b"HTTP/1.1 500 Lost\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
@@ -297,4 +300,26 @@ async fn whom_no_store_can_count_or_vouch_for_is_not_let_in() {
         let problem: Value = serde_json::from_str(reply["body"].as_str().unwrap()).unwrap();
         assert_eq!((&reply["statusCode"], &problem["code"]), (&json!(503), &json!("unavailable")), "{words}: {reply}");
     }
+}
+
+/// What a queue has taken waits for no other queue: the relay would send it again.
+#[tokio::test]
+async fn a_slow_queue_leaves_nothing_of_another_one_in_the_outbox() {
+    let (reached, is_reached) = mpsc::channel();
+    let way = way_to_aws(move |call, pass_on| {
+        if !call.contains("SendMessageBatch") || !call.contains("user.signup") {
+            return pass_on();
+        }
+        let _ = reached.send(call.to_owned());
+        std::thread::sleep(Duration::from_secs(5));
+        LOST.to_vec()
+    });
+    let body = json!({"email": new_email(), "password": PASSWORD});
+    let event = Deployed::event("auth-signup", &random_address(), Some(&body), None).unwrap();
+    let asked = std::thread::spawn(move || ask_by(&way, "auth-signup", &event));
+    let call = is_reached.recv_timeout(Duration::from_secs(20)).unwrap();
+    let subject = call.split_once("subject").unwrap().1.trim_start_matches(|c: char| !c.is_ascii_alphanumeric());
+    let left = "SELECT to_jsonb(string_agg(DISTINCT queue, ',')) FROM outbox WHERE body LIKE '%' || $1 || '%'";
+    assert_eq!(stores::row(left, &subject[..36]).await, "events");
+    assert_eq!(asked.join().unwrap()["statusCode"], 201);
 }

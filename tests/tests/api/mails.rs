@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use uuid::{NoContext, Timestamp, Uuid};
 
-use crate::lost_answers::{ask_by, way_to_aws};
+use crate::lost_answers::{LOST, ask_by, way_to_aws};
 use crate::support::*;
 
 /// The id of a mail that was asked for so long ago.
@@ -78,4 +78,23 @@ async fn the_end_of_a_days_quota_is_left_to_the_queue() {
     let job = job(id_of(Duration::ZERO), "password-changed", &person);
     let reply = ask_by(&way, "workers-send-mail", &delivery(&[job]));
     assert_eq!((failed(&reply), asked.load(Ordering::SeqCst)), (1, 1), "{reply}");
+}
+
+#[tokio::test]
+async fn copies_of_a_job_are_one_mail() {
+    let person = Api::of_router().sign_up().await;
+    let job = job(id_of(Duration::ZERO), "password-changed", &person);
+    // The answer to each first claim gets lost, which is no copy's claim.
+    let lost = AtomicUsize::new(0);
+    let way = way_to_aws(move |call, pass_on| {
+        let answer = pass_on();
+        let is_claim = call.contains("DynamoDB_20120810.PutItem") && call.contains("claimed_by");
+        if is_claim && lost.fetch_add(1, Ordering::SeqCst) == 0 { LOST.to_vec() } else { answer }
+    });
+    let reply = ask_by(&way, "workers-send-mail", &delivery(&[job.clone(), job.clone()]));
+    assert_eq!(failed(&reply), 0, "{reply}");
+    // Another sandbox, later.
+    let reply = ask_by(&way, "workers-send-mail", &delivery(&[job]));
+    assert_eq!(failed(&reply), 0, "{reply}");
+    assert_eq!(count(&person, CHANGED).await, 1);
 }
