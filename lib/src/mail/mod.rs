@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use minijinja::{Environment, context};
 use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -18,6 +19,9 @@ use crate::config;
 use crate::error::{Error, Result};
 use crate::mail::sent::SentMails;
 use crate::mail::ses::{Rendered, Ses};
+
+/// News of billing that are older are none any more, and may be wrong by now.
+const NEWS: time::Duration = time::Duration::days(1);
 
 /// What a mail says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +43,13 @@ pub enum MailKind {
     SubscriptionEnded,
     /// A trial is about to end.
     TrialEnding,
+}
+
+impl MailKind {
+    /// Whether it says how a subscription stands, which may change again within days.
+    const fn is_news_of_billing(self) -> bool {
+        matches!(self, Self::PaymentFailed | Self::PlanPaused | Self::SubscriptionEnded | Self::TrialEnding)
+    }
 }
 
 /// Whom a mail is for. It goes to the stored address, never to what was typed.
@@ -66,6 +77,11 @@ impl Mail {
     #[must_use]
     pub fn new(kind: MailKind, recipient: Recipient) -> Self {
         Self { id: Uuid::now_v7(), kind, recipient }
+    }
+
+    /// Whether it says nothing that is worth knowing any more. What concerns the account's security is, however late.
+    fn is_outdated(&self, now: OffsetDateTime) -> bool {
+        self.kind.is_news_of_billing() && clock::of_uuid(self.id).is_some_and(|made| made + NEWS < now)
     }
 }
 
@@ -96,13 +112,17 @@ impl Mailer {
         Ok(Self { users, tokens, sent: SentMails::init()?, ses: Ses::init()?, app_url: config::app_url()?, templates })
     }
 
-    /// Sends the mail of a job within some time, unless it was sent, has nobody to go to, or its link has been used or
-    /// voided.
+    /// Sends the mail of a job within some time, unless it was sent, says what is long over, has nobody to go to, or its
+    /// link has been used or voided.
     ///
     /// # Errors
     /// When a store or SES does not answer.
     pub async fn send(&self, mail: &Mail, time_left: Duration) -> Result<()> {
         let end = Instant::now() + time_left;
+        if mail.is_outdated(clock::now()) {
+            tracing::info!(mail.id = %mail.id, mail.kind = ?mail.kind, "a mail was dropped because it is old news");
+            return Ok(());
+        }
         let Some(user) = self.recipient(&mail.recipient).await? else {
             tracing::info!(mail.id = %mail.id, "a mail was dropped because its address has no account");
             return Ok(());
@@ -267,5 +287,22 @@ mod tests {
         assert_eq!(greeted(&user), None);
         user.email_verified = true;
         assert_eq!(greeted(&user), Some("Visit evil.example"));
+    }
+
+    #[test]
+    fn news_of_billing_grow_old_and_others_do_not() {
+        let is_outdated = |kind: MailKind, hours: i64| {
+            let made = clock::now() - time::Duration::hours(hours);
+            let made = uuid::Timestamp::from_unix(uuid::NoContext, u64::try_from(made.unix_timestamp()).unwrap(), 0);
+            let mail = Mail { id: Uuid::new_v7(made), ..Mail::new(kind, Recipient::User(Uuid::now_v7())) };
+            mail.is_outdated(clock::now())
+        };
+        use MailKind::{PasswordChanged, PaymentFailed, PlanPaused, SignupAttempted, SubscriptionEnded, TrialEnding};
+        for kind in [PaymentFailed, PlanPaused, SubscriptionEnded, TrialEnding] {
+            assert!(!is_outdated(kind, 23) && is_outdated(kind, 25), "{kind:?}");
+        }
+        for kind in [PasswordChanged, SignupAttempted] {
+            assert!(!is_outdated(kind, 13 * 24), "{kind:?}");
+        }
     }
 }

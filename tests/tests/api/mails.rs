@@ -11,6 +11,8 @@ use uuid::{NoContext, Timestamp, Uuid};
 use crate::lost_answers::{LOST, ask_by, way_to_aws};
 use crate::support::*;
 
+const PAYMENT_FAILED: &str = "Your payment failed";
+
 /// The id of a mail that was asked for so long ago.
 fn id_of(age: Duration) -> Uuid {
     let made = OffsetDateTime::now_utc() - age;
@@ -97,4 +99,18 @@ async fn copies_of_a_job_are_one_mail() {
     let reply = ask_by(&way, "workers-send-mail", &delivery(&[job]));
     assert_eq!(failed(&reply), 0, "{reply}");
     assert_eq!(count(&person, CHANGED).await, 1);
+}
+
+#[tokio::test]
+async fn news_of_billing_are_not_told_days_later() {
+    let person = Api::of_router().sign_up().await;
+    let days = |days: u64| id_of(Duration::from_secs(days * 86_400));
+    let jobs = [
+        job(days(2), "payment-failed", &person),
+        job(days(0), "payment-failed", &person),
+        job(days(13), "password-changed", &person),
+    ];
+    let reply = ask_by(&variable("AWS_ENDPOINT_URL"), "workers-send-mail", &delivery(&jobs));
+    assert_eq!(failed(&reply), 0, "{reply}");
+    assert_eq!((count(&person, PAYMENT_FAILED).await, count(&person, CHANGED).await), (1, 1));
 }
