@@ -306,13 +306,24 @@ impl StdError for Error {}
 impl From<sqlx::Error> for Error {
     #[track_caller]
     fn from(error: sqlx::Error) -> Self {
-        // 28 invalid authorization: the password was rotated since it was read.
-        let refused = matches!(&error, sqlx::Error::Database(e) if e.code().is_some_and(|code| code.starts_with("28")));
+        let is_of = |classes: &[&str]| match &error {
+            sqlx::Error::Database(e) => {
+                e.code().is_some_and(|code| classes.iter().any(|class| code.starts_with(class)))
+            }
+            _ => false,
+        };
+        // 28 invalid authorization: the password was rotated since it was read
+        let refused = is_of(&["28"]);
         if refused {
             crate::store::postgres::credentials_refused();
         }
+        // 25006 read-only transaction: after a failover, the connection is still to the server that was the writer
+        let outdated = is_of(&["25006"]);
+        if outdated {
+            crate::store::postgres::writes_refused();
+        }
         let unreachable = match &error {
-            _ if refused => true,
+            _ if refused || outdated => true,
             sqlx::Error::Io(_)
             | sqlx::Error::Tls(_)
             | sqlx::Error::PoolTimedOut
@@ -320,10 +331,7 @@ impl From<sqlx::Error> for Error {
             | sqlx::Error::Protocol(_) => true,
             // 08 connection, 53 resources, 57 operator intervention (shutdown, cancel), 40 serialization; 55P03 a lock that
             // others kept for too long, which is nobody's fault and worth another try
-            sqlx::Error::Database(e) => e
-                .code()
-                .is_some_and(|code| ["08", "53", "57", "40", "55P03"].iter().any(|class| code.starts_with(class))),
-            _ => false,
+            _ => is_of(&["08", "53", "57", "40", "55P03"]),
         };
         if unreachable { Self::unavailable(error) } else { Self::internal(error) }
     }

@@ -2,8 +2,8 @@
 //! state they tell of and sent right after.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::OnceLock;
-use std::time::Duration;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use futures_util::future::join;
 use sqlx::pool::PoolConnection;
@@ -98,6 +98,23 @@ pub(crate) fn credentials_refused() {
             Err(error) => tracing::error!(error.cause = %error, "the credentials of Postgres could not be read anew"),
         }
     });
+}
+
+/// When a write was last refused because the server takes none.
+static WRITES_REFUSED: Mutex<Option<Instant>> = Mutex::new(None);
+
+/// The server takes no writes: connections that are open by now are closed before they are used again. A reader answers
+/// everything else as a writer does, so none of them would be noticed; a new one goes where the server's name leads by
+/// then.
+pub(crate) fn writes_refused() {
+    *WRITES_REFUSED.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    tracing::warn!("Postgres refused to write; its connections will be made anew");
+}
+
+/// Whether writes were refused since a connection of this age was made.
+fn is_outdated(age: Duration) -> bool {
+    let refused = *WRITES_REFUSED.lock().unwrap_or_else(PoisonError::into_inner);
+    refused.is_some_and(|refused| refused.elapsed() <= age)
 }
 
 /// A pooled connection for a statement with a time limit. Unless it is given back, it is closed:
@@ -217,6 +234,9 @@ impl Database {
             .test_before_acquire(false)
             .before_acquire(|connection, used| {
                 Box::pin(async move {
+                    if is_outdated(used.age) {
+                        return Ok(false);
+                    }
                     if used.idle_for > TRUSTED {
                         connection.ping().await?;
                     }

@@ -1,13 +1,18 @@
-//! Who proves nothing has a new sandbox open no connection to Postgres.
+//! Connections to Postgres: who proves nothing has a new sandbox open none, and one that takes no writes is not kept.
 
 use std::fs;
 use std::path::Path;
 use std::str::FromStr;
 
+use lib::error::{Code, Error};
+use lib::store::postgres::Database;
 use sandbox::Sandbox;
 use sandbox::deployed::{Deployed, random_address};
 use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, Executor};
 
+use crate::billing::orders::{drop_database, own_database};
+use crate::billing::stores::postgres;
 use crate::support::*;
 
 /// What the sandbox holds open to Postgres.
@@ -47,4 +52,26 @@ async fn a_stranger_has_a_new_sandbox_open_none() {
     let person = Api::of_router().sign_up().await;
     strangers_and("auth-me", &person, 200).await;
     strangers_and("auth-signout", &person, 204).await;
+}
+
+/// After a failover, the server of an open connection is a reader, and its name leads to another one.
+#[tokio::test]
+async fn a_connection_to_a_server_that_takes_no_writes_is_made_anew() {
+    let url = own_database().await;
+    let is_read_only = async |how: &str| {
+        let name = url.rsplit('/').next().unwrap();
+        let statement = format!("ALTER DATABASE {name} SET default_transaction_read_only = {how}");
+        postgres().await.execute(AssertSqlSafe(statement)).await.unwrap();
+    };
+    let database = Database::connect_lazy(&url).unwrap();
+    let write = async || {
+        let written = sqlx::query("CREATE TABLE written ()").execute(database.pool()).await;
+        written.map(drop).map_err(|error| Error::from(error).code())
+    };
+    is_read_only("on").await;
+    assert_eq!(write().await, Err(Code::Unavailable));
+    is_read_only("off").await;
+    assert_eq!(write().await, Ok(()));
+    database.pool().close().await;
+    drop_database(&url).await;
 }

@@ -2,7 +2,7 @@
 
 mod failures;
 mod life;
-mod orders;
+pub mod orders;
 mod payments;
 mod plans;
 mod replica;

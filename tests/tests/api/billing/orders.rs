@@ -289,7 +289,7 @@ fn check_story(told: &[Value], seed: u64) {
 }
 
 /// A database of its own, of which nothing is relayed, and which may lose what it has.
-async fn own_database() -> String {
+pub async fn own_database() -> String {
     let name = format!("test_{}", Uuid::now_v7().simple());
     let admin: sqlx::postgres::PgConnectOptions = variable("DATABASE_URL").parse().unwrap();
     let mut connection = admin.connect().await.unwrap();
@@ -301,7 +301,7 @@ async fn own_database() -> String {
     url.to_string()
 }
 
-async fn drop_database(url: &str) {
+pub async fn drop_database(url: &str) {
     let name = url.rsplit('/').next().unwrap();
     let mut connection = stores::postgres().await;
     connection.execute(AssertSqlSafe(format!("DROP DATABASE {name} WITH (FORCE)"))).await.unwrap();
