@@ -464,8 +464,17 @@ async fn what_is_made_anew_while_its_question_goes_comes_at_the_end() {
     anew.complete().await.unwrap();
     let expected = ["One, edited", "Three", "Two, edited", "Three, once more", "Three, edited"];
     assert_eq!(messages(first.conversation_id).await, exchanges(&expected));
+    // What comes at the end is told as new.
+    let regenerated = async || {
+        let told = "SELECT count(*) FROM outbox
+            WHERE body::jsonb ->> 'subject' = $1 AND (body::jsonb -> 'data' ->> 'regenerated')::boolean";
+        sqlx::query_scalar::<_, i64>(told).bind(user.to_string()).fetch_one(database().pool()).await.unwrap()
+    };
+    assert_eq!(regenerated().await, 0);
+    say(chat, Ask { again: true, message: None, ..in_it("") }).await;
+    assert_eq!(regenerated().await, 1);
     say(chat, in_it("And on")).await;
-    assert_eq!(month(user).await, (11 * 23, 0));
+    assert_eq!(month(user).await, (12 * 23, 0));
 }
 
 #[tokio::test]
@@ -498,9 +507,12 @@ async fn an_answer_whose_place_is_taken_is_billed() {
     .execute(database().pool())
     .await
     .unwrap();
-    let asked = Ask { conversation: ConversationRef::Id(first.conversation_id), ..ask(user, "Hello") };
+    let request_id = Uuid::now_v7();
+    let conversation = ConversationRef::Id(first.conversation_id);
+    let asked = Ask { conversation, request_id: Some(request_id), ..ask(user, "Hello") };
     let answer = chat.ask(asked, &visit(), TIME).await.unwrap();
     assert_eq!(answer.complete().await.unwrap_err().code(), Code::Internal);
+    assert!(chat.answered(user, request_id).await.unwrap().is_none(), "the next try asks anew");
     assert_eq!((count(user, "ledger").await, count(user, "answers").await), (2, 1));
     assert_eq!((count(user, "questions").await, told(user, "chat.message_sent").await), (2, 2));
     assert_eq!((month(user).await, count(user, "reservations").await), ((2 * 23, 0), 0));

@@ -401,15 +401,17 @@ impl Exchange {
     }
 
     /// Stores messages, tokens, cost and events, and settles the reservation, all in one statement. A second try after
-    /// one whose answer was lost changes nothing.
+    /// one whose answer was lost changes nothing. What was stopped before its first word takes no answer's place.
     ///
     /// # Errors
     /// When the database does not answer.
     pub async fn store(&self, database: &Database, outcome: &Outcome, trace: &TraceContext) -> Result<Stored> {
-        self.write(database, outcome, trace, true).await
+        let is_regenerated = self.regenerates.is_some() && self.edits.is_none();
+        let is_nothing = outcome.finish == FinishReason::Stopped && outcome.text.is_empty();
+        self.write(database, outcome, trace, !(is_regenerated && is_nothing)).await
     }
 
-    /// The same without the messages, for what cannot be stored but was delivered.
+    /// The same without the messages, for what cannot be stored but was delivered. The next try of its request asks anew.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -432,13 +434,13 @@ impl Exchange {
             let event = Event::about(&self.subject, "chat.conversation_created");
             messages.event(event.with("conversationId", self.conversation_id.to_string()));
         }
-        messages.event(self.event(outcome, cost)?);
-        let rows = messages.rows();
         let mut connection = LentConnection::of(database.pool()).await?;
         let place = match self.regenerates {
             Some(position) => self.hold_still(&mut connection, position).await?,
             None => None,
         };
+        messages.event(self.event(outcome, cost, place.is_some() && self.edits.is_none())?);
+        let rows = messages.rows();
         // In the order of the locks: the ledger, the user's month, the conversation. A conversation that was deleted
         // meanwhile takes no messages.
         let row = sqlx::query!(
@@ -514,7 +516,7 @@ impl Exchange {
             cost,
             cost.map(|_| Catalogue::get().map(Catalogue::price_version)).transpose()?,
             usage.estimated,
-            self.request_id,
+            self.request_id.filter(|_| with_messages),
             self.reservation.id(),
             self.client_id,
             title,
@@ -600,7 +602,7 @@ impl Exchange {
         Ok(Self { conversation_id: id, is_new: false, ..self.clone() })
     }
 
-    fn event(&self, outcome: &Outcome, cost: Option<i64>) -> Result<Event> {
+    fn event(&self, outcome: &Outcome, cost: Option<i64>, regenerated: bool) -> Result<Event> {
         let usage = &outcome.usage;
         let event = match outcome.failure {
             None => Event::about(&self.subject, "chat.message_sent")
@@ -609,7 +611,7 @@ impl Exchange {
                 .with("priceVersion", cost.map(|_| Catalogue::get().map(Catalogue::price_version)).transpose()?)
                 .with("finishReason", outcome.finish.as_str())
                 .with("streamed", self.streamed)
-                .with("regenerated", self.regenerates.is_some() && self.edits.is_none()),
+                .with("regenerated", regenerated),
             Some(class) => Event::about(&self.subject, "chat.message_failed").with("errorClass", class),
         };
         Ok(event
@@ -650,7 +652,7 @@ impl Exchange {
             attempts,
             fallback_from: None,
         };
-        let mut event = self.event(&outcome, None)?;
+        let mut event = self.event(&outcome, None, false)?;
         if self.is_new {
             // The conversation was never made.
             event = event.with("conversationId", serde_json::Value::Null);

@@ -516,6 +516,41 @@ async fn an_answer_is_stopped_before_its_first_word() {
     stop(&person, &"x".repeat(2_100)).await.expect_problem(404, "not_found");
 }
 
+/// What would replace an answer and is stopped before its first word replaces nothing.
+#[tokio::test]
+async fn an_answer_stays_where_the_next_one_is_stopped_before_its_first_word() {
+    let api = Api::of_router();
+    let person = api.sign_up().await;
+    let first = api.post("/api/chat").bearer(&person.jwt).json(&json!({"message": "Hello"})).send().await;
+    let first = first.expect_status(200);
+    let (conversation, spent) =
+        (first.text_at("/conversationId"), first.body["usage"]["totalTokens"].as_i64().unwrap());
+    let mut database = PgConnection::connect(&variable("DATABASE_URL")).await.unwrap();
+    let change =
+        "UPDATE messages SET content = 'AIMOCK:thinks long' WHERE conversation_id = $1::uuid AND role = 'user'";
+    sqlx::query(change).bind(&conversation).execute(&mut database).await.unwrap();
+    let again = || {
+        let path = format!("/api/chat/conversations/{conversation}/regenerate");
+        api.post(&path).bearer(&person.jwt).json(&json!({"stream": true})).send()
+    };
+    let stop = || async {
+        let path = format!("/api/chat/streams/{conversation}/stop");
+        eventually("the stop", || async {
+            let reply = api.post(&path).bearer(&person.jwt).send().await;
+            (reply.status == 202).then_some(())
+        })
+        .await;
+    };
+    let (stopped, ()) = tokio::join!(again(), stop());
+    assert!(stopped.expect_status(200).text.contains("\"finishReason\":\"stopped\""));
+    let read = api.get(&format!("/api/chat/conversations/{conversation}")).bearer(&person.jwt).send().await;
+    let answer = &read.expect_status(200).body["messages"][1];
+    assert_eq!((&answer["id"], &answer["content"]), (&first.body["message"]["id"], &first.body["message"]["content"]));
+    let usage = api.get("/api/chat/usage").bearer(&person.jwt).send().await.expect_status(200);
+    assert!(usage.body["tokens"]["used"].as_i64().unwrap() > spent, "the prompt is billed: {}", usage.text);
+    assert_eq!(usage.body["tokens"]["reserved"], 0);
+}
+
 /// What comes to nothing leaves the conversation's running answer to be found.
 #[tokio::test]
 async fn a_question_that_fails_hides_no_other_answer() {
