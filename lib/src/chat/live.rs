@@ -86,7 +86,6 @@ struct State {
     is_unread: bool,
     /// How many have come to read it so far.
     readers: i64,
-    expires: i64,
 }
 
 impl State {
@@ -102,8 +101,16 @@ impl State {
             is_unread: flag("is_unread"),
             // Not there before the first.
             readers: get_number(item, "readers").unwrap_or(0),
-            expires: get_number(item, "expires")?,
         })
+    }
+
+    /// Whether it has come to its end, or never will.
+    fn has_ended(&self) -> bool {
+        self.done || self.is_dead()
+    }
+
+    fn is_dead(&self) -> bool {
+        !self.done && clock::now() - clock::from_millis(self.beat) > DEAD_AFTER
     }
 
     /// Whether nothing of it is left to be replayed.
@@ -334,8 +341,8 @@ impl Streams {
         if name.chars().count() > ChatId::LONGEST {
             return Err(Error::not_found("stream"));
         }
-        let until = Instant::now() + LONGEST_BEGINNING;
-        let mut ended = None;
+        let latest = Instant::now() + LONGEST_ENDING + LONGEST_BEGINNING;
+        let (mut until, mut ended) = (Instant::now() + LONGEST_BEGINNING, None);
         while Instant::now() < until {
             let named = self.latest(user_id, name).await?;
             if let Some(stream_id) = named.or_else(|| Uuid::try_parse(name).ok())
@@ -345,12 +352,15 @@ impl Streams {
                 if state.user_id != user_id {
                     break;
                 }
-                if named.is_none() || !state.done {
+                if named.is_none() || !(state.done || state.wish.stop) {
                     self.wish_end(stream_id).await?;
                     return Ok(stream_id);
                 }
-                // The next one of the conversation may be about to begin.
+                // The next one of the conversation may be about to begin: it waits for this one's end.
                 ended = Some(stream_id);
+                if !state.has_ended() {
+                    until = latest.min(Instant::now() + LONGEST_BEGINNING);
+                }
             }
             sleep(POLL).await;
         }
@@ -370,8 +380,7 @@ impl Streams {
         loop {
             let item = self.item(&stream_id.to_string()).await?;
             if let Some(state) = item.as_ref().map(State::of).transpose()? {
-                let alive = state.user_id == user_id && state.expires > clock::now().unix_timestamp();
-                return if alive { Ok(state) } else { Err(Error::not_found("stream")) };
+                return if state.user_id == user_id { Ok(state) } else { Err(Error::not_found("stream")) };
             }
             if !is_young(stream_id) {
                 return Err(Error::not_found("stream"));
@@ -391,7 +400,9 @@ impl Streams {
             .consistent_read(true)
             .send()
             .await?;
-        Ok(reply.item)
+        // The table deletes what has expired when it gets round to it.
+        let now = clock::now().unix_timestamp();
+        Ok(reply.item.filter(|item| get_number(item, "expires").is_ok_and(|expires| expires > now)))
     }
 
     /// Changes the state of a stream, and gives what was changed: nothing of one that expired in between.
@@ -436,7 +447,7 @@ impl Streams {
         while Instant::now() < until {
             let Some(state) = self.state_if_any(user_id, stream_id).await? else { return Ok(ends) };
             let is_unread = state.is_unread && clock::now() - clock::from_millis(state.wish.read_at) > PRESENCE * 2;
-            if state.done || is_dead(&state) || !(superseded || state.wish.stop || is_unread) {
+            if state.has_ended() || !(superseded || state.wish.stop || is_unread) {
                 return Ok(ends);
             }
             ends = true;
@@ -474,8 +485,7 @@ impl Streams {
         time_left: Duration,
     ) -> Result<Option<Chunks>> {
         let state = self.state(user_id, stream_id).await?;
-        let has_ended = state.done || is_dead(&state);
-        if state.is_gone() || has_ended && after.is_some_and(|after| after >= state.last) {
+        if state.is_gone() || state.has_ended() && after.is_some_and(|after| after >= state.last) {
             return Ok(None);
         }
         Ok(Some(self.follow(stream_id, after.unwrap_or(0), protocol, time_left)))
@@ -496,7 +506,7 @@ impl Streams {
             sleep(wait).await;
             let Some(stream_id) = self.latest(user_id, name).await? else { continue };
             let Some(state) = self.state_if_any(user_id, stream_id).await? else { continue };
-            if !state.delivered && !is_dead(&state) && !state.is_gone() {
+            if !state.delivered && !state.is_dead() && !state.is_gone() {
                 return Ok(Some(self.follow(stream_id, 0, Protocol::AiSdk, time_left)));
             }
         }
@@ -717,7 +727,7 @@ impl Follower {
     /// The state, unless the stream is dead.
     async fn living_state(&self) -> Result<Option<State>> {
         let item = self.streams.item(&self.stream_id.to_string()).await?;
-        Ok(item.as_ref().map(State::of).transpose()?.filter(|state| !is_dead(state)))
+        Ok(item.as_ref().map(State::of).transpose()?.filter(|state| !state.is_dead()))
     }
 
     async fn delivered(&self) -> Result<()> {
@@ -734,10 +744,6 @@ impl Follower {
 #[must_use]
 fn arrivals_are_known() -> bool {
     !background::sandbox_freezes()
-}
-
-fn is_dead(state: &State) -> bool {
-    !state.done && clock::now() - clock::from_millis(state.beat) > DEAD_AFTER
 }
 
 fn name_key(user_id: Uuid, name: &str) -> String {

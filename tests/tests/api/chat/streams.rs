@@ -97,6 +97,20 @@ impl Written {
         aws("dynamodb", "DynamoDB_20120810.PutItem", &json!({"TableName": self.table, "Item": item})).await;
     }
 
+    /// Has it be stopped, and not end: its state is looked for by a name of its conversation.
+    async fn is_ending(&self, person: &Person, conversation: &str) {
+        let update = json!({
+            "TableName": self.table, "Key": {"stream_id": {"S": self.id}, "seq": {"N": "0"}},
+            "UpdateExpression": "SET stop_wished = :yes", "ExpressionAttributeValues": {":yes": {"BOOL": true}},
+        });
+        aws("dynamodb", "DynamoDB_20120810.UpdateItem", &update).await;
+        let name = json!({
+            "stream_id": {"S": format!("conversation#{}#{conversation}", person.id)}, "seq": {"N": "0"},
+            "leads_to": {"S": self.id}, "expires": {"N": (self.began.unix_timestamp() + 600).to_string()},
+        });
+        aws("dynamodb", "DynamoDB_20120810.PutItem", &json!({"TableName": self.table, "Item": name})).await;
+    }
+
     async fn open(&self, api: &Api, person: &Person) -> reqwest::Response {
         api.get(&format!("/api/chat/streams/{}", self.id)).bearer(&person.jwt).open().await
     }
@@ -115,6 +129,16 @@ through_both_doors! {
         let stop = |who: &Person| api.post(&format!("/api/chat/streams/{stream}/stop")).bearer(&who.jwt).send();
         stop(&person).await.expect_status(202);
         stop(&other).await.expect_problem(404, "not_found");
+    }
+
+    async fn a_stream_that_has_expired_is_unknown_before_the_table_deletes_it(api: Api) {
+        let person = api.sign_up().await;
+        let mut written = Written::begin(&person).await;
+        written.began -= Duration::from_secs(11 * 60);
+        written.end(&person, 0).await;
+        let path = format!("/api/chat/streams/{}", written.id);
+        api.get(&path).bearer(&person.jwt).send().await.expect_problem(404, "not_found");
+        api.post(&format!("{path}/stop")).bearer(&person.jwt).send().await.expect_problem(404, "not_found");
     }
 
     async fn a_stream_is_replayed_for_ten_minutes(api: Api) {
@@ -514,6 +538,29 @@ async fn an_answer_is_stopped_before_its_first_word() {
     // By the conversation's own name, and after its end.
     stop(&person, conversation).await.expect_status(202);
     stop(&person, &"x".repeat(2_100)).await.expect_problem(404, "not_found");
+}
+
+/// What is said after a stop waits for the end of what was stopped, and may be stopped meanwhile, too.
+#[tokio::test]
+async fn a_second_stop_ends_the_answer_after_the_one_that_is_ending() {
+    let (api, chat) = (Api::of_router(), format!("chat-{}", Uuid::now_v7()));
+    let person = api.sign_up().await;
+    let ending = Written::begin(&person).await;
+    ending.is_ending(&person, &chat).await;
+    // An answer is under way, and does not end before nobody waits for it any more.
+    let mut database = PgConnection::connect(&variable("DATABASE_URL")).await.unwrap();
+    let reserved = "SELECT quota_reserve($1, $2::uuid, 10, 10, 50000)";
+    sqlx::query(reserved).bind(Uuid::now_v7()).bind(&person.id).execute(&mut database).await.unwrap();
+    let messages = json!([{"id": "m1", "role": "user", "parts": [{"type": "text", "text": "AIMOCK:thinks long"}]}]);
+    let body = json!({"id": chat, "messages": messages});
+    let path = format!("/api/chat/streams/{chat}/stop");
+    let (asked, stopped) = tokio::join!(
+        api.post("/api/chat").bearer(&person.jwt).json(&body).send(),
+        api.post(&path).bearer(&person.jwt).send()
+    );
+    let (asked, stopped) = (asked.expect_status(200), stopped.expect_status(202).text_at("/streamId"));
+    assert_ne!(stopped, ending.id.to_string());
+    assert!(asked.text.contains(&stopped) && asked.text.contains("\"finishReason\":\"stopped\""), "{}", asked.text);
 }
 
 /// What would replace an answer and is stopped before its first word replaces nothing.
