@@ -128,6 +128,7 @@ fn ask(user_id: Uuid, message: &str) -> Ask {
         message: Some(message.to_owned()),
         again: false,
         keeps: Vec::new(),
+        follows: Vec::new(),
         name: None,
         replaced: None,
         position: None,
@@ -387,14 +388,17 @@ async fn what_follows_an_earlier_message_that_is_replaced_is_dropped() {
     say(chat, again).await;
     let anew = last_answer(first.conversation_id).await;
     assert_eq!(stored().await, exchanges(&["One", "Two, edited"]));
-    say(chat, replacing("q3", &[first.message.id, anew], in_it("Three"))).await;
+    let third = say(chat, replacing("q3", &[first.message.id, anew], in_it("Three"))).await;
     // Words that were never said are no earlier question.
-    say(chat, Ask { again: true, ..replacing("q9", &kept, in_it("Four")) }).await;
+    let kept_by_all = [first.message.id, anew, third.message.id];
+    say(chat, Ask { again: true, ..replacing("q9", &kept_by_all, in_it("Four")) }).await;
     assert_eq!(stored().await, exchanges(&["One", "Two, edited", "Three", "Four"]));
     // What is not there any more, or was never loaded, tells no place: nothing is overwritten.
     for keeps in [&[][..], &kept, &[first.message.id, meanwhile.message.id]] {
-        let refused = chat.ask(replacing("unknown", keeps, in_it("Five")), &visit(), TIME).await.map(drop).unwrap_err();
-        assert_eq!(refused.code(), Code::NotFound);
+        for again in [false, true] {
+            let lost = Ask { again, ..replacing("unknown", keeps, in_it("Five")) };
+            assert_eq!(chat.ask(lost, &visit(), TIME).await.map(drop).unwrap_err().code(), Code::NotFound);
+        }
     }
     assert_eq!(stored().await, exchanges(&["One", "Two, edited", "Three", "Four"]));
     // By our own id, as whoever has loaded a part of the conversation does.
@@ -405,6 +409,52 @@ async fn what_follows_an_earlier_message_that_is_replaced_is_dropped() {
     say(chat, replacing("q1", &[], in_it("One, edited"))).await;
     assert_eq!(stored().await, exchanges(&["One, edited"]));
     assert_eq!((month(user).await, count(user, "reservations").await), ((12 * 23, 0), 0));
+}
+
+/// The AI SDK asks again what has failed, whatever it was.
+#[tokio::test]
+async fn an_edit_that_failed_is_an_edit_when_it_is_asked_again() {
+    let (journal, user) = (Arc::new(Journal::default()), new_user(0).await);
+    let chat = chat(&journal, &[Part::Answer(11, 12)]);
+    // What is only asked again leaves what was said after it.
+    for (replaced, message, left) in [
+        (None, "Two, edited", &["One", "Two, edited"][..]),
+        (Some("q2".to_owned()), "Two, edited", &["One", "Two, edited"]),
+        (None, "Two", &["One", "Two", "Three"]),
+        (Some("q2".to_owned()), "Two", &["One", "Two"]),
+    ] {
+        let first = say(chat, called("q1", ask(user, "One"))).await;
+        let in_it = |name: &str, message: &str| Ask {
+            conversation: ConversationRef::Id(first.conversation_id),
+            ..called(name, ask(user, message))
+        };
+        say(chat, in_it("q2", "Two")).await;
+        say(chat, in_it("q3", "Three")).await;
+        let again = Ask { again: true, replaced, keeps: vec![first.message.id], ..in_it("q2", message) };
+        let anew = say(chat, again).await;
+        assert_eq!(messages(first.conversation_id).await, exchanges(left));
+        let place = "SELECT position FROM messages WHERE id = $1";
+        let place: i32 = sqlx::query_scalar(place).bind(anew.message.id).fetch_one(database().pool()).await.unwrap();
+        assert_eq!(place, 3);
+    }
+}
+
+/// Whoever stops an answer before it begins never learns its id.
+#[tokio::test]
+async fn a_question_without_an_answer_is_edited_after_one_whose_answer_the_client_does_not_know() {
+    let (journal, user) = (Arc::new(Journal::default()), new_user(0).await);
+    let chat = chat(&journal, &[Part::Answer(11, 12)]);
+    let first = say(chat, called("q1", ask(user, "One"))).await;
+    let in_it = |message: &str| Ask { conversation: ConversationRef::Id(first.conversation_id), ..ask(user, message) };
+    say(chat, called("q2", in_it("Two"))).await;
+    let edit = |follows: &[&str]| {
+        let follows = follows.iter().map(|name| (*name).to_owned()).collect();
+        Ask { follows, ..replacing("q3", &[first.message.id], in_it("Three")) }
+    };
+    let refused = chat.ask(edit(&["q1"]), &visit(), TIME).await.map(drop).unwrap_err();
+    assert_eq!(refused.code(), Code::NotFound);
+    say(chat, edit(&["q1", "q2"])).await;
+    assert_eq!(messages(first.conversation_id).await, exchanges(&["One", "Two", "Three"]));
 }
 
 async fn last_answer(conversation: Uuid) -> Uuid {

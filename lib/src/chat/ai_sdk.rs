@@ -37,7 +37,7 @@ impl Field for MessageName {
     }
 }
 
-/// What a person said last, and the answers that came before it.
+/// What a person said last, and what came before it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LastQuestion {
     /// What was said.
@@ -46,6 +46,8 @@ pub struct LastQuestion {
     pub name: Option<MessageName>,
     /// The ids of the answers, which streams give out with their `start`.
     pub answers: Vec<Uuid>,
+    /// What the client calls the questions.
+    pub questions: Vec<String>,
 }
 
 impl Field for LastQuestion {
@@ -56,9 +58,14 @@ impl Field for LastQuestion {
         let message = MessageText::parse(Raw::Text(&text_of(&messages[last])))?;
         let answers = messages[..last].iter().filter(|message| message["role"] == "assistant");
         let answers = answers.filter_map(|answer| Uuid::try_parse(answer["id"].as_str()?).ok()).collect();
-        let name = messages[last]["id"].as_str().and_then(|id| MessageName::parse(Raw::Text(id)).ok());
-        Ok(Self { message, name, answers })
+        let questions = messages[..last].iter().filter(|message| message["role"] == "user");
+        let questions = questions.filter_map(|question| Some(name_of(question)?.0)).collect();
+        Ok(Self { message, name: name_of(&messages[last]), answers, questions })
     }
+}
+
+fn name_of(message: &Value) -> Option<MessageName> {
+    message["id"].as_str().and_then(|id| MessageName::parse(Raw::Text(id)).ok())
 }
 
 /// The text parts of a message; earlier versions of the SDK have a plain text instead.
@@ -107,7 +114,7 @@ mod tests {
         ]);
         let question = LastQuestion::parse(Raw::Json(&messages)).unwrap();
         assert_eq!((question.message.0.as_str(), question.answers), ("Second part", vec![Uuid::nil()]));
-        assert_eq!(question.name, Some(MessageName("2".to_owned())));
+        assert_eq!((question.name, question.questions), (Some(MessageName("2".to_owned())), vec!["1".to_owned()]));
         assert_eq!(LastQuestion::parse(Raw::Json(&json!([{ "role": "assistant" }]))).unwrap_err().code, "required");
         assert_eq!(LastQuestion::parse(Raw::Json(&json!("x"))).unwrap_err().code, "wrong_type");
     }

@@ -16,8 +16,8 @@ use crate::auth::account::Visit;
 use crate::background;
 use crate::chat::catalogue::{Choice, ProviderId};
 use crate::chat::conversation::{Message, usage_json};
-use crate::chat::exchange::{self, ConversationRef, Earlier, Exchange, Outcome, Question, Stored};
-use crate::chat::live::{self, StreamWriter, Streams};
+use crate::chat::exchange::{self, ConversationRef, Earlier, Exchange, Ongoing, Outcome, Question, Standing, Stored};
+use crate::chat::live::{StreamIdentity, StreamWriter, Streams};
 use crate::chat::prompt;
 use crate::chat::provider::attempt::{Begun, Providers};
 use crate::chat::provider::{Call, Cause, Failure, FinishReason, Piece, Pieces, Usage};
@@ -66,11 +66,14 @@ pub struct Ask {
     pub user_id: Uuid,
     /// The question; none where the last one is asked again.
     pub message: Option<String>,
-    /// Whether to answer the last question again, replacing its answer. A `message` that differs from it is a new
-    /// question, whose first answer never came.
+    /// Whether to answer the last question again, or the one that is named, replacing its answer. A `message` that
+    /// differs from the one that is named is an edit of it; one that differs from the last is a new question, whose first
+    /// answer never came.
     pub again: bool,
     /// Answers that the client keeps, in order: the question stands after the last of them.
     pub keeps: Vec<Uuid>,
+    /// What the client calls the questions before it.
+    pub follows: Vec<String>,
     /// What the client calls the question.
     pub name: Option<String>,
     /// The message that the client has replaced and dropped all that follows, by our id or its own: the question is an
@@ -94,6 +97,29 @@ pub struct Ask {
     pub streamed: bool,
     /// What all tries of the same request have in common, if the client can repeat it.
     pub request_id: Option<Uuid>,
+}
+
+impl Ask {
+    /// Instructions to the model: the question's own, or the conversation's.
+    fn system<'a>(&'a self, ongoing: Option<&'a Ongoing>) -> Option<&'a str> {
+        let usual = ongoing.and_then(|ongoing| ongoing.system_prompt.as_deref());
+        self.system_prompt.as_deref().or(usual).filter(|text| !text.is_empty())
+    }
+
+    /// Whether the question comes after a message of that name, as far as the client knows.
+    fn comes_after(&self, name: &str) -> bool {
+        self.follows.iter().any(|question| question == name) || self.keeps.iter().any(|kept| kept.to_string() == name)
+    }
+
+    /// The names of the question that is meant: one that is asked again names itself, too.
+    fn names(&self) -> impl Iterator<Item = &String> {
+        [self.replaced.as_ref(), self.name.as_ref().filter(|_| self.again)].into_iter().flatten()
+    }
+
+    /// Whether a message of that name is meant, or comes before the question.
+    fn knows(&self, message: &str) -> bool {
+        self.names().any(|name| name == message) || self.comes_after(message)
+    }
 }
 
 /// An answer that was sent whole.
@@ -194,9 +220,9 @@ impl Chat {
         let stream_id = Uuid::now_v7();
         // A thinking model may take its time: whoever reloads meanwhile finds the stream.
         let mut writer = streams.map(|streams| {
-            let identity =
-                live::StreamIdentity { stream_id, user_id: exchange.subject.user_id, names: exchange.names() };
-            streams.record(identity)
+            let (user_id, names) = (exchange.subject.user_id, exchange.names());
+            let messages = exchange.question_name.iter().cloned().chain([exchange.answer_id.to_string()]).collect();
+            streams.record(StreamIdentity { stream_id, user_id, names, messages })
         });
         let started = Instant::now();
         let longest = TOTAL.min(time_left.saturating_sub(RESERVE));
@@ -263,33 +289,24 @@ impl Chat {
             existing => {
                 let mut standing = exchange::standing(&mut connection, ask.user_id, existing).await?;
                 if standing.is_answering {
+                    let anew = self.foresee(&mut connection, &standing, &ask).await?;
                     // Whoever waits holds no connection.
                     drop(connection);
-                    self.end_unwanted(&ask).await?;
+                    self.end_unwanted(&ask, &anew).await?;
                     connection = self.database.pool().acquire().await?;
                     standing = exchange::standing(&mut connection, ask.user_id, existing).await?;
                 }
                 if matches!(existing, ConversationRef::Id(_)) && standing.conversation.is_none() {
                     return Err(Error::not_found("conversation"));
                 }
-                (standing.conversation, standing.left)
+                (standing.conversation, standing.quota.remaining)
             }
         };
-        // A provider that is named alone is asked for its default, whatever the conversation's model.
-        let usual = ongoing.as_ref().filter(|_| ask.provider.is_none()).and_then(|ongoing| ongoing.model.as_deref());
-        // A conversation outlives its model.
-        let usual = usual.filter(|model| self.providers.choose(None, Some(model)).is_ok());
-        let model = ask.model.as_deref().or(usual);
-        let chosen = self.providers.choose(ask.provider, model)?;
-        let anew = match &ongoing {
-            Some(ongoing) => Anew::find(&mut connection, ongoing.id, &ask).await?,
-            None => Anew::default(),
-        };
+        let chosen = self.choose(&ask, ongoing.as_ref())?;
+        let anew = Anew::find(&mut connection, ongoing.as_ref(), &ask).await?.unless_lost()?;
+        let system = ask.system(ongoing.as_ref()).map(str::to_owned);
         let question = anew.question.or(ask.message).ok_or_else(|| Error::not_found("answer to make anew"))?;
-        let system = ask.system_prompt.or(ongoing.as_ref().and_then(|ongoing| ongoing.system_prompt.clone()));
-        let system = system.filter(|text| !text.is_empty());
-        let bound =
-            prompt::PER_MESSAGE + prompt::max_tokens_of(&question) + system.as_deref().map_or(0, prompt::max_tokens_of);
+        let bound = prompt::max_tokens_of_prompt(&question, system.as_deref());
         let longest = prompt::longest_answer(chosen.model, ask.max_tokens);
         let history = match &ongoing {
             Some(ongoing) => {
@@ -321,8 +338,8 @@ impl Chat {
             asked_at,
             answer_id: Uuid::now_v7(),
             regenerates: anew.position,
+            cuts: anew.edits.is_some() || ask.replaced.is_some() && ask.position.is_none() && anew.position.is_some(),
             edits: anew.edits,
-            cuts: ask.replaced.is_some() && ask.position.is_none() && anew.position.is_some(),
             requested_model: ask.model.unwrap_or_else(|| chosen.model.id.clone()),
             chosen: chosen.clone(),
             streamed: ask.streamed,
@@ -333,20 +350,42 @@ impl Chat {
         Ok((exchange, call))
     }
 
+    /// The model that the request wants, or the conversation's.
+    fn choose(&self, ask: &Ask, ongoing: Option<&Ongoing>) -> Result<Choice> {
+        // A provider that is named alone is asked for its default, whatever the conversation's model.
+        let usual = ongoing.filter(|_| ask.provider.is_none()).and_then(|ongoing| ongoing.model.as_deref());
+        // A conversation outlives its model.
+        let usual = usual.filter(|model| self.providers.choose(None, Some(model)).is_ok());
+        self.providers.choose(ask.provider, ask.model.as_deref().or(usual))
+    }
+
+    /// Refuses what would be refused however an answer under way ends. Tells what is made anew of what is stored.
+    async fn foresee(&self, connection: &mut PgConnection, standing: &Standing, ask: &Ask) -> Result<Anew> {
+        let ongoing = standing.conversation.as_ref();
+        let chosen = self.choose(ask, ongoing)?;
+        let anew = Anew::find(connection, ongoing, ask).await?;
+        let question = anew.question.as_deref().or(ask.message.as_deref()).unwrap_or_default();
+        let shortest = prompt::longest_answer(chosen.model, ask.max_tokens).min(prompt::SHORTEST_ANSWER);
+        standing.quota.has_room(prompt::max_tokens_of_prompt(question, ask.system(ongoing)) + shortest)?;
+        Ok(anew)
+    }
+
     /// Has an answer under way in the conversation end and stored that nobody wants any more: what is said now comes
-    /// after it.
-    async fn end_unwanted(&self, ask: &Ask) -> Result<()> {
+    /// after it. What replaces a message that is neither stored nor being answered is refused, and ends nothing.
+    async fn end_unwanted(&self, ask: &Ask, anew: &Anew) -> Result<()> {
         let name = match &ask.conversation {
             ConversationRef::New => return Ok(()),
             ConversationRef::Id(id) => id.to_string(),
             ConversationRef::ClientId(name) => name.clone(),
         };
-        match &self.streams {
-            Some(streams) => {
-                streams.end_unwanted(ask.user_id, &name, ask.again || ask.replaced.is_some()).await.map(drop)
-            }
-            None => Ok(()),
+        let Some(streams) = &self.streams else { return Ok(()) };
+        let supersedes = ask.again || ask.replaced.is_some();
+        let Some(under_way) = streams.under_way(ask.user_id, &name, supersedes).await? else { return Ok(()) };
+        let is_known = anew.position.is_some() || under_way.messages.iter().any(|message| ask.knows(message));
+        if ask.replaced.is_some() && !is_known {
+            return Err(Error::not_found("message to replace"));
         }
+        streams.end_unwanted(ask.user_id, under_way.stream_id, supersedes).await
     }
 
     /// Releases what was reserved. If that fails the sweep does it, and the client still learns what happened.
@@ -407,58 +446,66 @@ struct Anew {
     question: Option<String>,
     /// Its name where it is asked in other words.
     edits: Option<String>,
+    /// Whether it would replace what is not there, where something else is now.
+    is_lost: bool,
 }
 
 impl Anew {
-    async fn find(connection: &mut PgConnection, conversation: Uuid, ask: &Ask) -> Result<Self> {
+    async fn find(connection: &mut PgConnection, ongoing: Option<&Ongoing>, ask: &Ask) -> Result<Self> {
+        let Some(&Ongoing { id: conversation, .. }) = ongoing else { return Ok(Self::default()) };
         if let Some(position) = ask.position {
             let question = match ask.message {
                 Some(_) => None,
                 None => exchange::question_at(connection, conversation, position).await?.map(|found| found.content),
             };
-            return Ok(Self { position: Some(position), question, edits: None });
+            return Ok(Self { position: Some(position), question, ..Self::default() });
         }
-        let named = match &ask.replaced {
-            Some(name) => exchange::question_of(connection, conversation, name).await?,
-            None => None,
+        if let Some((name, found)) = Self::named(connection, conversation, ask).await? {
+            let is_edit = !ask.again || ask.message.as_ref().is_some_and(|message| *message != found.content);
+            let (question, edits) = if is_edit { (None, Some(name)) } else { (Some(found.content), None) };
+            return Ok(Self { position: Some(found.position), question, edits, is_lost: false });
+        }
+        if let Some(found) = Self::unnamed(connection, conversation, ask).await? {
+            return Ok(Self { position: Some(found.position), question: Some(found.content), ..Self::default() });
+        }
+        // What was never answered is not stored, and replaced all the same. Where it would stand, nothing else may.
+        let last = match ask.replaced {
+            Some(_) => exchange::last_names(connection, conversation).await?,
+            None => Vec::new(),
         };
-        if ask.again {
-            return Self::again(connection, conversation, ask, named).await;
-        }
-        // What was never answered is not stored, and edited all the same. Where it would stand, nothing else may.
-        let is_lost = ask.replaced.is_some()
-            && named.is_none()
-            && exchange::last_answer(connection, conversation).await? != ask.keeps.last().copied();
-        if is_lost {
-            return Err(Error::not_found("message to replace"));
-        }
-        let edits = ask.replaced.clone().filter(|_| named.is_some());
-        Ok(Self { position: named.map(|found| found.position), question: None, edits })
+        Ok(Self { is_lost: !last.is_empty() && !last.iter().any(|name| ask.comes_after(name)), ..Self::default() })
     }
 
-    async fn again(
-        connection: &mut PgConnection,
-        conversation: Uuid,
-        ask: &Ask,
-        named: Option<Question>,
-    ) -> Result<Self> {
-        let found = match (named, ask.keeps.last()) {
-            (Some(found), _) => Some(found),
-            (None, Some(kept)) if ask.replaced.is_some() => {
+    /// The question that is meant by a name, with that name.
+    async fn named(connection: &mut PgConnection, conversation: Uuid, ask: &Ask) -> Result<Option<(String, Question)>> {
+        for name in ask.names() {
+            let found = exchange::question_of(connection, conversation, name).await?;
+            if let Some(found) = found.filter(|found| !ask.again || !ask.keeps.contains(&found.answer_id)) {
+                return Ok(Some((name.clone(), found)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The question that is asked again and has no name that is known.
+    async fn unnamed(connection: &mut PgConnection, conversation: Uuid, ask: &Ask) -> Result<Option<Question>> {
+        let found = match (ask.again, ask.keeps.last()) {
+            (false, _) => None,
+            (true, Some(kept)) if ask.replaced.is_some() => {
                 exchange::question_after(connection, conversation, *kept).await?
             }
-            _ => exchange::last_question(connection, conversation).await?,
+            (true, _) => exchange::last_question(connection, conversation).await?,
         };
         let is_meant = |found: &Question| {
             // The first answer to a question that is given along may never have come.
             ask.message.as_ref().is_none_or(|message| *message == found.content)
                 && !ask.keeps.contains(&found.answer_id)
         };
-        Ok(found.filter(is_meant).map_or_else(Self::default, |found| Self {
-            position: Some(found.position),
-            question: Some(found.content),
-            edits: None,
-        }))
+        Ok(found.filter(is_meant))
+    }
+
+    fn unless_lost(self) -> Result<Self> {
+        if self.is_lost { Err(Error::not_found("message to replace")) } else { Ok(self) }
     }
 }
 

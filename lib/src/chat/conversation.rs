@@ -527,15 +527,13 @@ impl Conversations {
     /// # Errors
     /// 404 for another's conversation.
     pub async fn delete_with_stream(&self, streams: &Streams, user_id: Uuid, id: Uuid, visit: &Visit) -> Result<()> {
-        match self.delete(user_id, id, visit).await {
-            // It is stored with its first answer.
-            Err(error)
-                if error.code() == Code::NotFound && streams.end_unwanted(user_id, &id.to_string(), true).await? =>
-            {
-                self.delete(user_id, id, visit).await
-            }
-            deleted => deleted,
-        }
+        let deleted = self.delete(user_id, id, visit).await;
+        let is_unknown = deleted.as_ref().is_err_and(|error| error.code() == Code::NotFound);
+        // It is stored with its first answer.
+        let first = if is_unknown { streams.under_way(user_id, &id.to_string(), true).await? } else { None };
+        let Some(first) = first else { return deleted };
+        streams.end_unwanted(user_id, first.stream_id, true).await?;
+        self.delete(user_id, id, visit).await
     }
 
     /// Deletes a conversation with its messages; what they cost stays on the ledger.

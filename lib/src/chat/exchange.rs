@@ -62,8 +62,8 @@ pub async fn exists(database: &PgPool, user_id: Uuid, conversation: Uuid) -> Res
 /// What is known before an exchange.
 #[derive(Debug)]
 pub struct Standing {
-    /// Tokens of the month that nobody has spent or reserved, abandoned reservations counted as taken.
-    pub left: i64,
+    /// The month, abandoned reservations counted as taken.
+    pub quota: Quota,
     /// Whether an answer to the user is under way, in whatever conversation.
     pub is_answering: bool,
     /// The conversation, if there is one.
@@ -86,8 +86,8 @@ pub async fn standing(
         ConversationRef::ClientId(name) => (Uuid::try_parse(name).ok(), Some(name.as_str())),
     };
     let row = sqlx::query!(
-        r#"SELECT u.plan, coalesce(q.used + q.reserved, 0) AS "taken!", c.id AS "id?", c.model, c.system_prompt,
-               c.untitled AS "untitled?",
+        r#"SELECT u.plan, coalesce(q.used, 0) AS "used!", coalesce(q.reserved, 0) AS "reserved!", c.id AS "id?",
+               c.model, c.system_prompt, c.untitled AS "untitled?",
                EXISTS (SELECT FROM quota_reservations r WHERE r.user_id = u.id) AS "is_answering!"
            FROM users u
            LEFT JOIN quota_periods q
@@ -104,8 +104,8 @@ pub async fn standing(
     .ok_or_else(Error::unauthenticated)?;
     let is_untitled = row.untitled.unwrap_or_default();
     let conversation = row.id.map(|id| Ongoing { id, model: row.model, system_prompt: row.system_prompt, is_untitled });
-    let left = Plan::stored(&row.plan)?.terms().tokens_per_month - row.taken;
-    Ok(Standing { left, is_answering: row.is_answering, conversation })
+    let quota = Quota::new(Plan::stored(&row.plan)?, row.used, row.reserved);
+    Ok(Standing { quota, is_answering: row.is_answering, conversation })
 }
 
 /// The newest messages of a conversation that fit in so many bytes, oldest first. What was refused is left out, question
@@ -205,16 +205,17 @@ pub async fn question_of(connection: &mut PgConnection, conversation: Uuid, name
     Ok(row.fetch_optional(connection).await?)
 }
 
-/// The last answer of a conversation, if there is one.
+/// What the last question of a conversation and its answer are called, by us and by the client.
 ///
 /// # Errors
 /// When the database does not answer.
-pub async fn last_answer(connection: &mut PgConnection, conversation: Uuid) -> Result<Option<Uuid>> {
-    let id = sqlx::query_scalar!(
-        "SELECT id FROM messages WHERE conversation_id = $1 ORDER BY position DESC LIMIT 1",
+pub async fn last_names(connection: &mut PgConnection, conversation: Uuid) -> Result<Vec<String>> {
+    let rows = sqlx::query!(
+        "SELECT id, client_id FROM messages WHERE conversation_id = $1 ORDER BY position DESC LIMIT 2",
         conversation,
     );
-    Ok(id.fetch_optional(connection).await?)
+    let rows = rows.fetch_all(connection).await?;
+    Ok(rows.into_iter().flat_map(|row| [Some(row.id.to_string()), row.client_id]).flatten().collect())
 }
 
 /// The question that the conversation's last answer is about, if there is one.

@@ -63,6 +63,17 @@ pub struct StreamIdentity {
     pub user_id: Uuid,
     /// The names under which its conversation is looked for.
     pub names: Vec<String>,
+    /// What the client calls the question, if anything, and the answer's id.
+    pub messages: Vec<String>,
+}
+
+/// A stream that may go on.
+#[derive(Debug)]
+pub struct UnderWay {
+    /// The stream.
+    pub stream_id: Uuid,
+    /// What the client calls the question, if anything, and the answer's id.
+    pub messages: Vec<String>,
 }
 
 /// What others want of a stream.
@@ -78,6 +89,7 @@ pub struct Wish {
 #[derive(Debug, Clone)]
 struct State {
     user_id: Uuid,
+    messages: Vec<String>,
     wish: Wish,
     beat: i64,
     last: u64,
@@ -93,6 +105,7 @@ impl State {
         let flag = |name: &str| item.get(name).and_then(|value| value.as_bool().ok()).copied().unwrap_or(false);
         Ok(Self {
             user_id: get_id(item, "user_id")?,
+            messages: item.get("messages").and_then(|names| names.as_ss().ok()).cloned().unwrap_or_default(),
             wish: Wish { stop: flag("stop_wished"), read_at: get_number(item, "read_at")? },
             beat: get_number(item, "beat_at")?,
             last: u64::try_from(get_number(item, "last_id")?).map_err(Error::internal)?,
@@ -212,6 +225,7 @@ impl Streams {
             .item("stream_id", text(identity.stream_id))
             .item("seq", number(0))
             .item("user_id", text(identity.user_id))
+            .item("messages", AttributeValue::Ss(identity.messages.clone()))
             .item("beat_at", number(clock::millis(now)))
             .item("read_at", number(0))
             .item("last_id", number(progress.last))
@@ -429,34 +443,43 @@ impl Streams {
         Ok(unless_refused(result)?.and_then(|reply| reply.attributes).unwrap_or_default())
     }
 
-    /// Has the answer under way in a conversation end, if somebody has stopped it, nobody reads it, or it is superseded
-    /// by what the caller does, and waits a moment until it is stored. Tells whether there was one to end.
+    /// The latest answer in a conversation, unless it has ended. One that began a moment ago may not have been written
+    /// yet: it is waited for if the caller `must_know`.
     ///
     /// # Errors
     /// When the table does not answer.
-    pub async fn end_unwanted(&self, user_id: Uuid, name: &str, superseded: bool) -> Result<bool> {
-        let until = Instant::now() + LONGEST_ENDING;
-        let mut latest = self.latest(user_id, name).await?;
-        if latest.is_none() && superseded {
-            // One that began a moment ago may not have been written yet.
-            sleep(FIRST_LINGER * 2).await;
-            latest = self.latest(user_id, name).await?;
+    pub async fn under_way(&self, user_id: Uuid, name: &str, must_know: bool) -> Result<Option<UnderWay>> {
+        let waits = [Duration::ZERO, FIRST_LINGER * 2];
+        for wait in if must_know { &waits[..] } else { &waits[..1] } {
+            sleep(*wait).await;
+            let Some(stream_id) = self.latest(user_id, name).await? else { continue };
+            let state = self.state_if_any(user_id, stream_id).await?.filter(|state| !state.has_ended());
+            if let Some(State { messages, .. }) = state {
+                return Ok(Some(UnderWay { stream_id, messages }));
+            }
         }
-        let Some(stream_id) = latest else { return Ok(false) };
-        let mut ends = false;
+        Ok(None)
+    }
+
+    /// Has an answer end, if somebody has stopped it, nobody reads it, or it is superseded by what the caller does, and
+    /// waits a moment until it is stored.
+    ///
+    /// # Errors
+    /// When the table does not answer.
+    pub async fn end_unwanted(&self, user_id: Uuid, stream_id: Uuid, superseded: bool) -> Result<()> {
+        let until = Instant::now() + LONGEST_ENDING;
         while Instant::now() < until {
-            let Some(state) = self.state_if_any(user_id, stream_id).await? else { return Ok(ends) };
+            let Some(state) = self.state_if_any(user_id, stream_id).await? else { return Ok(()) };
             let is_unread = state.is_unread && clock::now() - clock::from_millis(state.wish.read_at) > PRESENCE * 2;
             if state.has_ended() || !(superseded || state.wish.stop || is_unread) {
-                return Ok(ends);
+                return Ok(());
             }
-            ends = true;
             if !state.wish.stop {
                 self.wish_end(stream_id).await?;
             }
             sleep(POLL).await;
         }
-        Ok(ends)
+        Ok(())
     }
 
     async fn wish_end(&self, stream_id: Uuid) -> Result<()> {

@@ -29,6 +29,12 @@ pub fn max_tokens_of(text: &str) -> i64 {
     i64::try_from(text.len()).unwrap_or(i64::MAX / 2) + PER_MESSAGE
 }
 
+/// The same of a prompt without history.
+#[must_use]
+pub fn max_tokens_of_prompt(question: &str, system: Option<&str>) -> i64 {
+    PER_MESSAGE + max_tokens_of(question) + system.map_or(0, max_tokens_of)
+}
+
 /// A likely number of tokens, for what no provider has counted.
 #[must_use]
 pub fn estimated_tokens(text: &str) -> i64 {

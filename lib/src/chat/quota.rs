@@ -48,6 +48,14 @@ impl Quota {
         Self { limit, used, reserved, remaining: (limit - used - reserved).max(0), resets_at }
     }
 
+    /// Refuses a request that does not fit in what is left, even if nothing is spent of what is reserved.
+    ///
+    /// # Errors
+    /// 429 `quota_exceeded`.
+    pub fn has_room(&self, tokens: i64) -> Result<()> {
+        if tokens > self.limit - self.used { Err(self.exceeded()) } else { Ok(()) }
+    }
+
     /// The refusal of a request that does not fit in what is left.
     #[track_caller]
     #[must_use]

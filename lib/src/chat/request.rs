@@ -177,6 +177,7 @@ pub struct SendRequest {
     conversation: ConversationRef,
     again: bool,
     answers: Vec<Uuid>,
+    questions: Vec<String>,
     name: Option<MessageName>,
     replaced: Option<MessageName>,
     sdk: bool,
@@ -210,12 +211,13 @@ impl FromFields for SendRequest {
             (Some(None), messages) => {
                 let (id, trigger): (Option<ChatId>, _) = (fields.read("id"), fields.read::<Trigger>("trigger"));
                 let replaced: Option<Option<MessageName>> = fields.read("message_id");
-                let LastQuestion { message, name, answers } = messages??;
+                let LastQuestion { message, name, answers, questions } = messages??;
                 Some(Self {
                     message,
                     conversation: ConversationRef::ClientId(id?.0),
                     again: trigger? == Trigger::Regenerate,
                     answers,
+                    questions,
                     name,
                     replaced: replaced?,
                     sdk: true,
@@ -231,6 +233,7 @@ impl FromFields for SendRequest {
                     conversation: conversation_id?.map_or(ConversationRef::New, ConversationRef::Id),
                     again: false,
                     answers: Vec::new(),
+                    questions: Vec::new(),
                     name: None,
                     replaced: None,
                     sdk: false,
@@ -250,7 +253,8 @@ impl SendRequest {
         let streamed = self.sdk || is_stream_wanted(self.stream, accept, protocol);
         let ask = self.options.into_ask(user_id, Some(self.message.0), self.conversation, self.again, streamed);
         let text = |name: Option<MessageName>| name.map(|name| name.0);
-        (Ask { keeps: self.answers, name: text(self.name), replaced: text(self.replaced), ..ask }, protocol)
+        let (name, replaced) = (text(self.name), text(self.replaced));
+        (Ask { keeps: self.answers, follows: self.questions, name, replaced, ..ask }, protocol)
     }
 }
 
@@ -268,6 +272,7 @@ impl Options {
             message,
             again,
             keeps: Vec::new(),
+            follows: Vec::new(),
             name: None,
             replaced: None,
             position: None,

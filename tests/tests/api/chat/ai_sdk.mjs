@@ -173,6 +173,37 @@ assert.equal(same.status, 'ready');
 const answers = (await stored(conversationOf(same))).filter(({ role }) => role === 'assistant');
 assert.deepEqual(answers.map((answer) => answer.id), [same.messages[1].id, same.messages[3].id]);
 
+// An edit that fails, and is tried once more, is an edit all the same; what was never answered is asked again by its id.
+const edited = new Chat(`edited-${Date.now()}`);
+const fails = { body: { model: 'no-such-model' } };
+for (const text of ['One', 'Two', 'Three']) await edited.sendMessage({ text });
+await edited.sendMessage({ text: 'Two, edited', messageId: edited.messages[2].id }, fails);
+assert.equal(problemOf(edited.error).code, 'model_not_available');
+await edited.regenerate();
+await edited.sendMessage({ text: 'Four' }, fails);
+await edited.regenerate({ messageId: edited.lastMessage.id });
+assert.equal(edited.status, 'ready');
+const asked = (await stored(conversationOf(edited))).filter(({ role }) => role === 'user').map(textOf);
+assert.deepEqual(asked, ['One', 'Two, edited', 'Four']);
+
+// Whoever leaves an answer before its first word, and has it stopped, does not know its id; what is said next may fail
+// and be edited all the same.
+const hasty = new Chat(`hasty-${Date.now()}`);
+await hasty.sendMessage({ text: 'Hello' });
+const leaving = hasty.sendMessage({ text: 'AIMOCK:thinks long' });
+const headers = { authorization: `Bearer ${token}` };
+const reserved = async () => (await (await fetch(`${api}/api/chat/usage`, { headers })).json()).tokens.reserved;
+for (const deadline = Date.now() + 30_000; (await reserved()) === 0; ) assert.ok(Date.now() < deadline);
+await hasty.stop();
+await leaving;
+assert.equal((await fetch(`${api}/api/chat/streams/${hasty.id}/stop`, { method: 'POST', headers })).status, 202);
+await hasty.sendMessage({ text: 'And on' }, fails);
+assert.deepEqual([hasty.status, hasty.messages.length], ['error', 4]);
+await hasty.sendMessage({ text: 'And further', messageId: hasty.lastMessage.id });
+assert.equal(hasty.status, 'ready');
+const said = (await stored(conversationOf(hasty))).map(textOf);
+assert.deepEqual([said.length, said[2], said[3], said[4]], [6, 'AIMOCK:thinks long', '', 'And further']);
+
 // What was delivered is not resumed; what is under way is, in another tab.
 const reloaded = new Chat(chat.id);
 await reloaded.resumeStream();

@@ -617,6 +617,44 @@ async fn a_question_that_fails_hides_no_other_answer() {
     found.await.expect_status(200);
 }
 
+/// Whoever wants something else of an answer under way, and is refused, keeps it.
+#[tokio::test]
+async fn what_is_refused_ends_no_answer() {
+    let (api, chat) = (Api::of_router(), format!("chat-{}", Uuid::now_v7()));
+    let person = api.sign_up().await;
+    let said = |name: &str, text: &str| json!({"id": name, "role": "user", "parts": [{"type": "text", "text": text}]});
+    let ask = |body: Value| api.post("/api/chat").bearer(&person.jwt).json(&body);
+    ask(json!({"id": chat, "messages": [said("q1", "Hello")]})).send().await.expect_status(200);
+    let slow = [said("q1", "Hello"), said("q2", "AIMOCK:slow")];
+    let mut running = ask(json!({"id": chat, "messages": slow})).open().await;
+    let mut text = read_to(&mut running, "text-delta").await;
+    for (change, status, code) in [
+        (json!({"trigger": "regenerate-message", "model": "no-such-model"}), 400, "model_not_available"),
+        (json!({"messageId": "q1", "messages": [said("q1", &"é".repeat(30_000))]}), 429, "quota_exceeded"),
+        (json!({"messageId": "q9", "messages": [said("q9", "Never said")]}), 404, "not_found"),
+        (
+            json!({"messageId": "q9", "trigger": "regenerate-message", "messages": [said("q9", "Never said")]}),
+            404,
+            "not_found",
+        ),
+    ] {
+        let mut body = json!({"id": chat, "messages": slow});
+        body.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        ask(body).send().await.expect_problem(status, code);
+    }
+    text.push_str(&read_rest(&mut running).await);
+    assert!(text.contains("\"finishReason\":\"stop\""), "{text}");
+    // What is being answered is known by its name before it is stored.
+    let mut running = ask(json!({"id": chat, "messages": [said("q3", "AIMOCK:slow")]})).open().await;
+    let start = read_to(&mut running, "text-delta").await;
+    let start: Value = start.lines().find_map(|line| serde_json::from_str(line.strip_prefix("data: ")?).ok()).unwrap();
+    let edit = json!({"id": chat, "messages": [said("q3", "And now?")], "messageId": "q3"});
+    ask(edit).send().await.expect_status(200);
+    let stored = contents(&api, &person, start["messageMetadata"]["conversationId"].as_str().unwrap()).await;
+    let questions: Vec<_> = stored.iter().step_by(2).map(|(content, _)| content.as_str()).collect();
+    assert_eq!(questions, ["Hello", "AIMOCK:slow", "And now?"]);
+}
+
 /// A conversation is stored with its first answer.
 #[tokio::test]
 async fn a_conversation_is_deleted_before_its_first_answer_ends() {
