@@ -74,6 +74,16 @@ def routes(source: dict[str, Any]) -> list[Route]:
     return sorted(found, key=lambda route: (route.path, route.method))
 
 
+def streamed(source: dict[str, Any]) -> set[str]:
+    """Names of the functions that stream their replies."""
+    return {
+        name
+        for name, properties in functions(source).items()
+        for event in properties.get("Events", {}).values()
+        if event["Properties"].get("ResponseTransferMode") == "RESPONSE_STREAM"
+    }
+
+
 def parameters(source: dict[str, Any]) -> set[str]:
     """Names of the template's parameters."""
     return set(source.get("Parameters", {}))

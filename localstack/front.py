@@ -1,4 +1,4 @@
-"""Port 4000 itself: HAProxy before cargo-lambda's router.
+"""Port 4000 itself: HAProxy before cargo-lambda's router, and between the router and what replies to it whole.
 
 The router takes a body for text where its media type says so, and answers 500
 itself when such a body is not UTF-8. It compares media types by case, which
@@ -7,6 +7,14 @@ function answers as it does behind API Gateway. It also answers 500 to a header
 value outside ASCII, which is refused here with a 400. Only in cookies, which
 other applications on the same host set too, such characters become question
 marks. Everything else, streams included, passes as it is.
+
+The Runtime API answers a reply before it has read it. Over HTTP/1.1, hyper then
+keeps the reply's body open until the next request on that connection. A function
+whose reply is still on its way when it reads the answer, as are the megabytes of
+a process that has only just started, makes that request on another connection,
+and the client waits for ever. A body of HTTP/2 ends by itself, which functions do
+not speak: HAProxy does. Streamed replies are chunked, which ends them too; they
+go to the router itself, since HAProxy would join the frames that it takes apart.
 """
 
 from __future__ import annotations
@@ -30,12 +38,12 @@ defaults
     timeout server 6m
     # Each piece of a stream goes out by itself; else it waits 200 ms for company.
     option http-no-delay
-    # The router writes a reply's head and body apart, with Nagle's algorithm on. On a connection that was used
-    # before, the acknowledgement that the body waits for comes 40 ms late.
-    option http-server-close
 
 frontend api
     bind 127.0.0.1:{port}
+    # The router writes a reply's head and body apart, with Nagle's algorithm on. On a connection that was used
+    # before, the acknowledgement that the body waits for comes 40 ms late.
+    option http-server-close
     acl ascii req.hdrs -m reg ^[[:print:][:space:]]*$
     # The router reads the first Cookie header alone.
     http-request set-header cookie %[req.fhdr(cookie,1),regsub("[^ -~]",?,g)] if {{ req.hdr(cookie) -m found }} !ascii
@@ -49,6 +57,19 @@ frontend api
 
 backend router
     server cargo-lambda 127.0.0.1:{router}
+
+listen replies
+    bind 127.0.0.1:{replies}
+    # A function waits for its next request as long as there is none.
+    timeout client 24d
+    timeout server 24d
+    # A process that is gone must not be handed a request, and none may hold up another's replies.
+    option abortonclose
+    http-reuse never
+    # Without a router a connection ends, as it does at the router itself: functions take any answer for a request.
+    errorfile 502 /dev/null
+    errorfile 503 /dev/null
+    server cargo-lambda 127.0.0.1:{router} proto h2
 """
 PROBLEM = (
     '{"type":"urn:problem:unavailable","title":"The service is not available","status":503,'
@@ -77,5 +98,5 @@ def program(profile: Profile) -> Program:
 
 def configuration(profile: Profile) -> str:
     """What HAProxy listens to, passes on to, and changes."""
-    ports = {"port": profile.port("router"), "router": profile.port("runtime")}
+    ports = {"port": profile.port("router"), "router": profile.port("runtime"), "replies": profile.port("replies")}
     return CONFIGURATION.format(**ports, problem=PROBLEM, malformed=MALFORMED)

@@ -103,12 +103,13 @@ def environment(profile: Profile, name: str, variables: dict[str, str]) -> dict[
 
 
 def _process(profile: Profile, name: str, queue: str, number: int, variables: dict[str, str]) -> Program:
+    door = "runtime" if name in cloudformation.streamed(cloudformation.template()) else "replies"
     return Program(
         f"{FUNCTION}{name}-{number}",
         [str(_installed(profile, name))],
         {
             **environment(profile, name, variables),
-            "AWS_LAMBDA_RUNTIME_API": f"{profile.url('runtime')}/.rt/{queue}",
+            "AWS_LAMBDA_RUNTIME_API": f"{profile.url(door)}/.rt/{queue}",
             # New code under the same path has to look like a change.
             "CODE_SHA256": build.code_hash(name),
         },

@@ -27,6 +27,7 @@ REGION = "us-east-1"
 PORTS = {
     "router": 4000,
     "runtime": 4001,
+    "replies": 4002,
     "supervisor": 4009,
     "llm": 4010,
     "stripe": 4020,

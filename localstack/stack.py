@@ -110,12 +110,13 @@ def bring_up(profile: Profile, with_build: bool) -> None:
     print("Starting the functions ...", flush=True)
     # A function that finds no router ends at once, so the router comes first.
     wanted += [functions.router(profile), front.program(profile)]
-    if not services.listens(profile.port("runtime")):
+    polled = [profile.port("runtime"), profile.port("replies")]
+    if not all(map(services.listens, polled)):
         supervisor.apply(wanted)
         services.wait_for(
-            lambda: services.listens(profile.port("runtime")),
+            lambda: all(map(services.listens, polled)),
             30,
-            f"The router does not start; {profile.logs}/router.log says why.",
+            f"The router does not start; router.log or front.log in {profile.logs} says why.",
         )
     supervisor.apply([*wanted, *functions.programs(profile)])
     services.wait_for(
