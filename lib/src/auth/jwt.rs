@@ -1,6 +1,7 @@
 //! Access tokens: Ed25519 JWTs (RFC 8037) of fifteen minutes that name their session.
 
-use std::sync::OnceLock;
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use jsonwebtoken::crypto::{CryptoProvider, JwtSigner, JwtVerifier, KeyUtils};
 use jsonwebtoken::errors::{Error as JwtError, ErrorKind};
@@ -11,6 +12,7 @@ use signature::{Signer, Verifier};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use crate::clock;
 use crate::crypto;
 use crate::error::{Code, Error, Result};
 use crate::secrets;
@@ -18,11 +20,14 @@ use crate::secrets;
 /// How long an access token is valid, in seconds.
 const LIFETIME_SECONDS: i64 = 15 * 60;
 
+/// Tokens whose signature a sandbox remembers to be good.
+const REMEMBERED: usize = 256;
+
 const ISSUER: &str = "ai-chat-backend";
 const AUDIENCE: &str = "ai-chat-api";
 
 /// The claims of an access token.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Claims {
     iss: String,
     aud: String,
@@ -71,7 +76,12 @@ struct Derived {
 
 /// The keys that sign and verify: the current one, the one after it, and the one before it until its tokens have
 /// expired.
-pub struct Keys(Vec<Key>);
+pub struct Keys {
+    keys: Vec<Key>,
+    /// By their digests, tokens that were found good, the latest first: to check a signature is a tenth of what a chat
+    /// request computes, and a client sends one token for a quarter of an hour.
+    verified: Mutex<VecDeque<([u8; 32], Claims)>>,
+}
 
 impl Keys {
     /// Reads the secret named by `SIGNING_SECRET_ARN`.
@@ -98,7 +108,7 @@ impl Keys {
         }
         // The provider is the same for all keys of the process, so a second installation changes nothing.
         let _ = provider().install_default();
-        Ok(Self(keys))
+        Ok(Self { keys, verified: Mutex::default() })
     }
 
     /// Signs a token for a session.
@@ -106,7 +116,7 @@ impl Keys {
     /// # Errors
     /// When signing fails.
     pub fn sign(&self, user_id: Uuid, session_id: Uuid, now: OffsetDateTime) -> Result<AccessToken> {
-        let key = self.0.first().ok_or_else(|| Error::internal("no signing key"))?.derived()?;
+        let key = self.keys.first().ok_or_else(|| Error::internal("no signing key"))?.derived()?;
         let expires_at = now + time::Duration::seconds(LIFETIME_SECONDS);
         let claims = Claims {
             iss: ISSUER.to_owned(),
@@ -128,6 +138,23 @@ impl Keys {
     /// # Errors
     /// 401 `session_expired` for a token past its end, 401 `unauthenticated` for any other fault.
     pub fn verify(&self, token: &str) -> Result<Claims> {
+        let digest = crypto::sha256(token.as_bytes());
+        let now = clock::now().unix_timestamp();
+        if let Some((_, claims)) = self.verified().iter().find(|(known, claims)| *known == digest && now < claims.exp) {
+            return Ok(claims.clone());
+        }
+        let claims = self.check(token)?;
+        let mut verified = self.verified();
+        verified.push_front((digest, claims.clone()));
+        verified.truncate(REMEMBERED);
+        Ok(claims)
+    }
+
+    fn verified(&self) -> MutexGuard<'_, VecDeque<([u8; 32], Claims)>> {
+        self.verified.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn check(&self, token: &str) -> Result<Claims> {
         let header = jsonwebtoken::decode_header(token).map_err(|_| Error::unauthenticated())?;
         let key = self.find(header.kid.as_deref().unwrap_or_default())?.ok_or_else(Error::unauthenticated)?;
         let mut validation = Validation::new(Algorithm::EdDSA);
@@ -145,7 +172,7 @@ impl Keys {
     }
 
     fn find(&self, id: &str) -> Result<Option<&Derived>> {
-        for key in &self.0 {
+        for key in &self.keys {
             let key = key.derived()?;
             if key.id == id {
                 return Ok(Some(key));
@@ -160,7 +187,7 @@ impl Keys {
     /// When a key cannot be derived.
     pub fn jwks(&self) -> Result<serde_json::Value> {
         let mut keys = Vec::new();
-        for key in &self.0 {
+        for key in &self.keys {
             let key = key.derived()?;
             keys.push(serde_json::json!({
                 "kty": "OKP", "crv": "Ed25519", "use": "sig", "alg": "EdDSA",
@@ -242,7 +269,6 @@ impl JwtVerifier for Ed25519Verifier {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock;
     use serde_json::{Value, json};
 
     fn keys() -> Keys {
@@ -274,7 +300,7 @@ mod tests {
     fn refuses_other_algorithms_and_changed_tokens() {
         let keys = keys();
         let token = keys.sign(Uuid::nil(), Uuid::nil(), clock::now()).unwrap().token;
-        let key = keys.0[0].derived().unwrap();
+        let key = keys.keys[0].derived().unwrap();
         let kid = &key.id;
         for alg in ["none", "HS256", "RS256", "ES256"] {
             let forged = with_header(&token, &json!({"alg": alg, "typ": "JWT", "kid": kid}));
@@ -301,9 +327,32 @@ mod tests {
     }
 
     #[test]
+    fn a_token_that_was_found_good_expires_and_vouches_for_no_other() {
+        let keys = keys();
+        let sign =
+            |ago| keys.sign(Uuid::nil(), Uuid::nil(), clock::now() - time::Duration::seconds(ago)).unwrap().token;
+        let token = sign(0);
+        for _ in 0..2 {
+            assert_eq!(keys.verify(&token).unwrap().sub, Uuid::nil());
+            assert_eq!(keys.verify(&token[..token.len() - 1]).unwrap_err().code(), Code::Unauthenticated);
+        }
+        let mut expired = keys.verify(&token).unwrap();
+        expired.exp -= LIFETIME_SECONDS + 1;
+        let old = sign(LIFETIME_SECONDS + 1);
+        keys.verified().push_front((crypto::sha256(old.as_bytes()), expired));
+        assert_eq!(keys.verify(&old).unwrap_err().code(), Code::SessionExpired);
+        let claims = keys.verify(&token).unwrap();
+        let others = (0..REMEMBERED).map(|number| (crypto::sha256(&number.to_be_bytes()), claims.clone()));
+        *keys.verified() = others.collect();
+        keys.verify(&token).unwrap();
+        let verified = keys.verified();
+        assert_eq!((verified.len(), verified[0].0), (REMEMBERED, crypto::sha256(token.as_bytes())));
+    }
+
+    #[test]
     fn a_token_for_another_audience_is_refused() {
         let keys = keys();
-        let key = keys.0[0].derived().unwrap();
+        let key = keys.keys[0].derived().unwrap();
         let now = clock::now().unix_timestamp();
         let claims =
             json!({"iss": ISSUER, "aud": "other", "sub": Uuid::nil(), "sid": Uuid::nil(), "iat": now, "exp": now + 60});
