@@ -108,6 +108,8 @@ def bring_up(profile: Profile, with_build: bool) -> None:
     print("Migrating the databases ...", flush=True)
     print(f"  {json.dumps(deploy.migrate(profile))}", flush=True)
     print("Starting the functions ...", flush=True)
+    # Asked of the emulator, which an older version's stack starts anew with what follows.
+    deployed = functions.programs(profile)
     # A function that finds no router ends at once, so the router comes first.
     wanted += [functions.router(profile), front.program(profile)]
     polled = [profile.port("runtime"), profile.port("replies")]
@@ -118,7 +120,7 @@ def bring_up(profile: Profile, with_build: bool) -> None:
             30,
             f"The router does not start; router.log or front.log in {profile.logs} says why.",
         )
-    supervisor.apply([*wanted, *functions.programs(profile)])
+    supervisor.apply([*wanted, *deployed])
     services.wait_for(
         lambda: services.answers(f"{profile.url('router')}/health"),
         30,
