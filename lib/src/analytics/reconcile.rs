@@ -118,10 +118,13 @@ impl Reconciler {
                     Err(_) => Ok(None),
                 }
             };
-            let Some(days) = compared.await? else {
+            let next = Task { days: task.days, from: Some(Place { view: target.to_owned(), month }) };
+            let days = compared.await.inspect_err(|_| {
+                tracing::warn!(next = serde_json::to_string(&next).ok(), "the views before this one were reconciled");
+            });
+            let Some(days) = days? else {
                 found.months_left = parts.len() - done;
-                let from = Some(Place { view: target.to_owned(), month });
-                found.next = Some(Task { days: task.days, from });
+                found.next = Some(next);
                 break;
             };
             longest = longest.max(started.elapsed());

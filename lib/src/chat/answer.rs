@@ -222,7 +222,7 @@ impl Chat {
         let mut writer = streams.map(|streams| {
             let (user_id, names) = (exchange.subject.user_id, exchange.names());
             let messages = exchange.question_name.iter().cloned().chain([exchange.answer_id.to_string()]).collect();
-            streams.record(StreamIdentity { stream_id, user_id, names, messages })
+            streams.record(StreamIdentity { stream_id, user_id, names, messages, asked_at: exchange.asked_at })
         });
         let started = Instant::now();
         let longest = TOTAL.min(time_left.saturating_sub(RESERVE));

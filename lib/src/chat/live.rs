@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use aws_sdk_dynamodb::types::{AttributeValue, PutRequest, ReturnValue, WriteRequest};
 use bytes::Bytes;
+use time::OffsetDateTime;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -65,6 +66,8 @@ pub struct StreamIdentity {
     pub names: Vec<String>,
     /// What the client calls the question, if anything, and the answer's id.
     pub messages: Vec<String>,
+    /// When the question came.
+    pub asked_at: OffsetDateTime,
 }
 
 /// A stream that may go on.
@@ -90,6 +93,7 @@ pub struct Wish {
 struct State {
     user_id: Uuid,
     messages: Vec<String>,
+    asked_at: i64,
     wish: Wish,
     beat: i64,
     last: u64,
@@ -106,6 +110,7 @@ impl State {
         Ok(Self {
             user_id: get_id(item, "user_id")?,
             messages: item.get("messages").and_then(|names| names.as_ss().ok()).cloned().unwrap_or_default(),
+            asked_at: get_number(item, "asked_at").unwrap_or(0),
             wish: Wish { stop: flag("stop_wished"), read_at: get_number(item, "read_at")? },
             beat: get_number(item, "beat_at")?,
             last: u64::try_from(get_number(item, "last_id")?).map_err(Error::internal)?,
@@ -226,6 +231,7 @@ impl Streams {
             .item("seq", number(0))
             .item("user_id", text(identity.user_id))
             .item("messages", AttributeValue::Ss(identity.messages.clone()))
+            .item("asked_at", number(clock::millis(identity.asked_at)))
             .item("beat_at", number(clock::millis(now)))
             .item("read_at", number(0))
             .item("last_id", number(progress.last))
@@ -355,6 +361,8 @@ impl Streams {
         if name.chars().count() > ChatId::LONGEST {
             return Err(Error::not_found("stream"));
         }
+        // What is asked for later is not meant.
+        let meant = clock::millis(clock::now() + LONGEST_BEGINNING);
         let latest = Instant::now() + LONGEST_ENDING + LONGEST_BEGINNING;
         let (mut until, mut ended) = (Instant::now() + LONGEST_BEGINNING, None);
         while Instant::now() < until {
@@ -363,7 +371,7 @@ impl Streams {
                 && let Some(item) = self.item(&stream_id.to_string()).await?
             {
                 let state = State::of(&item)?;
-                if state.user_id != user_id {
+                if state.user_id != user_id || named.is_some() && state.asked_at > meant {
                     break;
                 }
                 if named.is_none() || !(state.done || state.wish.stop) {

@@ -155,7 +155,7 @@ impl Mailer {
         let (html, text) = (render("mail.html")?, render("mail.txt")?);
         let left = || end.saturating_duration_since(Instant::now());
         if !self.sent.claim(mail.id, left(), clock::now()).await? {
-            tracing::info!(mail.id = %mail.id, "a mail was dropped because another copy of its job is or was worked on");
+            tracing::info!(mail.id = %mail.id, "a mail was dropped because it was sent");
             return Ok(());
         }
         let rendered = Rendered { to: &user.email, subject: words.subject, html, text };
@@ -221,7 +221,7 @@ impl Words {
             },
             MailKind::PasswordChanged => Self {
                 subject: "Your password was changed",
-                text: "The password of your account was just changed, and sessions on other devices were ended.",
+                text: "The password of your account was changed, and sessions on other devices were ended.",
                 action: "Open the app",
                 footer: "If it was not you, set a new password at once by way of \"Forgot password\".",
             },
@@ -245,7 +245,7 @@ impl Words {
             },
             MailKind::TrialEnding => Self {
                 subject: "Your trial ends soon",
-                text: "Your trial ends within three days. Then the first payment is due; without a card, your subscription ends.",
+                text: "Your trial ends soon. Then the first payment is due; without a card, your subscription ends.",
                 action: "Manage the subscription",
                 footer: "If you do not want to go on, cancel before the trial ends and nothing is charged.",
             },

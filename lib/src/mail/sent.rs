@@ -3,11 +3,13 @@
 
 use std::time::Duration;
 
+use aws_sdk_dynamodb::operation::put_item::PutItemError;
+use aws_sdk_dynamodb::types::ReturnValuesOnConditionCheckFailure;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::error::Result;
-use crate::store::dynamo::{Table, epoch_seconds, text, unless_refused};
+use crate::error::{Error, Result};
+use crate::store::dynamo::{Table, epoch_seconds, text};
 
 /// Longer than a copy lies in its queue.
 const KEPT: time::Duration = time::Duration::days(15);
@@ -27,16 +29,15 @@ impl SentMails {
     }
 
     /// Claims a mail for this time, after which nobody who has claimed it can be at work any more; `false` where it was
-    /// sent, or a copy of its job is being worked on. Such a copy comes again until its own work is done, and so whoever
-    /// is told `false` may forget the mail.
+    /// sent.
     ///
     /// # Errors
-    /// When the table does not answer.
+    /// When a copy of its job is being worked on, which may come to nothing, and when the table does not answer.
     pub(super) async fn claim(&self, id: Uuid, time_left: Duration, now: OffsetDateTime) -> Result<bool> {
         // Seconds are cut off.
         let expires = now + time_left + Duration::from_secs(1);
         let claim = text(Uuid::now_v7());
-        let result = self
+        let put = self
             .table
             .client()
             .put_item()
@@ -48,9 +49,17 @@ impl SentMails {
             .condition_expression("attribute_not_exists(pk) OR expires < :now OR claimed_by = :claim")
             .expression_attribute_values(":now", epoch_seconds(now))
             .expression_attribute_values(":claim", claim)
+            .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
             .send()
             .await;
-        Ok(unless_refused(result)?.is_some())
+        let Err(error) = put else { return Ok(true) };
+        let Some(PutItemError::ConditionalCheckFailedException(refused)) = error.as_service_error() else {
+            return Err(error.into());
+        };
+        if refused.item().is_some_and(|item| item.contains_key("claimed_by")) {
+            return Err(Error::unavailable("a copy of the mail's job is being worked on"));
+        }
+        Ok(false)
     }
 
     /// Notes that a mail was sent.

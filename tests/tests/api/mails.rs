@@ -78,8 +78,12 @@ async fn the_end_of_a_days_quota_is_left_to_the_queue() {
     let person = Api::of_router().sign_up().await;
     let (way, asked) = busy_ses(usize::MAX, "Daily message quota exceeded.");
     let job = job(id_of(Duration::ZERO), "password-changed", &person);
+    let copy = job.clone();
     let reply = ask_by(&way, "workers-send-mail", &delivery(&[job]));
     assert_eq!((failed(&reply), asked.load(Ordering::SeqCst)), (1, 1), "{reply}");
+    // A copy that comes before the queue's next try is not taken for one too many.
+    let reply = ask_by(&variable("AWS_ENDPOINT_URL"), "workers-send-mail", &delivery(&[copy]));
+    assert_eq!((failed(&reply), count(&person, CHANGED).await), (1, 0), "{reply}");
 }
 
 #[tokio::test]
@@ -94,7 +98,8 @@ async fn copies_of_a_job_are_one_mail() {
         if is_claim && lost.fetch_add(1, Ordering::SeqCst) == 0 { LOST.to_vec() } else { answer }
     });
     let reply = ask_by(&way, "workers-send-mail", &delivery(&[job.clone(), job.clone()]));
-    assert_eq!(failed(&reply), 0, "{reply}");
+    // One that comes while the other is worked on is left to the queue.
+    assert!(failed(&reply) < 2, "{reply}");
     // Another sandbox, later.
     let reply = ask_by(&way, "workers-send-mail", &delivery(&[job]));
     assert_eq!(failed(&reply), 0, "{reply}");

@@ -563,6 +563,25 @@ async fn a_second_stop_ends_the_answer_after_the_one_that_is_ending() {
     assert!(asked.text.contains(&stopped) && asked.text.contains("\"finishReason\":\"stopped\""), "{}", asked.text);
 }
 
+#[tokio::test]
+async fn a_second_stop_ends_no_answer_that_is_asked_for_later() {
+    let (api, chat) = (Api::of_router(), format!("chat-{}", Uuid::now_v7()));
+    let person = api.sign_up().await;
+    let ending = Written::begin(&person).await;
+    ending.is_ending(&person, &chat).await;
+    let asks = async {
+        tokio::time::sleep(Duration::from_millis(2_500)).await;
+        ending.end(&person, 0).await;
+        let messages = json!([{"id": "m1", "role": "user", "parts": [{"type": "text", "text": "AIMOCK:slow"}]}]);
+        let body = json!({"id": chat, "messages": messages});
+        api.post("/api/chat").bearer(&person.jwt).json(&body).send().await
+    };
+    let stop = api.post(&format!("/api/chat/streams/{chat}/stop")).bearer(&person.jwt);
+    let (stopped, asked) = tokio::join!(stop.send(), asks);
+    assert_eq!(stopped.expect_status(202).text_at("/streamId"), ending.id.to_string());
+    assert!(asked.expect_status(200).text.contains("\"finishReason\":\"stop\""));
+}
+
 /// What would replace an answer and is stopped before its first word replaces nothing.
 #[tokio::test]
 async fn an_answer_stays_where_the_next_one_is_stopped_before_its_first_word() {
