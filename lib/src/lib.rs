@@ -16,6 +16,7 @@ pub mod http;
 pub mod mail;
 pub mod migrate;
 mod outbound;
+mod recent;
 mod runtime;
 pub mod secrets;
 pub mod store;

@@ -1,7 +1,6 @@
 //! Access tokens: Ed25519 JWTs (RFC 8037) of fifteen minutes that name their session.
 
-use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::OnceLock;
 
 use jsonwebtoken::crypto::{CryptoProvider, JwtSigner, JwtVerifier, KeyUtils};
 use jsonwebtoken::errors::{Error as JwtError, ErrorKind};
@@ -15,13 +14,11 @@ use uuid::Uuid;
 use crate::clock;
 use crate::crypto;
 use crate::error::{Code, Error, Result};
+use crate::recent::Recent;
 use crate::secrets;
 
 /// How long an access token is valid, in seconds.
 const LIFETIME_SECONDS: i64 = 15 * 60;
-
-/// Tokens whose signature a sandbox remembers to be good.
-const REMEMBERED: usize = 256;
 
 const ISSUER: &str = "ai-chat-backend";
 const AUDIENCE: &str = "ai-chat-api";
@@ -78,9 +75,9 @@ struct Derived {
 /// expired.
 pub struct Keys {
     keys: Vec<Key>,
-    /// By their digests, tokens that were found good, the latest first: to check a signature is a tenth of what a chat
-    /// request computes, and a client sends one token for a quarter of an hour.
-    verified: Mutex<VecDeque<([u8; 32], Claims)>>,
+    /// By their digests, tokens that were found good: to check a signature is a tenth of what a chat request computes,
+    /// and a client sends one token for a quarter of an hour.
+    verified: Recent<[u8; 32], Claims>,
 }
 
 impl Keys {
@@ -108,7 +105,7 @@ impl Keys {
         }
         // The provider is the same for all keys of the process, so a second installation changes nothing.
         let _ = provider().install_default();
-        Ok(Self { keys, verified: Mutex::default() })
+        Ok(Self { keys, verified: Recent::default() })
     }
 
     /// Signs a token for a session.
@@ -139,19 +136,12 @@ impl Keys {
     /// 401 `session_expired` for a token past its end, 401 `unauthenticated` for any other fault.
     pub fn verify(&self, token: &str) -> Result<Claims> {
         let digest = crypto::sha256(token.as_bytes());
-        let now = clock::now().unix_timestamp();
-        if let Some((_, claims)) = self.verified().iter().find(|(known, claims)| *known == digest && now < claims.exp) {
-            return Ok(claims.clone());
+        if let Some(claims) = self.verified.get(&digest).filter(|claims| clock::now().unix_timestamp() < claims.exp) {
+            return Ok(claims);
         }
         let claims = self.check(token)?;
-        let mut verified = self.verified();
-        verified.push_front((digest, claims.clone()));
-        verified.truncate(REMEMBERED);
+        self.verified.remember(digest, claims.clone());
         Ok(claims)
-    }
-
-    fn verified(&self) -> MutexGuard<'_, VecDeque<([u8; 32], Claims)>> {
-        self.verified.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn check(&self, token: &str) -> Result<Claims> {
@@ -339,14 +329,9 @@ mod tests {
         let mut expired = keys.verify(&token).unwrap();
         expired.exp -= LIFETIME_SECONDS + 1;
         let old = sign(LIFETIME_SECONDS + 1);
-        keys.verified().push_front((crypto::sha256(old.as_bytes()), expired));
+        keys.verified.remember(crypto::sha256(old.as_bytes()), expired);
         assert_eq!(keys.verify(&old).unwrap_err().code(), Code::SessionExpired);
-        let claims = keys.verify(&token).unwrap();
-        let others = (0..REMEMBERED).map(|number| (crypto::sha256(&number.to_be_bytes()), claims.clone()));
-        *keys.verified() = others.collect();
-        keys.verify(&token).unwrap();
-        let verified = keys.verified();
-        assert_eq!((verified.len(), verified[0].0), (REMEMBERED, crypto::sha256(token.as_bytes())));
+        assert!(keys.verified.contains(&crypto::sha256(token.as_bytes())));
     }
 
     #[test]

@@ -1,15 +1,12 @@
 //! Cookies and bearer tokens: how a request proves whose it is, and how a session is handed out.
 
-use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 use http::{HeaderMap, StatusCode};
 use serde::Serialize;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::auth::account::{SignedIn, User};
-use crate::auth::jwt::{Claims, Keys};
+use crate::auth::jwt::Keys;
 use crate::auth::session::{Session, SessionToken, Sessions, TOKEN_PREFIX};
 use crate::clock;
 use crate::config::Stage;
@@ -18,11 +15,10 @@ use crate::error::{Error, Result};
 use crate::http::problem;
 use crate::http::response::Response;
 use crate::http::validate::{Field, Invalid, Raw};
+use crate::recent::Recent;
 
 /// The cookie's name.
 const COOKIE: &str = "session";
-/// Entries that each cache of a sandbox holds at most.
-const REMEMBERED: usize = 256;
 
 /// A credential, as the request carries it.
 #[derive(Clone)]
@@ -106,50 +102,16 @@ impl Caller {
     }
 }
 
-/// What a credential proves by itself. It admits nobody.
-#[derive(Debug, Default)]
-pub struct Known {
-    /// Whose it is.
-    pub owner: Option<Uuid>,
-    /// What a signature vouches for.
-    claims: Option<Claims>,
-}
-
 /// Checks credentials against the sessions table, on every request.
 pub struct Gate {
     sessions: Sessions,
     keys: Keys,
-    /// Digests of session tokens that were proved: they let their owner's requests be counted beside the session read.
+    /// Digests of session tokens that were proved: they let their owner's requests be counted beside the session read,
+    /// and admit nobody.
     proved: Recent<[u8; 32]>,
     /// Sessions that were found to have ended. None begins again, and their access tokens, of which the signature stays
     /// good until they expire, must not use up what their former owner may ask for.
     ended: Recent<Uuid>,
-}
-
-/// What a sandbox has found out lately. It is for the rate limit alone, and admits nobody.
-#[derive(Default)]
-struct Recent<T>(Mutex<VecDeque<T>>);
-
-impl<T: PartialEq> Recent<T> {
-    fn contains(&self, found: &T) -> bool {
-        self.lock().contains(found)
-    }
-
-    fn remember(&self, found: T) {
-        let mut recent = self.lock();
-        if !recent.contains(&found) {
-            recent.push_front(found);
-            recent.truncate(REMEMBERED);
-        }
-    }
-
-    fn forget(&self, found: &T) {
-        self.lock().retain(|known| known != found);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, VecDeque<T>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 fn digest(token: &SessionToken) -> [u8; 32] {
@@ -166,22 +128,19 @@ impl Gate {
         Ok(Self { sessions, keys, proved: Recent::default(), ended: Recent::default() })
     }
 
-    /// What a credential proves without asking the table: by a signature, unless this sandbox has found the session
-    /// ended, or because it has seen the token before.
+    /// Whose a credential is, without asking the table: by a signature, unless this sandbox has found the session ended,
+    /// or because it has seen the token before. It admits nobody.
     #[must_use]
-    pub fn recognize(&self, credential: &Credential) -> Known {
+    pub fn recognize(&self, credential: &Credential) -> Option<Uuid> {
         match credential {
-            Credential::Jwt(token) => self.keys.verify(token).map_or_else(
-                |_| Known::default(),
-                |claims| {
-                    let owner = (!self.ended.contains(&claims.sid)).then_some(claims.sub);
-                    Known { owner, claims: Some(claims) }
-                },
-            ),
-            Credential::Cookie(token) | Credential::Session(token) => {
-                Known { owner: self.proved.contains(&digest(token)).then_some(token.user_id), claims: None }
+            Credential::Jwt(token) => {
+                let claims = self.keys.verify(token).ok()?;
+                (!self.ended.contains(&claims.sid)).then_some(claims.sub)
             }
-            Credential::Malformed => Known::default(),
+            Credential::Cookie(token) | Credential::Session(token) => {
+                self.proved.contains(&digest(token)).then_some(token.user_id)
+            }
+            Credential::Malformed => None,
         }
     }
 
@@ -189,28 +148,20 @@ impl Gate {
     ///
     /// # Errors
     /// 401 when it proves none.
-    pub async fn authenticate(&self, credential: Credential, known: &Known) -> Result<Caller> {
+    pub async fn authenticate(&self, credential: Credential) -> Result<Caller> {
         let session = match &credential {
             Credential::Jwt(token) => {
-                let verified;
-                // A signature costs a tenth of a millisecond: it is checked once.
-                let claims = match &known.claims {
-                    Some(claims) => claims,
-                    None => {
-                        verified = self.keys.verify(token)?;
-                        &verified
-                    }
-                };
-                let found = self.sessions.of_access_token(claims).await;
+                let claims = self.keys.verify(token)?;
+                let found = self.sessions.of_access_token(&claims).await;
                 if found.as_ref().is_err_and(Error::is_unauthorized) {
-                    self.ended.remember(claims.sid);
+                    self.ended.remember(claims.sid, ());
                 }
                 found?
             }
             Credential::Cookie(token) | Credential::Session(token) => {
                 let session = self.sessions.authenticate(token).await;
                 match &session {
-                    Ok(_) => self.proved.remember(digest(token)),
+                    Ok(_) => self.proved.remember(digest(token), ()),
                     // Whoever goes on sending it must not use up what its former owner may ask for.
                     Err(error) if error.is_unauthorized() => self.proved.forget(&digest(token)),
                     Err(_) => {}
@@ -422,9 +373,9 @@ mod tests {
         let gate = gate();
         let (user, sessions) = (Uuid::now_v7(), [Uuid::now_v7(), Uuid::now_v7()]);
         let tokens = sessions.map(|session| gate.keys.sign(user, session, clock::now()).unwrap().token);
-        let owner = |token: &str| gate.recognize(&Credential::Jwt(token.to_owned())).owner;
+        let owner = |token: &str| gate.recognize(&Credential::Jwt(token.to_owned()));
         assert_eq!((owner(&tokens[0]), owner(&tokens[1])), (Some(user), Some(user)));
-        gate.ended.remember(sessions[0]);
+        gate.ended.remember(sessions[0], ());
         assert_eq!((owner(&tokens[0]), owner(&tokens[1])), (None, Some(user)));
     }
 
@@ -432,9 +383,9 @@ mod tests {
     fn a_token_has_an_owner_until_it_is_refused() {
         let gate = gate();
         let token = |byte| SessionToken::parse(&format!("{TOKEN_PREFIX}{}", crypto::base64url(&[byte; 68]))).unwrap();
-        let owner = |byte| gate.recognize(&Credential::Session(token(byte))).owner;
-        gate.proved.remember(digest(&token(1)));
-        gate.proved.remember(digest(&token(2)));
+        let owner = |byte| gate.recognize(&Credential::Session(token(byte)));
+        gate.proved.remember(digest(&token(1)), ());
+        gate.proved.remember(digest(&token(2)), ());
         assert_eq!(owner(1), Some(token(1).user_id));
         gate.proved.forget(&digest(&token(1)));
         assert_eq!((owner(1), owner(2)), (None, Some(token(2).user_id)));

@@ -20,7 +20,7 @@ use crate::config;
 use crate::error::{Code, Error, Result};
 use crate::events::Event;
 use crate::http::cors::Origins;
-use crate::http::credentials::{Credential, Gate, Known};
+use crate::http::credentials::{Caller, Credential, Gate};
 use crate::http::headers;
 use crate::http::problem;
 use crate::http::rate_limit::{Allowance, ClientKey, RateLimiter};
@@ -419,17 +419,17 @@ impl Guard {
         let now = clock::now();
         let address = ClientKey::Address(request.ip);
         let credential = Credential::of(&request.headers);
-        let known = credential.as_ref().map(|credential| self.gate.recognize(credential)).unwrap_or_default();
         let Some(limiter) = &self.limiter else {
-            request.caller = self.caller(credential, &known).await?;
+            request.caller = self.caller(credential).await?;
             return Ok(());
         };
-        match (credential, known.owner) {
+        let owner = credential.as_ref().and_then(|credential| self.gate.recognize(credential));
+        match (credential, owner) {
             (None, _) => *allowance = limiter.count(address, now).await?,
             (Some(credential), Some(owner)) => {
                 let ((), caller, count) = futures_util::future::join3(
                     store::connect(),
-                    self.caller(Some(credential), &known),
+                    self.caller(Some(credential)),
                     limiter.count(ClientKey::User(owner), now),
                 )
                 .await;
@@ -437,7 +437,7 @@ impl Guard {
                 *allowance = count?;
             }
             (Some(credential), None) => {
-                request.caller = self.caller(Some(credential), &known).await?;
+                request.caller = self.caller(Some(credential)).await?;
                 let user = request.user_if_any().map(|caller| ClientKey::User(caller.user_id()));
                 *allowance = limiter.count(user.unwrap_or(address), now).await?;
             }
@@ -446,13 +446,9 @@ impl Guard {
     }
 
     /// The caller, or the 401 that a handler that needs one will answer with; other errors end the request.
-    async fn caller(
-        &self,
-        credential: Option<Credential>,
-        known: &Known,
-    ) -> Result<Result<Option<super::credentials::Caller>>> {
+    async fn caller(&self, credential: Option<Credential>) -> Result<Result<Option<Caller>>> {
         let Some(credential) = credential else { return Ok(Ok(None)) };
-        match self.gate.authenticate(credential, known).await {
+        match self.gate.authenticate(credential).await {
             Ok(caller) => {
                 store::connect().await;
                 Ok(Ok(Some(caller)))
