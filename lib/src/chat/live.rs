@@ -457,13 +457,25 @@ impl Streams {
     /// # Errors
     /// When the table does not answer.
     pub async fn under_way(&self, user_id: Uuid, name: &str, must_know: bool) -> Result<Option<UnderWay>> {
+        let found = self.latest_state(user_id, name, must_know, |state| !state.has_ended()).await?;
+        Ok(found.map(|(stream_id, State { messages, .. })| UnderWay { stream_id, messages }))
+    }
+
+    /// The latest stream of a conversation with its state, if that is wanted; `must_know` as above.
+    async fn latest_state(
+        &self,
+        user_id: Uuid,
+        name: &str,
+        must_know: bool,
+        is_wanted: fn(&State) -> bool,
+    ) -> Result<Option<(Uuid, State)>> {
         let waits = [Duration::ZERO, FIRST_LINGER * 2];
         for wait in if must_know { &waits[..] } else { &waits[..1] } {
             sleep(*wait).await;
             let Some(stream_id) = self.latest(user_id, name).await? else { continue };
-            let state = self.state_if_any(user_id, stream_id).await?.filter(|state| !state.has_ended());
-            if let Some(State { messages, .. }) = state {
-                return Ok(Some(UnderWay { stream_id, messages }));
+            let state = self.state_if_any(user_id, stream_id).await?;
+            if let Some(state) = state.filter(is_wanted) {
+                return Ok(Some((stream_id, state)));
             }
         }
         Ok(None)
@@ -532,16 +544,9 @@ impl Streams {
         if name.chars().count() > ChatId::LONGEST {
             return Ok(None);
         }
-        // A stream that began a moment ago may not have been written yet.
-        for wait in [Duration::ZERO, FIRST_LINGER * 2] {
-            sleep(wait).await;
-            let Some(stream_id) = self.latest(user_id, name).await? else { continue };
-            let Some(state) = self.state_if_any(user_id, stream_id).await? else { continue };
-            if !state.delivered && !state.is_dead() && !state.is_gone() {
-                return Ok(Some(self.follow(stream_id, 0, Protocol::AiSdk, time_left)));
-            }
-        }
-        Ok(None)
+        let is_left = |state: &State| !state.delivered && !state.is_dead() && !state.is_gone();
+        let found = self.latest_state(user_id, name, true, is_left).await?;
+        Ok(found.map(|(stream_id, _)| self.follow(stream_id, 0, Protocol::AiSdk, time_left)))
     }
 
     fn follow(&self, stream_id: Uuid, after: u64, protocol: Protocol, time_left: Duration) -> Chunks {
