@@ -5,7 +5,6 @@
 //! give the key back; where it is not known whether the work was done, the key is passed on, and the next request
 //! with it looks for the work.
 
-use aws_sdk_dynamodb::operation::put_item::PutItemError;
 use aws_sdk_dynamodb::operation::put_item::builders::PutItemFluentBuilder;
 use aws_sdk_dynamodb::types::{AttributeValue, ReturnValue, ReturnValuesOnConditionCheckFailure};
 use http::StatusCode;
@@ -21,7 +20,7 @@ use crate::http::problem;
 use crate::http::request::Request;
 use crate::http::response::{Body, Response};
 use crate::store::dynamo::{
-    Item, Table, binary, epoch_seconds, get_digest, get_id, get_number, get_text, number, text,
+    Item, Table, binary, epoch_seconds, found_instead, get_digest, get_id, get_number, get_text, number, text,
 };
 
 /// A reply is kept for so long.
@@ -121,17 +120,12 @@ impl Idempotency {
             Ok(old) => return Ok(Claim::Fresh(Some(Ticket { takes_over: old.attributes.is_some(), ..ticket }))),
             Err(error) => error,
         };
-        let Some(item) = error.as_service_error().and_then(|error| match error {
-            PutItemError::ConditionalCheckFailedException(failed) => failed.item().cloned(),
-            _ => None,
-        }) else {
-            return Err(error.into());
-        };
-        if !crypto::equal(&get_digest(&item, "digest")?, &ticket.digest) {
+        let Some(item) = found_instead(&error) else { return Err(error.into()) };
+        if !crypto::equal(&get_digest(item, "digest")?, &ticket.digest) {
             return Err(Error::new(Code::IdempotencyKeyReused, "The key was used with another body."));
         }
         if item.contains_key("reply") {
-            return Ok(Claim::Kept(self.kept(&ticket.pk, &item).await?));
+            return Ok(Claim::Kept(self.kept(&ticket.pk, item).await?));
         }
         Err(Error::new(Code::RequestInProgress, "The first request with this key is not done yet."))
     }

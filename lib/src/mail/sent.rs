@@ -3,13 +3,12 @@
 
 use std::time::Duration;
 
-use aws_sdk_dynamodb::operation::put_item::PutItemError;
 use aws_sdk_dynamodb::types::ReturnValuesOnConditionCheckFailure;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
-use crate::store::dynamo::{Table, epoch_seconds, text};
+use crate::store::dynamo::{Table, epoch_seconds, found_instead, text};
 
 /// Longer than a copy lies in its queue.
 const KEPT: time::Duration = time::Duration::days(15);
@@ -53,10 +52,8 @@ impl SentMails {
             .send()
             .await;
         let Err(error) = put else { return Ok(true) };
-        let Some(PutItemError::ConditionalCheckFailedException(refused)) = error.as_service_error() else {
-            return Err(error.into());
-        };
-        if refused.item().is_some_and(|item| item.contains_key("claimed_by")) {
+        let Some(found) = found_instead(&error) else { return Err(error.into()) };
+        if found.contains_key("claimed_by") {
             return Err(Error::unavailable("a copy of the mail's job is being worked on"));
         }
         Ok(false)

@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_dynamodb::operation::put_item::PutItemError;
 use aws_sdk_dynamodb::types::AttributeValue;
 use aws_types::SdkConfig;
 use time::OffsetDateTime;
@@ -83,6 +84,14 @@ where
         Ok(reply) => Ok(Some(reply)),
         Err(error) if error.code() == Some("ConditionalCheckFailedException") => Ok(None),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// The item that a put found where its condition does not hold, if it asked for that.
+pub fn found_instead<R>(error: &SdkError<PutItemError, R>) -> Option<&Item> {
+    match error.as_service_error() {
+        Some(PutItemError::ConditionalCheckFailedException(refused)) => refused.item(),
+        _ => None,
     }
 }
 
