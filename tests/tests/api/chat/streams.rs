@@ -540,19 +540,29 @@ async fn an_answer_is_stopped_before_its_first_word() {
     stop(&person, &"x".repeat(2_100)).await.expect_problem(404, "not_found");
 }
 
+/// Somebody, and the answer in a conversation of theirs that was stopped and does not end.
+async fn with_an_ending_answer(api: &Api) -> (Person, String, Written) {
+    let (person, chat) = (api.sign_up().await, format!("chat-{}", Uuid::now_v7()));
+    let ending = Written::begin(&person).await;
+    ending.is_ending(&person, &chat).await;
+    (person, chat, ending)
+}
+
+/// A question as the AI SDK sends it.
+fn question(chat: &str, text: &str) -> Value {
+    json!({"id": chat, "messages": [{"id": "m1", "role": "user", "parts": [{"type": "text", "text": text}]}]})
+}
+
 /// What is said after a stop waits for the end of what was stopped, and may be stopped meanwhile, too.
 #[tokio::test]
 async fn a_second_stop_ends_the_answer_after_the_one_that_is_ending() {
-    let (api, chat) = (Api::of_router(), format!("chat-{}", Uuid::now_v7()));
-    let person = api.sign_up().await;
-    let ending = Written::begin(&person).await;
-    ending.is_ending(&person, &chat).await;
+    let api = Api::of_router();
+    let (person, chat, ending) = with_an_ending_answer(&api).await;
     // An answer is under way, and does not end before nobody waits for it any more.
     let mut database = PgConnection::connect(&variable("DATABASE_URL")).await.unwrap();
     let reserved = "SELECT quota_reserve($1, $2::uuid, 10, 10, 50000)";
     sqlx::query(reserved).bind(Uuid::now_v7()).bind(&person.id).execute(&mut database).await.unwrap();
-    let messages = json!([{"id": "m1", "role": "user", "parts": [{"type": "text", "text": "AIMOCK:thinks long"}]}]);
-    let body = json!({"id": chat, "messages": messages});
+    let body = question(&chat, "AIMOCK:thinks long");
     let path = format!("/api/chat/streams/{chat}/stop");
     let (asked, stopped) = tokio::join!(
         api.post("/api/chat").bearer(&person.jwt).json(&body).send(),
@@ -565,15 +575,12 @@ async fn a_second_stop_ends_the_answer_after_the_one_that_is_ending() {
 
 #[tokio::test]
 async fn a_second_stop_ends_no_answer_that_is_asked_for_later() {
-    let (api, chat) = (Api::of_router(), format!("chat-{}", Uuid::now_v7()));
-    let person = api.sign_up().await;
-    let ending = Written::begin(&person).await;
-    ending.is_ending(&person, &chat).await;
+    let api = Api::of_router();
+    let (person, chat, ending) = with_an_ending_answer(&api).await;
     let asks = async {
         tokio::time::sleep(Duration::from_millis(2_500)).await;
         ending.end(&person, 0).await;
-        let messages = json!([{"id": "m1", "role": "user", "parts": [{"type": "text", "text": "AIMOCK:slow"}]}]);
-        let body = json!({"id": chat, "messages": messages});
+        let body = question(&chat, "AIMOCK:slow");
         api.post("/api/chat").bearer(&person.jwt).json(&body).send().await
     };
     let stop = api.post(&format!("/api/chat/streams/{chat}/stop")).bearer(&person.jwt);
