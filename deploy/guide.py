@@ -31,6 +31,10 @@ from samtranslator.yaml_helper import yaml_parse
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+sys.path.append(str(ROOT / "localstack"))
+
+import bundle
+
 TEMPLATE = ROOT / "template.yaml"
 STAGES = ("dev", "prod")
 QUEUES = ("events", "mail", "stripe")
@@ -473,10 +477,11 @@ def build(architecture: str) -> None:
     target = ["--arm64"] if architecture == "arm64" else ["--x86-64"]
     # The stack's tools, or those that were installed for this alone.
     path = os.pathsep.join([str(TOOLS / "venv" / "bin"), str(TOOLS / "build" / "bin"), os.environ["PATH"]])
-    command = ["cargo", "lambda", "build", "--release", *target, "--output-format", "zip"]
+    command = ["cargo", "lambda", "build", "--release", *target, "--output-format", "binary"]
     # Cargo's own output may go elsewhere, by CARGO_TARGET_DIR or its configuration.
-    command += ["--lambda-dir", str(ROOT / "target" / "lambda")]
-    run(command, {**os.environ, "PATH": path, "SQLX_OFFLINE": "true"})
+    folder = ROOT / "target" / "lambda"
+    run([*command, "--lambda-dir", str(folder)], {**os.environ, "PATH": path, "SQLX_OFFLINE": "true"})
+    bundle.package_cross_built(folder)
 
 
 def migrates_first(

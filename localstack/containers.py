@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 
-import build
+import bundle
 import deploy
 import services
 from settings import HERE, ROOT, VENV, Failure, Profile
@@ -72,12 +72,10 @@ def _build() -> None:
     """Against Amazon Linux's C library, which is older than that of most machines."""
     environment = {**os.environ, "SQLX_OFFLINE": "true", "PATH": f"{VENV / 'bin'}{os.pathsep}{os.environ['PATH']}"}
     output = ROOT / "target" / "lambda"
-    command = ["cargo", "lambda", "build", "--release", "--output-format", "zip", "--lambda-dir", output]
+    command = ["cargo", "lambda", "build", "--release", "--output-format", "binary", "--lambda-dir", output]
     if subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode:
         raise Failure("The build failed; the compiler's messages above say where.")
-    for archive in output.glob("*/bootstrap.zip"):
-        # Another build than `make build`'s, which has to notice that.
-        archive.with_suffix(".sha256").write_text(build.digest(archive.read_bytes()))
+    bundle.package_cross_built(output)
 
 
 def _parameters() -> dict[str, str]:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import build
+import bundle
 import tools
 from settings import Profile
 from supervision import Program
@@ -92,7 +92,7 @@ def program(profile: Profile) -> Program:
     text = configuration(profile)
     path.write_text(text)
     # It reads the file when it starts: with another one it starts anew.
-    read = {"CONFIGURATION": build.digest(text.encode())}
+    read = {"CONFIGURATION": bundle.digest(text.encode())}
     return Program("front", [str(tools.haproxy()), "-db", "-f", str(path)], read, priority=35)
 
 

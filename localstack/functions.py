@@ -15,6 +15,7 @@ import shutil
 from pathlib import Path
 
 import build
+import bundle
 import cloudformation
 import deploy
 from cloudformation import FALLBACK, Route
@@ -58,7 +59,7 @@ def router(profile: Profile) -> Program:
             str(profile.port("runtime")),
         ],
         # The routes are in a file, so their digest has to say that they changed.
-        {"ROUTES_SHA256": build.digest(manifest.encode())},
+        {"ROUTES_SHA256": bundle.digest(manifest.encode())},
         folder,
         priority=30,
     )

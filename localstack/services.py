@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-import build
+import bundle
 import postgres
 from settings import HERE, REGION, TOOLS, VENV, Failure, Profile, dotenv
 from supervision import Program
@@ -40,7 +40,7 @@ def programs(profile: Profile) -> list[Program]:
 def _code(*patterns: str) -> dict[str, str]:
     """The fingerprint of the files that a program reads when it starts: with another one it starts anew."""
     files = [file for pattern in patterns for file in sorted(HERE.glob(pattern))]
-    return {"CODE_SHA256": build.digest(b"".join(file.read_bytes() for file in files))}
+    return {"CODE_SHA256": bundle.digest(b"".join(file.read_bytes() for file in files))}
 
 
 def await_ready(profile: Profile) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import zipfile
 
 import pytest
 
@@ -749,12 +750,13 @@ for given in ({}, {"DomainName": "api.example.net", "HostedZoneId": "Z1"}, {"Dom
 
 
 def test_the_build_leaves_its_zips_where_the_template_expects_them(tmp_path):
+    folder = tmp_path / "target" / "lambda" / "auth-me"
     program = tmp_path / "cargo"
-    program.write_text('#!/bin/sh\necho "$@"\n')
+    program.write_text(f'#!/bin/sh\necho "$@"\n/bin/mkdir -p {folder}\nprintf code > {folder}/bootstrap\n')
     program.chmod(0o755)
     script = f"""
 import os, pathlib
-guide.TOOLS = pathlib.Path({str(tmp_path)!r})
+guide.TOOLS = guide.ROOT = pathlib.Path({str(tmp_path)!r})
 os.environ["PATH"] = {str(tmp_path)!r}
 os.environ["CARGO_TARGET_DIR"] = "/elsewhere"
 guide.build("arm64")
@@ -762,9 +764,12 @@ guide.build("arm64")
     done = guide(script)
     words = done.stdout.split()
     assert words[:2] == ["lambda", "build"], done.stderr
-    places = {item["CodeUri"].split("/")[0] for item in cloudformation.functions(cloudformation.template()).values()}
-    assert places == {"target"}
-    assert words[words.index("--lambda-dir") + 1] == str(ROOT / "target" / "lambda")
+    assert words[words.index("--lambda-dir") + 1] == str(folder.parent)
+    with zipfile.ZipFile(folder / "bootstrap.zip") as zipped:
+        assert zipped.read("bootstrap") == b"code"
+    assert not (folder / "bootstrap").exists(), "half a gigabyte that nothing needs"
+    places = {item["CodeUri"] for item in cloudformation.functions(cloudformation.template()).values()}
+    assert (folder / "bootstrap.zip").relative_to(tmp_path).as_posix() in places
 
 
 def test_a_release_is_another_one_with_other_parameters_code_or_secrets(tmp_path):
