@@ -2,6 +2,7 @@
 
 pub(crate) mod faults;
 pub mod log;
+mod otlp;
 pub mod record;
 pub(crate) mod spans;
 pub mod trace;

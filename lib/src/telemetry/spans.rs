@@ -9,7 +9,6 @@
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use serde::{Serialize, Serializer};
 use serde_json::value::{RawValue, to_raw_value};
 use tokio::sync::Notify;
 use tracing::field::{Field, Visit};
@@ -25,6 +24,9 @@ use crate::clock;
 use crate::config;
 use crate::error::{Error, Result};
 use crate::outbound::Reporter;
+use crate::telemetry::otlp::{
+    AnyValue, ArrayValue, Attribute, Export, Link, OtlpSpan, Resource, ResourceSpans, Scope, ScopeSpans, Status,
+};
 use crate::telemetry::trace::TraceContext;
 
 /// How long an unfrozen process gathers spans before it sends them.
@@ -146,95 +148,6 @@ impl Exporter {
         let resource_spans = [ResourceSpans { resource: &self.resource, scope_spans }];
         serde_json::to_string(&Export { resource_spans }).unwrap_or_default()
     }
-}
-
-/// What is posted to a collector, in the words of OTLP's JSON.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Export<'a> {
-    resource_spans: [ResourceSpans<'a>; 1],
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct ResourceSpans<'a> {
-    resource: &'a Resource,
-    scope_spans: [ScopeSpans<'a>; 1],
-}
-
-#[derive(Serialize)]
-struct Resource {
-    attributes: Vec<Attribute>,
-}
-
-#[derive(Serialize)]
-struct ScopeSpans<'a> {
-    scope: Scope,
-    spans: &'a [Box<RawValue>],
-}
-
-#[derive(Serialize)]
-struct Scope {
-    name: &'static str,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct OtlpSpan<'a> {
-    trace_id: String,
-    span_id: String,
-    parent_span_id: &'a str,
-    name: &'a str,
-    kind: u8,
-    #[serde(serialize_with = "as_text")]
-    start_time_unix_nano: i128,
-    #[serde(serialize_with = "as_text")]
-    end_time_unix_nano: i128,
-    attributes: &'a [Attribute],
-    links: Vec<Link>,
-    status: Status,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Link {
-    trace_id: String,
-    span_id: String,
-}
-
-#[derive(Serialize)]
-struct Status {
-    code: u8,
-}
-
-#[derive(Clone, Serialize)]
-struct Attribute {
-    key: &'static str,
-    value: AnyValue,
-}
-
-#[derive(Clone, Serialize)]
-enum AnyValue {
-    #[serde(rename = "stringValue")]
-    Text(String),
-    #[serde(rename = "boolValue")]
-    Flag(bool),
-    #[serde(rename = "intValue", serialize_with = "as_text")]
-    Integer(i128),
-    #[serde(rename = "doubleValue")]
-    Float(f64),
-    #[serde(rename = "arrayValue")]
-    List(ArrayValue),
-}
-
-#[derive(Clone, Serialize)]
-struct ArrayValue {
-    values: Vec<AnyValue>,
-}
-
-/// Integers of 64 bits are text in protobuf's JSON.
-fn as_text<S: Serializer>(number: &i128, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-    serializer.collect_str(number)
 }
 
 /// The span of a request, to be ended by [`end_request`].
@@ -491,10 +404,14 @@ where
 {
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, scope: Context<'_, S>) {
         let Some(span) = scope.span(id) else { return };
+        let (name, around) = (span.name(), Self::around(attributes.parent(), &scope));
+        let has_own_context = attributes.metadata().fields().field("otel.context").is_some();
+        // Most spans of a trace that is not recorded end here, before what they say is read.
+        if !has_own_context && name != FOR_ALL && !around.is_some_and(|around| around.is_sampled()) {
+            return;
+        }
         let mut fields = Fields::default();
         attributes.record(&mut fields);
-        let name = span.metadata().name();
-        let around = Self::around(attributes.parent(), &scope);
         let (context, parent, link) = match (&fields.context, around) {
             (Some(own), around) => {
                 let Some(own) = TraceContext::parse(own) else { return };
@@ -734,7 +651,10 @@ mod tests {
     fn what_is_not_sampled_or_belongs_to_nothing_is_not_recorded() {
         let trace = TraceContext::continue_or_begin(Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00"));
         let spans = recorded(|| {
-            request(&trace, "GET", "/", "id").in_scope(|| debug_span!("call").in_scope(|| {}));
+            request(&trace, "GET", "/", "id").in_scope(|| {
+                debug_span!("call").in_scope(|| {});
+                tracing::debug!(target: STATEMENT, summary = "SELECT 1", db.statement = "", elapsed_secs = 0.5);
+            });
             debug_span!("init").in_scope(|| {});
             let _work = std::pin::pin!(async {}.instrument(debug_span!("work")));
         });

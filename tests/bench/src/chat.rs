@@ -30,7 +30,7 @@ const MESSAGES: i32 = 2_000;
 const SIGNED: &str =
     "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/dynamodb/aws4_request, SignedHeaders=host, Signature=0";
 /// Requests over which processor time is taken; the kernel counts it in hundredths of a second.
-const CPU_REQUESTS: u32 = 200;
+const CPU_REQUESTS: u32 = 400;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -103,8 +103,14 @@ impl Stack {
     }
 
     async fn ask(&self, bearer: &str, message: &str) -> Result<Stream, Failure> {
+        self.ask_traced(bearer, message, true).await
+    }
+
+    async fn ask_traced(&self, bearer: &str, message: &str, is_traced: bool) -> Result<Stream, Failure> {
         let body = json!({ "message": message, "stream": true, "maxTokens": 100, "model": "gpt-4o-mini" });
+        let trace = Uuid::now_v7().simple().to_string();
         let call = self.client.post(format!("{}/api/chat", self.api)).bearer_auth(bearer);
+        let call = call.header("traceparent", format!("00-{trace}-{}-0{}", &trace[16..], u8::from(is_traced)));
         timed(call.header("x-forwarded-for", random_address()), &body, "event: delta").await
     }
 
@@ -230,21 +236,22 @@ async fn processor_time(stack: &Stack) -> Result<(), Failure> {
         people.push(stack.sign_up().await?);
     }
     let functions = processes_with(&format!("AWS_LAMBDA_RUNTIME_API={}/.rt/chat-send", stack.runtime));
-    let (function, postgres) = (ticks(&functions), ticks_of_each(&backends(&mut database).await?));
-    for turn in 0..CPU_REQUESTS {
-        stack.ask(&people[turn as usize % people.len()], "Hello").await?;
-    }
-    let function = ticks(&functions).saturating_sub(function);
-    // A backend that has ended since takes its time along.
-    let living = ticks_of_each(&backends(&mut database).await?).into_iter();
-    let postgres = living.map(|(backend, ticks)| ticks.saturating_sub(*postgres.get(&backend).unwrap_or(&0))).sum();
     let each = |ticks: u64| millis(Duration::from_millis(ticks * 10) / CPU_REQUESTS);
+    let mut rows = vec![["traced", "chat-send ms", "Postgres ms", "together ms"].map(str::to_owned).to_vec()];
+    for is_traced in [true, false] {
+        let (function, postgres) = (ticks(&functions), ticks_of_each(&backends(&mut database).await?));
+        for turn in 0..CPU_REQUESTS {
+            stack.ask_traced(&people[turn as usize % people.len()], "Hello", is_traced).await?;
+        }
+        let function = ticks(&functions).saturating_sub(function);
+        // A backend that has ended since takes its time along.
+        let living = ticks_of_each(&backends(&mut database).await?).into_iter();
+        let postgres = living.map(|(backend, ticks)| ticks.saturating_sub(*postgres.get(&backend).unwrap_or(&0))).sum();
+        let traced = if is_traced { "all" } else { "none" };
+        rows.push(vec![traced.to_owned(), each(function), each(postgres), each(function + postgres)]);
+    }
     println!("\nProcessor time of a streamed request, over {CPU_REQUESTS} of them (target: 3 ms)\n");
-    print(&[
-        vec!["chat-send ms".to_owned(), each(function)],
-        vec!["Postgres ms".to_owned(), each(postgres)],
-        vec!["together ms".to_owned(), each(function + postgres)],
-    ]);
+    print(&rows);
     if functions.is_empty() {
         return Err("no process of chat-send was found".into());
     }
