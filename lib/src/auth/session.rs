@@ -443,8 +443,9 @@ impl SessionIssuer {
 
     /// Replaces a token by its successor.
     ///
-    /// The current token is rotated. A token replaced less than 10 seconds ago, or whose successor nobody has
-    /// used yet, gets the same successor again. Any older token is taken as stolen and ends the session.
+    /// The current token is rotated. One that was replaced less than 10 seconds ago, or whose successor nobody has used
+    /// yet, gets the current one, which for the last one replaced is that successor: of several tabs, each ends up with a
+    /// token that is good. Any older token is taken as stolen and ends the session.
     ///
     /// # Errors
     /// 401 for a token that is not or no longer valid.
@@ -452,15 +453,17 @@ impl SessionIssuer {
         // Each further round means that another refresh of the same token won the race.
         for _ in 0..4 {
             let session = self.sessions.find(presented.user_id, presented.session_id).await?;
-            let successor =
-                self.token(session.user_id, session.id, &session.seed, presented.generation.wrapping_add(1));
             match self.judge(&session, presented, clock::now()) {
                 Verdict::Current => {
+                    let successor = self.token_of(&session, session.generation.wrapping_add(1));
                     if let Some(session) = self.rotate(&session, &successor).await? {
                         return Ok((session, successor));
                     }
                 }
-                Verdict::Grace => return Ok((session, successor)),
+                Verdict::Grace => {
+                    let current = self.token_of(&session, session.generation);
+                    return Ok((session, current));
+                }
                 Verdict::Stolen => {
                     self.sessions.end(session.user_id, session.id).await?;
                     tracing::warn!(session.id = %session.id, "a replaced session token came back; the session was ended");
@@ -476,7 +479,7 @@ impl SessionIssuer {
         if presented.generation > session.generation {
             return Verdict::Forged;
         }
-        let genuine = self.token(session.user_id, session.id, &session.seed, presented.generation);
+        let genuine = self.token_of(session, presented.generation);
         if !crypto::equal(&genuine.secret, &presented.secret) {
             return Verdict::Forged;
         }
@@ -522,6 +525,10 @@ impl SessionIssuer {
             .send()
             .await;
         Ok(unless_refused(result)?.map(|_| next))
+    }
+
+    fn token_of(&self, session: &Session, generation: u32) -> SessionToken {
+        self.token(session.user_id, session.id, &session.seed, generation)
     }
 
     fn token(&self, user_id: Uuid, session_id: Uuid, seed: &[u8; 32], generation: u32) -> SessionToken {
