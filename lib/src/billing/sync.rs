@@ -120,21 +120,26 @@ impl Billing {
         value.as_ref().map(StripeSubscription::read).transpose()
     }
 
-    /// When the oldest of a subscription's open invoices was made: later ones do not prolong the grace.
+    /// When the oldest of the open invoices was made that none was paid after: later ones do not prolong the grace. One
+    /// that was paid made the subscription active again, whatever was left open before.
     async fn unpaid_since(&self, subscription: &StripeSubscription) -> Result<OffsetDateTime> {
-        let unpaid = self.unpaid_invoices(&subscription.id).await?;
-        let open = unpaid.iter().filter(|invoice| invoice.status == "open");
+        let invoices = self.newest_invoices(&subscription.id).await?;
+        let since_payment = invoices.iter().take_while(|invoice| invoice.status != "paid");
+        let open = since_payment.filter(|invoice| invoice.status == "open");
         Ok(open.map(|invoice| invoice.created).min().unwrap_or(subscription.period_start))
     }
 
     /// Those of a subscription's newest hundred invoices that can still be paid, newest first.
     pub(crate) async fn unpaid_invoices(&self, subscription: &str) -> Result<Vec<StripeInvoice>> {
+        let mut invoices = self.newest_invoices(subscription).await?;
+        invoices.retain(StripeInvoice::is_unpaid);
+        Ok(invoices)
+    }
+
+    async fn newest_invoices(&self, subscription: &str) -> Result<Vec<StripeInvoice>> {
         let query = vec![("subscription", subscription.to_owned()), ("limit", "100".to_owned())];
-        let all = self.stripe.get("/invoices", &query).await?;
-        let mut all =
-            all["data"].as_array().into_iter().flatten().map(StripeInvoice::read).collect::<Result<Vec<_>>>()?;
-        all.retain(StripeInvoice::is_unpaid);
-        Ok(all)
+        let newest = self.stripe.get("/invoices", &query).await?;
+        newest["data"].as_array().into_iter().flatten().map(StripeInvoice::read).collect()
     }
 
     /// The attempts to collect an invoice that failed, first to last.
@@ -206,10 +211,11 @@ impl Billing {
             _ => None,
         };
         let event = change.map(|change| event(user_id, own_id, plan, &now, change).happened(happened));
-        let notice_due = now.status == "trialing"
-            && !now.cancel_at_period_end
-            && now.trial_end.is_some_and(|end| end - clock::now() <= TRIAL_NOTICE)
-            && !row.as_ref().is_some_and(|row| row.trial_mail_sent);
+        let trial_left = now.trial_end.filter(|_| now.status == "trialing").map(|end| end - clock::now());
+        // The end of a trial that was prolonged since is told of anew.
+        let noticed =
+            row.as_ref().is_some_and(|row| row.trial_mail_sent) && trial_left.is_none_or(|left| left <= TRIAL_NOTICE);
+        let notice_due = trial_left.is_some_and(|left| left <= TRIAL_NOTICE) && !now.cancel_at_period_end && !noticed;
         let grace_end = match now.status.as_str() {
             "past_due" => Some(self.unpaid_since(&now).await? + self.grace),
             _ => None,
@@ -227,7 +233,7 @@ impl Billing {
                  grace_end = excluded.grace_end, running = excluded.running,
                  began = subscriptions.began OR excluded.began, mrr_minor = excluded.mrr_minor,
                  currency = excluded.currency,
-                 trial_mail_sent = subscriptions.trial_mail_sent OR excluded.trial_mail_sent,
+                 trial_mail_sent = excluded.trial_mail_sent,
                  updated_at = excluded.updated_at
              RETURNING id, plan, pending_plan, status, current_period_start, current_period_end,
                  cancel_at_period_end, trial_end, created_at",
@@ -245,7 +251,7 @@ impl Billing {
             next.running,
             next.mrr,
             now.currency,
-            notice_due,
+            noticed || notice_due,
             now.created,
             clock::now(),
         )

@@ -495,6 +495,16 @@ async fn the_grace_of_an_unpaid_plan_begins_with_the_oldest_invoice() {
     life.pay_newest().await;
     expected.status = "active";
     stores::agree(&api, &life.person, &expected).await;
+
+    // What was left unpaid before that payment is past.
+    life.time_goes(json!({"to": "renewal"})).await;
+    expected.status = "past_due";
+    stores::agree(&api, &life.person, &expected).await;
+    let grace = stores::row(
+        "SELECT to_jsonb(extract(epoch FROM grace_end - current_period_start)::bigint) FROM subscriptions WHERE user_id = $1::uuid",
+        &life.person.id,
+    );
+    assert_eq!(grace.await.as_i64().unwrap(), 7 * 86_400);
 }
 
 #[tokio::test]

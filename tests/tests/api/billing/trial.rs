@@ -3,6 +3,7 @@
 use sandbox::Sandbox;
 use sandbox::deployed::{Deployed, random_address};
 use serde_json::{Value, json};
+use time::format_description::well_known::Rfc3339;
 
 use super::life::Life;
 use super::{replica, stores};
@@ -137,9 +138,23 @@ async fn a_trials_end_is_told_of_whichever_clock_is_ahead() {
     let api = Api::of_router();
     let person = api.sign_up().await;
     let end = time::OffsetDateTime::now_utc().unix_timestamp() + 3 * 86_400 + 600;
-    trial_at_stripe(&api, &person, &format!("trial_end={end}")).await;
+    let made = trial_at_stripe(&api, &person, &format!("trial_end={end}")).await;
     newest(&api, &person, "trialing").await;
     mail_to(&person.email, "Your trial ends soon", 1).await;
+
+    // Prolonged, it ends later, and that is told of as well.
+    for days in [20, 2] {
+        let end = time::OffsetDateTime::now_utc().unix_timestamp() + days * 86_400;
+        let path = format!("/v1/subscriptions/{}", made["id"].as_str().unwrap());
+        replica::post(&path, &format!("trial_end={end}")).await;
+        eventually("the other end", || async {
+            let shown = newest(&api, &person, "trialing").await["trialEnd"].as_str().unwrap().to_owned();
+            let shown = time::OffsetDateTime::parse(&shown, &Rfc3339).unwrap();
+            (shown.unix_timestamp() == end).then_some(())
+        })
+        .await;
+    }
+    mail_to(&person.email, "Your trial ends soon", 2).await;
 }
 
 #[tokio::test]
