@@ -86,8 +86,9 @@ pub async fn standing(
         ConversationRef::ClientId(name) => (Uuid::try_parse(name).ok(), Some(name.as_str())),
     };
     let row = sqlx::query!(
-        r#"SELECT u.plan, coalesce(q.used, 0) AS "used!", coalesce(q.reserved, 0) AS "reserved!", c.id AS "id?",
-               c.model, c.system_prompt, c.untitled AS "untitled?",
+        r#"SELECT u.plan, date_trunc('month', now() AT TIME ZONE 'UTC')::date AS "month!",
+               coalesce(q.used, 0) AS "used!", coalesce(q.reserved, 0) AS "reserved!",
+               c.id AS "id?", c.model, c.system_prompt, c.untitled AS "untitled?",
                EXISTS (SELECT FROM quota_reservations r WHERE r.user_id = u.id) AS "is_answering!"
            FROM users u
            LEFT JOIN quota_periods q
@@ -104,7 +105,7 @@ pub async fn standing(
     .ok_or_else(Error::unauthenticated)?;
     let is_untitled = row.untitled.unwrap_or_default();
     let conversation = row.id.map(|id| Ongoing { id, model: row.model, system_prompt: row.system_prompt, is_untitled });
-    let quota = Quota::new(Plan::stored(&row.plan)?, row.used, row.reserved);
+    let quota = Quota::new(Plan::stored(&row.plan)?, row.month, row.used, row.reserved);
     Ok(Standing { quota, is_answering: row.is_answering, conversation })
 }
 
@@ -261,6 +262,7 @@ pub async fn answered(connection: &mut PgConnection, user_id: Uuid, request_id: 
         r#"SELECT l.id, l.provider, l.model, l.input_tokens, l.cached_input_tokens, l.output_tokens,
                l.reasoning_tokens, l.cost_micro_usd, l.estimated, m.conversation_id AS "conversation_id?",
                m.content AS "content?", m.position AS "position?", m.finish_reason, m.created_at AS "created_at?", u.plan,
+               date_trunc('month', now() AT TIME ZONE 'UTC')::date AS "month!",
                coalesce(q.used, 0) AS "used!", coalesce(q.reserved, 0) AS "reserved!"
            FROM usage_ledger l
            JOIN users u ON u.id = l.user_id
@@ -308,7 +310,7 @@ pub async fn answered(connection: &mut PgConnection, user_id: Uuid, request_id: 
         usage,
         provider: row.provider,
         model: row.model,
-        quota: Quota::new(Plan::stored(&row.plan)?, row.used, row.reserved),
+        quota: Quota::new(Plan::stored(&row.plan)?, row.month, row.used, row.reserved),
         fallback_from: None,
     }))))
 }
@@ -560,7 +562,7 @@ impl Exchange {
             database.dispatch(messages);
         }
         Ok(Stored {
-            quota: Quota::new(self.reservation.plan(), row.used, row.reserved),
+            quota: Quota::new(self.reservation.plan(), self.reservation.month(), row.used, row.reserved),
             conversation_id: self.conversation_id,
             is_titled: self.titles && row.placed,
             cost_micro_usd: cost,

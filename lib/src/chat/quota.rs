@@ -40,11 +40,12 @@ pub struct Quota {
 }
 
 impl Quota {
-    /// The state of a plan's month.
+    /// The state of a plan's month, which begins with this day. It may be over by now: an answer is counted in the month
+    /// in which it was asked for.
     #[must_use]
-    pub fn new(plan: Plan, used: i64, reserved: i64) -> Self {
+    pub fn new(plan: Plan, month: Date, used: i64, reserved: i64) -> Self {
         let limit = plan.terms().tokens_per_month;
-        let resets_at = month_after(clock::now().date()).with_time(Time::MIDNIGHT).assume_utc();
+        let resets_at = month_after(month).with_time(Time::MIDNIGHT).assume_utc();
         Self { limit, used, reserved, remaining: (limit - used - reserved).max(0), resets_at }
     }
 
@@ -116,7 +117,7 @@ pub async fn reserve(connection: &mut PgConnection, user_id: Uuid, wanted: i64, 
     .ok_or_else(Error::unauthenticated)?;
     let plan = Plan::stored(&row.plan)?;
     if row.granted == 0 {
-        return Err(Quota::new(plan, row.used, row.reserved).exceeded());
+        return Err(Quota::new(plan, row.period, row.used, row.reserved).exceeded());
     }
     Ok(Reservation { id, user_id, plan, month: row.period, tokens: row.granted })
 }
@@ -154,7 +155,7 @@ impl Reservation {
         )
         .fetch_one(connection)
         .await?;
-        Ok(Quota::new(self.plan, row.used, row.reserved))
+        Ok(Quota::new(self.plan, self.month, row.used, row.reserved))
     }
 
     /// Does some work while the reservation is shown to be in use.
@@ -296,7 +297,9 @@ mod tests {
 
     #[test]
     fn what_was_overspent_leaves_nothing_not_less() {
-        let quota = Quota::new(Plan::Free, 49_990, 20);
+        let month = Date::from_calendar_date(2026, Month::December, 1).unwrap();
+        let quota = Quota::new(Plan::Free, month, 49_990, 20);
         assert_eq!((quota.limit, quota.remaining), (50_000, 0));
+        assert_eq!(clock::rfc3339(quota.resets_at), "2027-01-01T00:00:00.000Z");
     }
 }

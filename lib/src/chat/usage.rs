@@ -87,7 +87,7 @@ pub async fn report(database: &Database, user_id: Uuid) -> Result<UsageReport> {
     Ok(UsageReport {
         plan: plan.as_str(),
         period: Period { start: midnight(start), end: midnight(month_after(start)) },
-        tokens: Quota::new(plan, state.used, state.reserved),
+        tokens: Quota::new(plan, start, state.used, state.reserved),
         cost_micro_usd: by_model.iter().filter_map(|model| model.cost_micro_usd).sum(),
         by_model,
     })
