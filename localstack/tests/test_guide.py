@@ -1134,15 +1134,32 @@ def test_webhooks_and_what_people_write_pass_the_firewall():
     # The stage bounds this method of the path alone.
     assert method["ByteMatchStatement"]["FieldToMatch"] == {"Method": {}}
     assert method["ByteMatchStatement"]["SearchString"] == "POST"
-    matches = [item["ByteMatchStatement"] for item in paths["OrStatement"]["Statements"]]
-    assert {match["PositionalConstraint"] for match in matches} == {"EXACTLY"}
-    assert {match["SearchString"] for match in matches} == {"/api/billing/webhook", "/v1/api/billing/webhook"}
+    webhook = re.compile(paths["RegexMatchStatement"]["RegexString"])
+    assert webhook.match("/api/billing/webhook") and webhook.match("/v1/api/billing/webhook")
+    assert not webhook.match("/api/billing/webhooks") and not webhook.match("/x/api/billing/webhook")
     for name, texts in RULES_ON_TEXT.items():
         overrides = rules[name]["Statement"]["ManagedRuleGroupStatement"]["RuleActionOverrides"]
         assert {rule["Name"] for rule in overrides if rule["ActionToUse"] == {"Count": {}}} == texts
 
 
-def test_what_the_firewall_does_not_count_the_stage_bounds():
+def test_an_address_can_take_neither_all_webhooks_nor_all_sign_ins():
+    template = cloudformation.template()
+    rules = {rule["Name"]: rule for rule in template["Resources"]["Firewall"]["Properties"]["Rules"]}
+    assert len({rule["Priority"] for rule in rules.values()}) == len(rules)
+    asides = rules["rate"]["Statement"]["RateBasedStatement"]["ScopeDownStatement"]["NotStatement"]["Statement"]
+    webhooks, sign_ins = (rules[name]["Statement"]["RateBasedStatement"] for name in ("webhooks", "sign-ins"))
+    assert webhooks["ScopeDownStatement"] == asides, "what the one rule leaves out the other one counts"
+    assert sign_ins["Limit"] == {"Ref": "WafSignInsPerMinute"}
+    method, path = sign_ins["ScopeDownStatement"]["AndStatement"]["Statements"]
+    assert method["ByteMatchStatement"]["SearchString"] == "POST"
+    assert {path["RegexMatchStatement"]["RegexString"]} == {"^(/v1)?/api/auth/sign(in|up)$"}
+    # In a minute one address may take less of either than all may in ten seconds.
+    prod = template["Mappings"]["StageDefaults"]["prod"]
+    assert template["Parameters"]["WafSignInsPerMinute"]["Default"] <= 10 * prod["CredentialsRate"]
+    assert webhooks["Limit"] <= 10 * prod["ChatRate"]
+
+
+def test_the_stage_bounds_webhooks():
     properties = cloudformation.template()["Resources"]["Api"]["Properties"]
     assert properties["StageName"] == "v1"
     [webhook] = [

@@ -13,7 +13,7 @@ const ALLOWED: &str =
     "authorization, content-type, idempotency-key, if-none-match, last-event-id, traceparent, tracestate, x-request-id";
 const METHODS: &str = "GET, POST, PUT, PATCH, DELETE, OPTIONS";
 /// How long, in seconds, a browser may remember a preflight's answer.
-const MAX_AGE: &str = "600";
+const MAX_AGE: &str = "7200";
 
 /// The origins whose pages may use the API with credentials.
 #[derive(Debug, Clone)]
