@@ -1,7 +1,6 @@
 //! Mails: small jobs in a queue, rendered and sent by one worker.
 
 mod sent;
-mod ses;
 
 use std::time::Duration;
 
@@ -18,7 +17,6 @@ use crate::clock;
 use crate::config;
 use crate::error::{Error, Result};
 use crate::mail::sent::SentMails;
-use crate::mail::ses::{Rendered, Ses};
 
 /// News of billing that are older are none any more, and may be wrong by now.
 const NEWS: time::Duration = time::Duration::days(1);
@@ -85,12 +83,34 @@ impl Mail {
     }
 }
 
+/// A mail as it goes out.
+pub struct Rendered<'a> {
+    /// The recipient's address.
+    pub to: &'a str,
+    /// What it is about.
+    pub subject: &'a str,
+    /// The text with a button.
+    pub html: String,
+    /// The text alone.
+    pub text: String,
+}
+
+/// The service that takes mails. It is the worker's: as a part of this crate, its client would be carried by every
+/// function.
+pub trait Transport: Send + Sync {
+    /// Hands over a mail within some time, and gives the service's id of it.
+    ///
+    /// # Errors
+    /// When the service refuses the mail or does not answer.
+    fn send(&self, mail: &Rendered<'_>, time_left: Duration) -> impl Future<Output = Result<Option<String>>> + Send;
+}
+
 /// Renders and sends mails.
-pub struct Mailer {
+pub struct Mailer<T> {
     users: Users,
     tokens: OneTimeTokens,
     sent: SentMails,
-    ses: Ses,
+    transport: T,
     app_url: String,
     templates: Environment<'static>,
 }
@@ -98,25 +118,25 @@ pub struct Mailer {
 /// Names and sources of the templates.
 const TEMPLATES: [(&str, &str); 2] = [("mail.html", include_str!("mail.html")), ("mail.txt", include_str!("mail.txt"))];
 
-impl Mailer {
+impl<T: Transport> Mailer<T> {
     /// Reads settings and secrets; connects lazily.
     ///
     /// # Errors
     /// When one is missing.
-    pub async fn init() -> Result<Self> {
+    pub async fn init(transport: T) -> Result<Self> {
         let (users, tokens) = futures_util::try_join!(Users::init(), OneTimeTokens::init())?;
         let mut templates = Environment::new();
         for (name, source) in TEMPLATES {
             templates.add_template(name, source).map_err(Error::internal)?;
         }
-        Ok(Self { users, tokens, sent: SentMails::init()?, ses: Ses::init()?, app_url: config::app_url()?, templates })
+        Ok(Self { users, tokens, sent: SentMails::init()?, transport, app_url: config::app_url()?, templates })
     }
 
     /// Sends the mail of a job within some time, unless it was sent, says what is long over, has nobody to go to, or its
     /// link has been used or voided.
     ///
     /// # Errors
-    /// When a store or SES does not answer.
+    /// When a store or the service does not answer.
     pub async fn send(&self, mail: &Mail, time_left: Duration) -> Result<()> {
         let end = Instant::now() + time_left;
         if mail.is_outdated(clock::now()) {
@@ -159,7 +179,7 @@ impl Mailer {
             return Ok(());
         }
         let rendered = Rendered { to: &user.email, subject: words.subject, html, text };
-        let sent = self.ses.send(&rendered, left()).await?;
+        let sent = self.transport.send(&rendered, left()).await?;
         tracing::info!(mail.id = %mail.id, ses.message.id = sent, user.id = %user.id, "a mail was sent");
         // As a failed one, it would be sent again.
         if let Err(error) = self.sent.note(mail.id, clock::now()).await {

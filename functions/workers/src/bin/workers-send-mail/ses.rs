@@ -10,11 +10,10 @@ use aws_sdk_sesv2::types::{Body, Content, Destination, EmailContent, Message};
 use aws_smithy_types::retry::RetryConfig;
 use aws_smithy_types::timeout::TimeoutConfig;
 use aws_types::SdkConfig;
+use lib::error::{Error, Result};
+use lib::mail::{Rendered, Transport};
+use lib::{aws, clock, config};
 use tokio::time::{Instant, sleep};
-
-use crate::clock;
-use crate::config;
-use crate::error::{Error, Result};
 
 /// SES may take so long for a mail.
 const LONGEST_SENDING: Duration = Duration::from_secs(8);
@@ -32,16 +31,8 @@ fn configured(shared: &SdkConfig) -> Config {
         .build()
 }
 
-/// A mail as it goes out.
-pub(super) struct Rendered<'a> {
-    pub(super) to: &'a str,
-    pub(super) subject: &'a str,
-    pub(super) html: String,
-    pub(super) text: String,
-}
-
 /// A client of SES.
-pub(super) struct Ses {
+pub(crate) struct Ses {
     client: Client,
     from: String,
 }
@@ -51,17 +42,15 @@ impl Ses {
     ///
     /// # Errors
     /// When it or the AWS configuration is incomplete.
-    pub(super) fn init() -> Result<Self> {
-        let client = Client::from_conf(configured(crate::aws::sdk_config()?));
+    pub(crate) fn init() -> Result<Self> {
+        let client = Client::from_conf(configured(aws::sdk_config()?));
         Ok(Self { client, from: config::required("MAIL_FROM")? })
     }
+}
 
-    /// Gives SES's id of the mail. What goes beyond the rate of the account was not sent, and is tried again for as long
-    /// as this time allows.
-    ///
-    /// # Errors
-    /// When SES refuses the mail or does not answer.
-    pub(super) async fn send(&self, mail: &Rendered<'_>, time_left: Duration) -> Result<Option<String>> {
+impl Transport for Ses {
+    /// What goes beyond the rate of the account was not sent, and is tried again for as long as there is time.
+    async fn send(&self, mail: &Rendered<'_>, time_left: Duration) -> Result<Option<String>> {
         let end = Instant::now() + time_left;
         let content = |data: &str| Content::builder().data(data).charset("UTF-8").build().map_err(Error::internal);
         let body = Body::builder().html(content(&mail.html)?).text(content(&mail.text)?).build();
