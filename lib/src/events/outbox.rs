@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use sqlx::{PgConnection, PgPool};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::background;
@@ -19,6 +20,9 @@ use crate::telemetry::trace::TraceContext;
 const RELAY_AFTER: Duration = Duration::from_secs(15);
 /// Rows that the relay takes at a time.
 const RELAY_BATCH: i64 = 500;
+/// The end of the relay's time in which it begins no batch: a call that SQS does not answer is given up after eight
+/// seconds, and what is left has to be told.
+const TO_END: Duration = Duration::from_secs(12);
 
 /// The queue that a message is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -203,34 +207,37 @@ impl Dispatcher {
 pub struct Relayed {
     /// Messages sent.
     pub sent: usize,
-    /// Messages still in the outbox, of any age.
+    /// Messages still in the outbox, of any age; a hundred thousand stand for more.
     pub left: i64,
     /// Age of the oldest of them, in seconds.
     pub oldest_seconds: i64,
 }
 
 /// Sends what is left in the outbox: rows whose function died, or whose queue did not answer. A queue that does not
-/// answer keeps no other waiting.
+/// answer, or has more than there is time for, keeps no other waiting; the next run goes on.
 ///
 /// # Errors
 /// When the database or a queue does not answer; rows not sent stay.
-pub async fn relay(dispatcher: &Dispatcher) -> Result<Relayed> {
+pub async fn relay(dispatcher: &Dispatcher, time_left: Duration) -> Result<Relayed> {
+    let end = Instant::now() + time_left.saturating_sub(TO_END);
     let (mut sent, mut outcome) = (0, Ok(()));
-    for (destination, queue) in Destination::ALL.into_iter().zip(&dispatcher.queues) {
+    for ((destination, queue), waiting) in Destination::ALL.into_iter().zip(&dispatcher.queues).zip([3, 2, 1]) {
+        // What one does not need of its share is the others'.
+        let now = Instant::now();
+        let share = now + end.saturating_duration_since(now) / waiting;
         let relayed = match queue {
-            Some(queue) => relay_queue(&dispatcher.pool, destination, queue).await,
+            Some(queue) => relay_queue(&dispatcher.pool, destination, queue, share, &mut sent).await,
             None => Err(Error::internal(format!("there is no environment variable {}", destination.variable()))),
         };
-        match relayed {
-            Ok(messages) => sent += messages,
-            Err(error) => {
-                tracing::error!(queue = destination.as_str(), error.cause = %error, "a queue's messages were not relayed");
-                outcome = Err(error);
-            }
+        if let Err(error) = relayed {
+            tracing::error!(queue = destination.as_str(), error.cause = %error, "a queue's messages were not relayed");
+            outcome = Err(error);
         }
     }
+    // An alarm hears of the oldest, however many there are.
     let rest = sqlx::query!(
-        r#"SELECT count(*) AS "left!", coalesce(extract(epoch FROM now() - min(created_at)), 0)::bigint AS "oldest!" FROM outbox"#
+        r#"SELECT (SELECT count(*) FROM (SELECT FROM outbox LIMIT 100000) AS first) AS "left!",
+                  coalesce(extract(epoch FROM now() - min(created_at)), 0)::bigint AS "oldest!" FROM outbox"#
     )
     .fetch_one(&dispatcher.pool)
     .await?;
@@ -245,10 +252,15 @@ pub async fn relay(dispatcher: &Dispatcher) -> Result<Relayed> {
     outcome.map(|()| Relayed { sent, left: rest.left, oldest_seconds: rest.oldest })
 }
 
-/// Rows are locked while they are sent, so that two relays do not send the same ones.
-async fn relay_queue(pool: &PgPool, destination: Destination, queue: &Queue) -> Result<usize> {
-    let mut sent = 0;
-    loop {
+/// Begins no batch after the end. Rows are locked while they are sent, so that two relays do not send the same ones.
+async fn relay_queue(
+    pool: &PgPool,
+    destination: Destination,
+    queue: &Queue,
+    end: Instant,
+    sent: &mut usize,
+) -> Result<()> {
+    while Instant::now() < end {
         let mut transaction = pool.begin().await?;
         let messages = sqlx::query_as!(
             Outgoing,
@@ -264,9 +276,10 @@ async fn relay_queue(pool: &PgPool, destination: Destination, queue: &Queue) -> 
         let gone = queue.send(&messages).await?;
         sqlx::query!("DELETE FROM outbox WHERE id = ANY($1)", &gone).execute(&mut *transaction).await?;
         transaction.commit().await?;
-        sent += gone.len();
+        *sent += gone.len();
         if gone.is_empty() || i64::try_from(messages.len()).unwrap_or(i64::MAX) < RELAY_BATCH {
-            return Ok(sent);
+            break;
         }
     }
+    Ok(())
 }

@@ -47,12 +47,16 @@ fn serve(mut client: TcpStream, answer: impl Fn(&str, &dyn Fn() -> Vec<u8>) -> V
     client.write_all(&answer(&String::from_utf8_lossy(&request), &pass_on)).ok()
 }
 
-/// The reply of a deployed function whose calls go a way.
-pub fn ask_by(way: &str, function: &str, event: &Value) -> Value {
+/// A deployed function whose calls go a way.
+pub fn start_by(way: &str, function: &str) -> Sandbox {
     let mut environment = deployed().environment(function);
     environment.insert("AWS_ENDPOINT_URL".to_owned(), way.to_owned());
-    let mut sandbox = Sandbox::start(&binary(function), &environment).unwrap();
-    sandbox.invoke(event).unwrap().payload
+    Sandbox::start(&binary(function), &environment).unwrap()
+}
+
+/// Its reply.
+pub fn ask_by(way: &str, function: &str, event: &Value) -> Value {
+    start_by(way, function).invoke(event).unwrap().payload
 }
 
 /// A way to AWS on which calls that contain these words go wrong.

@@ -10,3 +10,4 @@ mod events;
 mod gateway;
 mod lost_answers;
 mod mails;
+mod outbox;

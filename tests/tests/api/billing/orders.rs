@@ -301,6 +301,15 @@ pub async fn own_database() -> String {
     url.to_string()
 }
 
+/// The same with the schema in it.
+pub async fn own_schema() -> (String, PgPool) {
+    let url = own_database().await;
+    let pool = PgPool::connect(&url).await.unwrap();
+    let migrations = Path::new(env!("CARGO_MANIFEST_DIR")).join("../lib/migrations/postgres");
+    sqlx::migrate::Migrator::new(migrations).await.unwrap().run(&pool).await.unwrap();
+    (url, pool)
+}
+
 pub async fn drop_database(url: &str) {
     let name = url.rsplit('/').next().unwrap();
     let mut connection = stores::postgres().await;
@@ -319,10 +328,7 @@ async fn every_order_of_a_lifes_webhooks_ends_alike() {
     let events = recording.events.len();
     assert!(events > 40, "a whole life has more than {events} events");
     let (stub, address) = Stub::start(recording.clone()).await;
-    let url = own_database().await;
-    let pool = PgPool::connect(&url).await.unwrap();
-    let migrations = Path::new(env!("CARGO_MANIFEST_DIR")).join("../lib/migrations/postgres");
-    sqlx::migrate::Migrator::new(migrations).await.unwrap().run(&pool).await.unwrap();
+    let (url, pool) = own_schema().await;
 
     let play = async |number: usize, billing: &Billing| {
         let seed = u64::try_from(number).unwrap();
