@@ -22,7 +22,7 @@ use crate::telemetry::trace::TraceContext;
 const TRIAL_NOTICE: Duration = Duration::hours(3 * 24 + 1);
 
 /// A kind of object that is mirrored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// A subscription.

@@ -1,5 +1,7 @@
 //! Webhooks: noted once, queued, and handled by reading the object that they are about.
 
+use std::slice;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -45,9 +47,9 @@ impl Notice {
     }
 }
 
-/// The types of events that are handled, as the operators' guide asks for them, and what they are about. An event that
-/// is handled and not asked for would count as lost each time.
-const TYPES: [(&str, Kind); 5] = [
+/// The types of events that are handled, as the operators' guide asks for them and as Stripe lists them, and what they
+/// are about. An event that is handled and not asked for would count as lost each time.
+pub(super) const TYPES: [(&str, Kind); 5] = [
     ("customer.subscription.*", Kind::Subscription),
     ("invoice.*", Kind::Invoice),
     ("payment_intent.*", Kind::Payment),
@@ -120,7 +122,12 @@ impl Billing {
     /// When the database or Stripe does not answer; the notice comes again.
     pub async fn handle(&self, notice: &Notice) -> Result<()> {
         self.sync(notice.kind, &notice.object_id, &TraceContext::begin()).await?;
-        sqlx::query!("UPDATE stripe_events SET processed_at = now() WHERE id = $1", notice.event_id)
+        self.handled(slice::from_ref(&notice.event_id)).await
+    }
+
+    /// Notes that events were handled.
+    pub(super) async fn handled(&self, events: &[String]) -> Result<()> {
+        sqlx::query!("UPDATE stripe_events SET processed_at = now() WHERE id = ANY($1)", events)
             .execute(self.database.pool())
             .await?;
         Ok(())

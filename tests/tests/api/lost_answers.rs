@@ -47,6 +47,12 @@ fn serve(mut client: TcpStream, answer: impl Fn(&str, &dyn Fn() -> Vec<u8>) -> V
     client.write_all(&answer(&String::from_utf8_lossy(&request), &pass_on)).ok()
 }
 
+/// An answer of one's own.
+pub fn own_answer(body: &Value) -> Vec<u8> {
+    let (head, body) = ("HTTP/1.1 200 OK\r\ncontent-type: application/json", body.to_string());
+    format!("{head}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len()).into_bytes()
+}
+
 /// A deployed function whose calls go a way.
 pub fn start_by(way: &str, function: &str) -> Sandbox {
     let mut environment = deployed().environment(function);

@@ -7,12 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::billing::orders::{drop_database, own_schema};
-use crate::lost_answers::{LOST, start_by, way_to_aws};
-
-fn answer(body: &Value) -> Vec<u8> {
-    let (head, body) = ("HTTP/1.1 200 OK\r\ncontent-type: application/x-amz-json-1.0", body.to_string());
-    format!("{head}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len()).into_bytes()
-}
+use crate::lost_answers::{LOST, own_answer, start_by, way_to_aws};
 
 /// What a queue answers that takes all of a call.
 fn taken(call: &str) -> Vec<u8> {
@@ -20,7 +15,7 @@ fn taken(call: &str) -> Vec<u8> {
     let batch: Value = serde_json::from_str(body).unwrap();
     let entries = batch["Entries"].as_array().unwrap().iter();
     let entries = entries.map(|entry| json!({"Id": entry["Id"], "MessageId": entry["Id"], "MD5OfMessageBody": ""}));
-    answer(&json!({"Successful": entries.collect::<Vec<_>>(), "Failed": []}))
+    own_answer(&json!({"Successful": entries.collect::<Vec<_>>(), "Failed": []}))
 }
 
 #[tokio::test]
@@ -33,7 +28,7 @@ async fn the_relay_ends_in_time_and_tells_what_is_left() {
     let paused = pause.clone();
     let way = way_to_aws(move |call, pass_on| {
         if call.contains("GetSecretValue") {
-            return answer(&database);
+            return own_answer(&database);
         }
         if !call.contains("SendMessageBatch") {
             return pass_on();

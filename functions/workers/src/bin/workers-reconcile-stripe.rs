@@ -1,7 +1,9 @@
 //! Every hour: handles the events of Stripe that no webhook told of, and takes the plans whose grace has ended. Told
-//! by `{"atOnce":true}`, it does not wait for webhooks that may still be on their way.
+//! by `{"atOnce":true}`, it does not wait for webhooks that may still be on their way. What it has no time for is the next
+//! run's.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use lib::billing::service::Billing;
 use lib::error::Result;
@@ -17,10 +19,12 @@ struct Task {
 }
 
 fn main() -> ExitCode {
-    serve_task(env!("CARGO_BIN_NAME"), Billing::init, |billing, event, _| Box::pin(handle(billing, event)))
+    serve_task(env!("CARGO_BIN_NAME"), Billing::init, |billing, event, time_left| {
+        Box::pin(handle(billing, event, time_left))
+    })
 }
 
-async fn handle(billing: &Billing, event: Value) -> Result<Value> {
+async fn handle(billing: &Billing, event: Value, time_left: Duration) -> Result<Value> {
     let task: Task = serde_json::from_value(event)?;
-    Ok(serde_json::to_value(billing.reconcile(task.at_once).await?)?)
+    Ok(serde_json::to_value(billing.reconcile(task.at_once, time_left).await?)?)
 }

@@ -5,6 +5,7 @@ mod life;
 pub mod orders;
 mod payments;
 mod plans;
+mod reconcile;
 mod replica;
 pub mod stores;
 mod subscriptions;

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt};
@@ -190,6 +191,9 @@ impl Stub {
     }
 
     fn answer(&self, target: &str) -> (&str, String) {
+        if target.starts_with("/v1/events?") {
+            return ("200 OK", self.listed(target));
+        }
         let number = target.split(MARK).nth(1).unwrap().split(|c: char| !c.is_ascii_digit()).next().unwrap();
         let mark = format!("{MARK}{number}");
         let (at, user) = self.orders.lock().unwrap()[&number.parse().unwrap()];
@@ -198,6 +202,25 @@ impl Stub {
             || ("404 Not Found", json!({"error": {"code": "resource_missing"}}).to_string()),
             |value| ("200 OK", marked(&value, &mark)),
         )
+    }
+
+    /// The events of the last order so far, of which no webhook has told.
+    fn listed(&self, target: &str) -> String {
+        let orders = self.orders.lock().unwrap();
+        let (number, (at, _)) = orders.iter().max_by_key(|(number, _)| **number).unwrap();
+        let mark = format!("{MARK}{number}");
+        let url = reqwest::Url::parse(&format!("http://stripe{target}")).unwrap();
+        let query: HashMap<_, _> = url.query_pairs().collect();
+        let bound = |name: &str| query[name].parse::<i64>().unwrap();
+        let created = bound("created[gte]")..=bound("created[lte]");
+        let beginning = query["type"].trim_end_matches('*');
+        let is_asked_for = |event: &&Value| {
+            let kind = event["type"].as_str().unwrap();
+            let is_of_type = if beginning.ends_with('.') { kind.starts_with(beginning) } else { kind == beginning };
+            is_of_type && created.contains(&event["created"].as_i64().unwrap())
+        };
+        let data: Vec<_> = self.recording.events[..=*at].iter().rev().filter(is_asked_for).collect();
+        marked(&json!({"object": "list", "data": data, "has_more": false}), &mark)
     }
 }
 
@@ -316,6 +339,20 @@ pub async fn drop_database(url: &str) {
     connection.execute(AssertSqlSafe(format!("DROP DATABASE {name} WITH (FORCE)"))).await.unwrap();
 }
 
+/// Billing on a database of its own and before a Stripe at an address.
+pub fn billing_of(database: &str, stripe: &str) -> Billing {
+    Billing {
+        database: Database::connect_lazy(database).unwrap(),
+        stripe: Stripe::new(stripe, &Secret::new("sk_test_local".to_owned())).unwrap(),
+        grace: time::Duration::days(7),
+        trial_days: 0,
+        app_url: ORIGIN.to_owned(),
+    }
+}
+
+/// The time that a reconciliation has.
+const PATIENCE: Duration = Duration::from_secs(900);
+
 fn count(name: &str, default: usize) -> usize {
     optional_variable(name).map_or(default, |count| count.parse().unwrap())
 }
@@ -330,15 +367,19 @@ async fn every_order_of_a_lifes_webhooks_ends_alike() {
     let (stub, address) = Stub::start(recording.clone()).await;
     let (url, pool) = own_schema().await;
 
-    let play = async |number: usize, billing: &Billing| {
-        let seed = u64::try_from(number).unwrap();
-        let (mut random, mark, user) = (Random(seed), format!("{MARK}{number}"), Uuid::now_v7());
+    let user_of = async |number: usize| {
+        let user = Uuid::now_v7();
         sqlx::query("INSERT INTO users (id, email, password_hash) VALUES ($1, $2, '')")
             .bind(user)
             .bind(format!("{number}@example.com"))
             .execute(&pool)
             .await
             .unwrap();
+        user
+    };
+    let play = async |number: usize, billing: &Billing| {
+        let seed = u64::try_from(number).unwrap();
+        let (mut random, mark, user) = (Random(seed), format!("{MARK}{number}"), user_of(number).await);
         // The first order is the one in which they happened.
         let arrivals = match number {
             0 => (0..events).map(|event| (event, event)).collect(),
@@ -357,13 +398,7 @@ async fn every_order_of_a_lifes_webhooks_ends_alike() {
     // Few, so that other tests have their share of the machine.
     let (lanes, started) = (2, std::time::Instant::now());
     let lane = async |lane: usize| {
-        let billing = Billing {
-            database: Database::connect_lazy(&url).unwrap(),
-            stripe: Stripe::new(&address, &Secret::new("sk_test_local".to_owned())).unwrap(),
-            grace: time::Duration::days(7),
-            trial_days: 0,
-            app_url: ORIGIN.to_owned(),
-        };
+        let billing = billing_of(&url, &address);
         let mut ends = Vec::new();
         for number in (lane..orders).step_by(lanes) {
             ends.push((number, play(number, &billing).await));
@@ -372,6 +407,16 @@ async fn every_order_of_a_lifes_webhooks_ends_alike() {
     };
     let mut ends: Vec<_> = join_all((0..lanes).map(lane)).await.into_iter().flatten().collect();
     ends.sort_by_key(|(number, _)| *number);
+    // Of one, no webhook tells: its events are found in Stripe's list, in the midst of the life and after it.
+    let user = user_of(orders).await;
+    for at in [events / 2, events - 1] {
+        stub.orders.lock().unwrap().insert(orders, (at, user));
+        let compared = billing_of(&url, &address).reconcile(true, PATIENCE).await.unwrap();
+        assert!(compared.made_good > 10 && (compared.left, compared.unlisted_seconds) == (0, 0), "{compared:?}");
+    }
+    let told = told(&pool, user).await;
+    check_story(&told, u64::try_from(orders).unwrap());
+    ends.push((orders, (outcome(&pool, user, &format!("{MARK}{orders}")).await, money(&told))));
     let (_, first) = &ends[0];
     assert_eq!(first.0["subscriptions"][0]["status"], "canceled", "{first:?}");
     assert_eq!(first.1.iter().filter(|line| line.contains("payment_failed")).count(), 2, "{:?}", first.1);
