@@ -28,6 +28,7 @@ const CLICKHOUSE: &[(u32, &str, &str)] = &[
     (2, "views", include_str!("../migrations/clickhouse/0002_views.sql")),
     (3, "users", include_str!("../migrations/clickhouse/0003_users.sql")),
     (4, "grains", include_str!("../migrations/clickhouse/0004_grains.sql")),
+    (5, "retention", include_str!("../migrations/clickhouse/0005_retention.sql")),
 ];
 
 /// Seconds that a migration waits for the writers before it.
@@ -349,7 +350,7 @@ mod tests {
             for statement in split(&fill_for(statements, Some("main")).unwrap()) {
                 let code: Vec<&str> =
                     statement.lines().filter(|line| !line.is_empty() && !line.starts_with("--")).collect();
-                let is_ddl = code[0].starts_with("CREATE ") || code[0].starts_with("DROP ");
+                let is_ddl = ["CREATE ", "DROP ", "ALTER "].iter().any(|verb| code[0].starts_with(verb));
                 assert!(is_ddl && format!("{} ", code[0]).contains(" ON CLUSTER main "), "{name}: {statement}");
                 let engine = code.iter().find(|line| line.starts_with("ENGINE = "));
                 assert_eq!(engine.is_some(), code[0].starts_with("CREATE TABLE"), "{name}: {statement}");

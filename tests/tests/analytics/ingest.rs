@@ -189,6 +189,26 @@ async fn a_migration_lets_go_of_a_table_that_others_use_and_tries_again() {
 }
 
 #[tokio::test]
+async fn the_requests_of_a_month_expire_together_after_ninety_days() {
+    let stores = Stores::fresh().await;
+    let client = stores.clickhouse.client();
+    // A year whose February is short.
+    let first_and_last = "INSERT INTO events (id, type, time, ingested_at)
+         SELECT rowNumberInAllBlocks(), 'http.request_completed', moment AS time, moment AS ingested_at FROM (
+             SELECT toDateTime64(toDate('2099-01-01') + INTERVAL number MONTH, 3, 'UTC') AS start,
+                 arrayJoin([start, start + INTERVAL 1 MONTH - INTERVAL 1 MILLISECOND]) AS moment
+             FROM numbers(12))";
+    client.query(first_and_last).execute().await.expect("written");
+    let expiries = "SELECT length(rows_where_ttl_info.expression) = 1
+             AND rows_where_ttl_info.min[1] = rows_where_ttl_info.max[1]
+             AND rows_where_ttl_info.min[1] >= addMonths(parseDateTime(partition, '%Y%m', 'UTC'), 1) + INTERVAL 90 DAY
+         FROM system.parts WHERE database = ? AND table = 'events' AND active";
+    let expiries = client.query(expiries).bind(&stores.name).fetch_all::<bool>().await.expect("parts");
+    assert_eq!(expiries, [true; 12]);
+    stores.drop().await;
+}
+
+#[tokio::test]
 async fn a_writer_notices_that_its_turn_was_lost() {
     let stores = Stores::empty().await;
     let lock = WriterLock::new(&stores.database);
