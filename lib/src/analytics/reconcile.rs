@@ -34,6 +34,10 @@ const VIEWS: [(&str, &str, &str); 10] = [
     ("user_retention", "toDate(signup)", "*"),
 ];
 
+/// The rows of a month, in the raw table as in those of views; all for month 0. By the name of their partition: under
+/// `FINAL` a condition on the time of events reads all that there are.
+const MONTH_ONLY: &str = "toString({month:UInt32}) IN ('0', _partition_id)";
+
 /// What to compare; the payload of an invocation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Task {
@@ -189,8 +193,8 @@ impl Reconciler {
         ] {
             client.query_raw(&migrate::fill(&statement)?).execute().await?;
         }
-        let month_only = "FROM (SELECT * FROM events FINAL WHERE {month:UInt32} IN (0, toYYYYMM(time))) AS events";
-        let select = view.replace("FROM events", month_only);
+        let select =
+            view.replace("FROM events", &format!("FROM (SELECT * FROM events FINAL WHERE {MONTH_ONLY}) AS events"));
         // Nobody cancels what ClickHouse is at when this run is over, and the next one would find it at work.
         let seconds = end.saturating_duration_since(Instant::now()).as_secs() + 1;
         client
@@ -203,7 +207,7 @@ impl Reconciler {
         let digests = |table: &str| {
             format!(
                 "SELECT {day} AS of_day, sum(cityHash64({columns})) AS digest FROM {table} FINAL
-                     WHERE {{month:UInt32}} IN (0, toYYYYMM({day})) GROUP BY of_day"
+                     WHERE {MONTH_ONLY} GROUP BY of_day"
             )
         };
         let differing = format!(

@@ -4,8 +4,11 @@ use std::time::Duration;
 
 use lib::analytics::reconcile::{Reconciler, Task};
 
+use sandbox::variable;
+
 use crate::history::{Random, history};
-use crate::stores::{PATIENCE, Stores, parse};
+use crate::proxy::Meter;
+use crate::stores::{PATIENCE, Stores, parse, signups};
 
 /// More than the years that events lie in.
 fn all() -> Task {
@@ -88,5 +91,23 @@ async fn what_there_is_no_time_for_is_gone_on_with() {
 
     let nowhere = serde_json::from_str(r#"{"from": {"view": "churn", "month": 0}}"#).expect("a task");
     reconciler.run(&nowhere, PATIENCE).await.expect_err("there is no such view");
+    stores.drop().await;
+}
+
+#[tokio::test]
+async fn the_comparison_of_a_month_reads_that_month() {
+    let stores = Stores::fresh().await;
+    // As many in each month of a year.
+    stores.writer().write(&parse(&signups(1200))).await.expect("written");
+    let meter = Meter::start(&variable("CLICKHOUSE_URL")).await;
+    let found = stores.reconciler_by(&meter.url).run(&all(), PATIENCE).await.expect("compared");
+    assert_eq!(found.days_rebuilt, []);
+    for (view, rows) in [("user_metrics", 100), ("daily_active_users", 100), ("churn_metrics", 100)] {
+        let recounted = meter.rows_read(&format!("INSERT INTO {view}_anew"));
+        assert_eq!(recounted, [rows; 12], "{view}");
+    }
+    // The rows of a view and those beside it.
+    let of_a_user_each = meter.rows_read("FROM user_metrics FINAL");
+    assert_eq!(of_a_user_each, [200; 12]);
     stores.drop().await;
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use lib::analytics::event::Event;
+use lib::analytics::reconcile::Reconciler;
 use lib::analytics::writer::Writer;
 use lib::config::Secret;
 use lib::migrate::Migrations;
@@ -56,6 +57,11 @@ impl Stores {
     /// A writer as another sandbox would have it, by way of `clickhouse_url`.
     pub fn writer_by(&self, clickhouse_url: &str) -> Writer {
         Writer::new(clickhouse(clickhouse_url, &self.name), &self.database)
+    }
+
+    /// A reconciler whose ClickHouse is at another address.
+    pub fn reconciler_by(&self, clickhouse_url: &str) -> Reconciler {
+        Reconciler::new(clickhouse(clickhouse_url, &self.name), &self.database)
     }
 
     pub fn writer(&self) -> Writer {
