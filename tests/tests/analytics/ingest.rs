@@ -189,6 +189,23 @@ async fn a_migration_lets_go_of_a_table_that_others_use_and_tries_again() {
 }
 
 #[tokio::test]
+async fn words_are_in_their_index_once_they_are_stored() {
+    let stores = Stores::fresh().await;
+    let store =
+        "WITH u AS (INSERT INTO users (id, email, password_hash) VALUES ($1, 'ada@example.com', '') RETURNING id),
+             c AS (INSERT INTO conversations (id, user_id, title, terms) SELECT id, id, '', 'word' FROM u RETURNING id)
+         INSERT INTO messages (conversation_id, position, id, role, content, terms, created_at)
+         SELECT id, 0, id, 'user', '', 'word', now() FROM c";
+    sqlx::query(store).bind(Uuid::now_v7()).execute(stores.database.pool()).await.expect("stored");
+    for index in ["messages_terms", "conversations_terms"] {
+        let pages = "SELECT gin_clean_pending_list($1::text::regclass)";
+        let pages = sqlx::query_scalar::<_, i64>(pages).bind(index).fetch_one(stores.database.pool()).await;
+        assert_eq!(pages.expect("pages of words that are not in the index"), 0, "{index}");
+    }
+    stores.drop().await;
+}
+
+#[tokio::test]
 async fn the_requests_of_a_month_expire_together_after_ninety_days() {
     let stores = Stores::fresh().await;
     let client = stores.clickhouse.client();
