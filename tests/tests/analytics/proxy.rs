@@ -1,8 +1,9 @@
 //! Stands between ClickHouse and who uses it: cuts the connection of an insert, before or after it is done, or counts the
-//! rows that are read.
+//! rows that are read for answers that it passes on later.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -89,14 +90,15 @@ pub struct Meter {
 }
 
 impl Meter {
+    /// Passes an answer on after this delay.
     #[expect(clippy::disallowed_methods, reason = "a server of its own beside the test")]
-    pub async fn start(upstream: &str) -> Self {
+    pub async fn start(upstream: &str, delay: Duration) -> Self {
         let (upstream, listener, url) = between(upstream).await;
         let answered = Arc::<Mutex<Vec<Answered>>>::default();
         let told = Arc::clone(&answered);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(measure(client, upstream, told.clone()));
+                tokio::spawn(measure(client, upstream, delay, told.clone()));
             }
         });
         Self { url, answered }
@@ -109,7 +111,7 @@ impl Meter {
     }
 }
 
-async fn measure(mut client: TcpStream, upstream: SocketAddr, answered: Arc<Mutex<Vec<Answered>>>) {
+async fn measure(mut client: TcpStream, upstream: SocketAddr, delay: Duration, answered: Arc<Mutex<Vec<Answered>>>) {
     let mut server = TcpStream::connect(upstream).await.expect("ClickHouse");
     let (mut from_client, mut from_server) = (vec![0; 1 << 16], vec![0; 1 << 16]);
     let mut asked = String::new();
@@ -130,6 +132,7 @@ async fn measure(mut client: TcpStream, upstream: SocketAddr, answered: Arc<Mute
                         let rows = digits.and_then(|digits| digits.parse().ok()).expect("a number of rows");
                         answered.lock().expect("nobody panics").push((std::mem::take(&mut asked), rows));
                     }
+                    tokio::time::sleep(delay).await;
                     client.write_all(&from_server[..length]).await.expect("answering");
                 }
                 _ => return,

@@ -69,7 +69,9 @@ async fn what_there_is_no_time_for_is_gone_on_with() {
     let lost = "TRUNCATE TABLE churn_metrics";
     client.query(lost).execute().await.expect(lost);
 
-    let reconciler = Reconciler::new(stores.clickhouse.clone(), &stores.database);
+    // However fast the machine is, all months take longer than a run has.
+    let slow = Meter::start(&variable("CLICKHOUSE_URL"), Duration::from_millis(20)).await;
+    let reconciler = stores.reconciler_by(&slow.url);
     let error = reconciler.run(&all(), Duration::ZERO).await.expect_err("no time at all");
     assert!(error.to_string().contains("takes too long"), "{error}");
     let (mut task, mut runs, mut compared, mut rebuilt) = (all(), 0, 0, Vec::new());
@@ -84,6 +86,8 @@ async fn what_there_is_no_time_for_is_gone_on_with() {
         task = next;
     }
     assert!(runs > 1, "one run had the time for all {compared} months");
+    // A run may end between two of its months.
+    rebuilt.dedup();
     assert_eq!(rebuilt, ["churn_metrics"]);
     let whole = reconciler.run(&all(), PATIENCE).await.expect("all");
     assert_eq!((whole.months_compared, whole.months_left, whole.next), (compared, 0, None));
@@ -99,7 +103,7 @@ async fn the_comparison_of_a_month_reads_that_month() {
     let stores = Stores::fresh().await;
     // As many in each month of a year.
     stores.writer().write(&parse(&signups(1200))).await.expect("written");
-    let meter = Meter::start(&variable("CLICKHOUSE_URL")).await;
+    let meter = Meter::start(&variable("CLICKHOUSE_URL"), Duration::ZERO).await;
     let found = stores.reconciler_by(&meter.url).run(&all(), PATIENCE).await.expect("compared");
     assert_eq!(found.days_rebuilt, []);
     for (view, rows) in [("user_metrics", 100), ("daily_active_users", 100), ("churn_metrics", 100)] {
