@@ -121,9 +121,7 @@ impl Metrics {
     }
 
     async fn dead_letters(&self) -> Result<i64> {
-        Ok(sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM dead_letters"#)
-            .fetch_one(self.database.pool())
-            .await?)
+        Ok(sqlx::query_scalar!("SELECT messages FROM dead_letter_total").fetch_one(self.database.pool()).await?)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Views against the raw table: every day is counted anew, and a month with a day that differs is replaced.
 //!
 //! Ingestion counts each event once, so this finds nothing unless a server lost a part of a view, or somebody
-//! wrote into a table by hand.
+//! wrote into a table by hand. Before it, the dead letters are forgotten that no queue has any more.
 
 use std::time::Duration;
 
@@ -17,6 +17,11 @@ use crate::store::postgres::Database;
 
 /// Seconds that a comparison waits for the writers before it.
 const LOCK_WAIT_SECONDS: u32 = 60;
+
+/// A dead letter is known for so long: SQS keeps a message for 14 days at most, and one that is redriven has another id.
+const DEAD_LETTERS_KEPT: Duration = Duration::from_secs(15 * 24 * 3600);
+/// Dead letters that one run forgets at most.
+const FORGOTTEN_AT_ONCE: i64 = 100_000;
 
 /// A view's table, the day of a row, and what of a row is compared: not the estimates of quantiles, which depend
 /// on the order in which parts were merged. `request_totals` is not here, since raw telemetry does not stay. The one that
@@ -74,11 +79,14 @@ pub struct Reconciled {
     pub months_left: usize,
     /// The payload that goes on with them.
     pub next: Option<Task>,
+    /// Dead letters whose rows went; they stay counted.
+    pub dead_letters_forgotten: u64,
 }
 
 /// Compares and repairs.
 pub struct Reconciler {
     clickhouse: ClickHouse,
+    database: Database,
     lock: WriterLock,
 }
 
@@ -95,7 +103,7 @@ impl Reconciler {
     /// A reconciler of these stores.
     #[must_use]
     pub fn new(clickhouse: ClickHouse, database: &Database) -> Self {
-        Self { clickhouse, lock: WriterLock::new(database) }
+        Self { clickhouse, database: database.clone(), lock: WriterLock::new(database) }
     }
 
     /// Compares the months into which events came in the last days, or all, one after the other for as long as there is
@@ -106,8 +114,10 @@ impl Reconciler {
     /// a place in a view that there is not.
     pub async fn run(&self, task: &Task, time_left: Duration) -> Result<Reconciled> {
         let end = Instant::now() + time_left;
+        let dead_letters_forgotten = self.forget_dead_letters().await?;
         let parts = self.parts(task).await?;
-        let (mut found, mut longest) = (Reconciled::default(), Duration::ZERO);
+        let mut found = Reconciled { dead_letters_forgotten, ..Reconciled::default() };
+        let mut longest = Duration::ZERO;
         for (done, &(index, month)) in parts.iter().enumerate() {
             let started = Instant::now();
             let (target, day, columns) = VIEWS[index];
@@ -144,8 +154,27 @@ impl Reconciler {
         let days_rebuilt: usize = found.days_rebuilt.iter().map(|(_, days)| days.len()).sum();
         let (months_compared, months_left) = (found.months_compared, found.months_left);
         let next = found.next.as_ref().map(serde_json::to_string).transpose()?;
-        tracing::info!(days_rebuilt, months_compared, months_left, next, "the views were reconciled");
+        tracing::info!(
+            days_rebuilt,
+            months_compared,
+            months_left,
+            next,
+            dead_letters_forgotten,
+            "the views were reconciled"
+        );
         Ok(found)
+    }
+
+    /// Deletes the rows of dead letters that neither can come again under their ids nor can be redriven; gives how many.
+    async fn forget_dead_letters(&self) -> Result<u64> {
+        let forgotten = sqlx::query!(
+            "DELETE FROM dead_letters WHERE message_id IN (
+                 SELECT message_id FROM dead_letters WHERE created_at < now() - make_interval(secs => $1) LIMIT $2
+             )",
+            DEAD_LETTERS_KEPT.as_secs_f64(),
+            FORGOTTEN_AT_ONCE,
+        );
+        Ok(forgotten.execute(self.database.pool()).await?.rows_affected())
     }
 
     /// The months to compare, each with the index of its view, from the first to the last.

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use lib::analytics::metrics::Metrics;
 use lib::analytics::reconcile::{Reconciler, Task};
+use lib::config::Secret;
 
 use sandbox::variable;
 
@@ -113,5 +115,35 @@ async fn the_comparison_of_a_month_reads_that_month() {
     // The rows of a view and those beside it.
     let of_a_user_each = meter.rows_read("FROM user_metrics FINAL");
     assert_eq!(of_a_user_each, [200; 12]);
+    stores.drop().await;
+}
+
+#[tokio::test]
+async fn dead_letters_that_no_queue_has_any_more_are_forgotten_and_stay_counted() {
+    let stores = Stores::fresh().await;
+    let pool = stores.database.pool();
+    let metrics = Metrics::new(stores.clickhouse.clone(), stores.database.clone(), Secret::new("token".to_owned()));
+    let total = async || {
+        let text = metrics.render().await.expect("rendered");
+        text.lines().find_map(|line| line.strip_prefix("events_dead_letter_total ")).map(str::to_owned)
+    };
+    let note = |id: &'static str, days: i32| {
+        let note = "INSERT INTO dead_letters (message_id, reason, created_at)
+             VALUES ($1, 'no JSON', now() - make_interval(days => $2)) ON CONFLICT DO NOTHING";
+        sqlx::query(note).bind(id).bind(days).execute(pool)
+    };
+    for (id, days) in [("today", 0), ("redriven", 14), ("gone", 16), ("long gone", 400)] {
+        note(id, days).await.expect(id);
+    }
+    note("today", 0).await.expect("delivered again");
+    assert_eq!(total().await.as_deref(), Some("4"));
+
+    let reconciler = Reconciler::new(stores.clickhouse.clone(), &stores.database);
+    let forgotten = reconciler.run(&all(), PATIENCE).await.expect("first").dead_letters_forgotten;
+    assert_eq!(forgotten, 2);
+    let left = sqlx::query_scalar::<_, String>("SELECT message_id FROM dead_letters ORDER BY message_id");
+    assert_eq!(left.fetch_all(pool).await.expect("rows"), ["redriven", "today"]);
+    assert_eq!(total().await.as_deref(), Some("4"));
+    assert_eq!(reconciler.run(&all(), PATIENCE).await.expect("second").dead_letters_forgotten, 0);
     stores.drop().await;
 }

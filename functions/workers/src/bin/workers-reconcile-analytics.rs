@@ -1,5 +1,5 @@
 //! Every night: compares the views with the raw events and rebuilds what differs; `{"days":36500}` compares all. Where the
-//! time is too short, the reply has the payload that goes on.
+//! time is too short, the reply has the payload that goes on. Forgets the dead letters that no queue has any more.
 
 use std::process::ExitCode;
 use std::time::Duration;
