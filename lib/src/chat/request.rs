@@ -72,23 +72,20 @@ impl Answers {
             },
             ticket => ticket,
         };
-        let outcome = match self.chat.ask(ask, &request.visit(), request.time_left).await {
+        let (outcome, may_be_stored) = match self.chat.ask(ask, &request.visit(), request.time_left).await {
             Ok(answer) if streamed => return Ok(respond(protocol, answer.stream(protocol, ticket))),
-            Ok(answer) => match answer.complete().await {
-                Ok(reply) => Response::ok(&reply),
-                // The next try finds what was stored.
-                Err(error) => {
-                    if let Some(ticket) = ticket {
-                        ticket.pass_on().await;
-                    }
-                    return Err(error);
-                }
-            },
-            Err(error) => Err(error),
+            Ok(answer) => (answer.complete().await.and_then(|reply| Response::ok(&reply)), true),
+            // This try has stored nothing; the one before it may have.
+            Err(error) => (Err(error), ticket.as_ref().is_some_and(Ticket::takes_over)),
         };
-        match ticket {
-            Some(ticket) => ticket.keep(outcome, &request.id).await,
-            None => outcome,
+        match (ticket, outcome) {
+            // The next try finds what was stored.
+            (Some(ticket), Err(error)) if may_be_stored => {
+                ticket.pass_on().await;
+                Err(error)
+            }
+            (Some(ticket), outcome) => ticket.keep(outcome, &request.id).await,
+            (None, outcome) => outcome,
         }
     }
 }

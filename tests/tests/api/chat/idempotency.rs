@@ -1,5 +1,8 @@
 use serde_json::{Value, json};
+use sqlx::Connection;
+use sqlx::postgres::PgConnection;
 use time::OffsetDateTime;
+use uuid::Uuid;
 
 use crate::support::*;
 
@@ -145,6 +148,30 @@ through_both_doors! {
         let usage = api.get("/api/chat/usage").bearer(&person.jwt).send().await.expect_status(200);
         let spent = first.1 + second.1;
         assert_eq!((&usage.body["tokens"]["used"], &usage.body["tokens"]["reserved"]), (&json!(spent), &json!(0)));
+    }
+
+    async fn a_try_that_is_refused_loses_nothing_of_the_one_before_it(api: Api) {
+        let person = api.sign_up().await;
+        let send = || {
+            let call = api.post("/api/chat").bearer(&person.jwt).header("idempotency-key", "refused");
+            call.json(&json!({"message": "AIMOCK:disconnect"})).send()
+        };
+        let broken = send().await.expect_problem(502, "provider_unavailable").text_at("/conversationId");
+        // Another answer holds what is left of the month.
+        let (mut database, held) = (PgConnection::connect(&variable("DATABASE_URL")).await.unwrap(), Uuid::now_v7());
+        let reserve = "SELECT q.period::text FROM quota_reserve($1, $2::uuid, 50000, 10, 50000) q";
+        let reserve = sqlx::query_scalar(reserve).bind(held).bind(&person.id);
+        let month: String = reserve.fetch_one(&mut database).await.unwrap();
+        for _ in 0..2 {
+            send().await.expect_problem(429, "quota_exceeded");
+        }
+        let settle = sqlx::query("SELECT quota_settle($1, $2::uuid, $3::date, 0)").bind(held).bind(&person.id);
+        settle.bind(month).execute(&mut database).await.unwrap();
+        let again = send().await.expect_problem(502, "provider_unavailable");
+        assert_eq!(again.text_at("/conversationId"), broken);
+        let list = api.get("/api/chat/conversations").bearer(&person.jwt).send().await.expect_status(200);
+        let list = list.body["conversations"].as_array().unwrap().clone();
+        assert_eq!((list.len(), &list[0]["messageCount"]), (1, &json!(2)));
     }
 
     async fn an_answer_that_is_deleted_is_not_kept_for_anybody(api: Api) {
