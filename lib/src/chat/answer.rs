@@ -1,5 +1,6 @@
 //! One question and its answer: reserve, ask, answer, settle.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -43,8 +44,12 @@ const UNREAD: Duration = Duration::from_secs(30);
 const AFTER_THE_END: Duration = Duration::from_secs(3);
 /// How often to check whether anybody still reads.
 const LOOK: Duration = Duration::from_secs(1);
-/// Tries to store an answer that was produced.
+/// Tries to store an answer that the database refuses.
 const STORE_ATTEMPTS: u32 = 5;
+/// A database that is away is waited for so long: Aurora's usually changes its server within half of it.
+const LONGEST_STORE: Duration = Duration::from_secs(60);
+/// Between two tries.
+const LONGEST_STORE_PAUSE: Duration = Duration::from_secs(2);
 /// An attempt that takes longer counts as hung.
 const LONGEST_STORE_ATTEMPT: Duration = Duration::from_secs(10);
 /// How much of `RESERVE` retries may use, so that a failure is still reported in time.
@@ -405,15 +410,18 @@ impl Chat {
         trace: &TraceContext,
     ) -> Result<Stored> {
         let mut attempt = 1;
-        let until = deadline + LATEST_STORE;
+        let until = (deadline + LATEST_STORE).min(Instant::now() + LONGEST_STORE);
         loop {
             let longest = LONGEST_STORE_ATTEMPT.min(until.saturating_duration_since(Instant::now()));
             let stored = timeout(longest, exchange.store(&self.database, outcome, trace)).await;
             let stored = stored.unwrap_or_else(|_| Err(Error::unavailable("the statement did not end in time")));
+            let pause =
+                Duration::from_millis(100).saturating_mul(2_u32.saturating_pow(attempt)).min(LONGEST_STORE_PAUSE);
+            let is_time_left = Instant::now() + pause < until;
             match stored {
-                Err(error) if attempt < STORE_ATTEMPTS && Instant::now() < until => {
+                Err(error) if is_time_left && (attempt < STORE_ATTEMPTS || error.code() == Code::Unavailable) => {
                     tracing::warn!(error.cause = %error, attempt, "an answer could not be stored yet");
-                    tokio::time::sleep(Duration::from_millis(100) * 2_u32.pow(attempt)).await;
+                    tokio::time::sleep(pause).await;
                     attempt += 1;
                 }
                 Err(error) if error.code() == Code::Internal => {
@@ -585,7 +593,8 @@ impl Answer {
             let produced = self.generate(&mut reader).await;
             let failure = produced.failure.clone();
             let outcome = self.outcome(produced);
-            let stored = self.chat.store(&self.exchange, &outcome, self.deadline, &self.trace).await;
+            let store = self.chat.store(&self.exchange, &outcome, self.deadline, &self.trace);
+            let stored = reader.keep_open(store).await;
             let is_stored = stored.is_ok();
             if let Ok(stored) = &stored {
                 // Another first message of the same name may have made the conversation.
@@ -764,6 +773,17 @@ impl Reader {
 
     fn ping(&self) {
         self.write(PING);
+    }
+
+    /// Does some work while the connection is kept open.
+    async fn keep_open<T>(&self, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        loop {
+            match timeout(PING_AFTER, &mut work).await {
+                Ok(done) => return done,
+                Err(_) => self.ping(),
+            }
+        }
     }
 
     fn write(&self, bytes: Bytes) {

@@ -59,7 +59,7 @@ pub struct Sandbox {
     init: Duration,
     init_cpu: Duration,
     happenings: happened::Receiver<Happening>,
-    events: mpsc::UnboundedSender<Bytes>,
+    events: mpsc::UnboundedSender<(Bytes, Duration)>,
     is_idle: bool,
     lines: Arc<Mutex<Vec<String>>>,
     _api: Api,
@@ -164,7 +164,15 @@ impl Sandbox {
     /// # Errors
     /// When the function fails, ends, or does not reply.
     pub fn invoke(&mut self, event: &Value) -> Result<Reply, String> {
-        let reply = self.invoke_unfinished(event)?;
+        self.invoke_within(event, DEADLINE)
+    }
+
+    /// The same with so much time for the function.
+    ///
+    /// # Errors
+    /// When the function fails, ends, or does not reply.
+    pub fn invoke_within(&mut self, event: &Value, time: Duration) -> Result<Reply, String> {
+        let reply = self.hand_out(event, time)?;
         while !self.is_idle {
             if let Happening::Replied(..) = self.next_happening()? {
                 return Err(self.failure("replied twice"));
@@ -178,10 +186,14 @@ impl Sandbox {
     /// # Errors
     /// When the function fails, ends, or does not reply.
     pub fn invoke_unfinished(&mut self, event: &Value) -> Result<Reply, String> {
+        self.hand_out(event, DEADLINE)
+    }
+
+    fn hand_out(&mut self, event: &Value, time: Duration) -> Result<Reply, String> {
         let event = Bytes::from(event.to_string());
         self.is_idle = false;
         let started = Instant::now();
-        let _ = self.events.send(event);
+        let _ = self.events.send((event, time));
         loop {
             if let Happening::Replied(at, payload) = self.next_happening()? {
                 // A streamed reply is its head in JSON, zero bytes, and the body.
@@ -244,16 +256,16 @@ impl Drop for Sandbox {
 
 const FUNCTION_ARN: &str = "arn:aws:lambda:us-east-1:000000000000:function:sandbox";
 
-fn deadline_millis() -> u64 {
+fn deadline_millis(time: Duration) -> u64 {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from((now + DEADLINE).as_millis()).unwrap_or(u64::MAX)
+    u64::try_from((now + time).as_millis()).unwrap_or(u64::MAX)
 }
 
 /// What the API's connections share.
 #[derive(Clone)]
 struct Shared {
     happens: happened::Sender<Happening>,
-    events: Arc<tokio::sync::Mutex<mpsc::UnboundedReceiver<Bytes>>>,
+    events: Arc<tokio::sync::Mutex<mpsc::UnboundedReceiver<(Bytes, Duration)>>>,
 }
 
 /// The server that one function polls, on a thread of its own.
@@ -333,12 +345,12 @@ impl Shared {
     }
 }
 
-async fn next(events: &tokio::sync::Mutex<mpsc::UnboundedReceiver<Bytes>>) -> Response<Full<Bytes>> {
-    let Some(event) = events.lock().await.recv().await else { return status(StatusCode::GONE) };
+async fn next(events: &tokio::sync::Mutex<mpsc::UnboundedReceiver<(Bytes, Duration)>>) -> Response<Full<Bytes>> {
+    let Some((event, time)) = events.lock().await.recv().await else { return status(StatusCode::GONE) };
     let mut response = Response::new(Full::from(event));
     for (name, value) in [
         ("lambda-runtime-aws-request-id", "00000000-0000-4000-8000-000000000000".to_owned()),
-        ("lambda-runtime-deadline-ms", deadline_millis().to_string()),
+        ("lambda-runtime-deadline-ms", deadline_millis(time).to_string()),
         ("lambda-runtime-invoked-function-arn", FUNCTION_ARN.to_owned()),
     ] {
         response.headers_mut().insert(name, value.parse().expect("a header value"));

@@ -3,10 +3,9 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
-use std::time::Duration;
+use std::sync::{Arc, OnceLock, mpsc};
+use std::time::{Duration, Instant};
 
 use sandbox::Sandbox;
 use sandbox::deployed::{Deployed, random_address};
@@ -17,6 +16,8 @@ use crate::auth::sessions::list;
 use crate::billing::stores;
 use crate::support::*;
 
+/// What a function has for its work, where that does not matter.
+const SOME_TIME: Duration = Duration::from_secs(30);
 pub const LOST: &[u8] = b"HTTP/1.1 500 Lost\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
 
 /// The URL of a way to AWS: the answer to each call is made of its text and of how it is passed on.
@@ -122,26 +123,31 @@ fn request_of(client: &mut TcpStream) -> Option<Vec<u8>> {
     }
 }
 
-/// The URL of a way to Postgres on which every answer to a statement that has these words among its values is lost.
-fn lossy_database(words: String) -> String {
+/// The URL of a way to Postgres on which, for so long from the first one on, every answer to a statement that has these
+/// words among its values is lost.
+fn lossy_database(words: String, lasting: Duration) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = variable("DATABASE_URL");
     let (credentials, rest) = url.split_once('@').unwrap();
     let (server, database) = rest.split_once('/').unwrap();
     let lossy = format!("{credentials}@{}/{database}", listener.local_addr().unwrap());
     let server = server.to_owned();
+    let began = Arc::new(OnceLock::<Instant>::new());
     std::thread::spawn(move || {
         for function in listener.incoming() {
             let (function, postgres) = (function.unwrap(), TcpStream::connect(&server).unwrap());
-            let words = words.clone();
-            std::thread::spawn(move || relay_statements(function, postgres, &words));
+            let (words, began) = (words.clone(), began.clone());
+            let is_lost = move |statement: &str| {
+                statement.contains(&words) && began.get_or_init(Instant::now).elapsed() < lasting
+            };
+            std::thread::spawn(move || relay_statements(function, postgres, is_lost));
         }
     });
     lossy
 }
 
-/// Passes on what both sides say. Once a statement has the words, its answer is waited for, and the connection ends.
-fn relay_statements(mut function: TcpStream, mut postgres: TcpStream, words: &str) {
+/// Passes on what both sides say. The answer that is to be lost is waited for, and the connection ends.
+fn relay_statements(mut function: TcpStream, mut postgres: TcpStream, is_lost: impl Fn(&str) -> bool) {
     let said = Arc::new(AtomicBool::new(false));
     let (mut answers, mut back, has_said) =
         (postgres.try_clone().unwrap(), function.try_clone().unwrap(), said.clone());
@@ -158,7 +164,7 @@ fn relay_statements(mut function: TcpStream, mut postgres: TcpStream, words: &st
     });
     let mut piece = vec![0; 1 << 16];
     while let Ok(read @ 1..) = function.read(&mut piece) {
-        if String::from_utf8_lossy(&piece[..read]).contains(words) {
+        if is_lost(&String::from_utf8_lossy(&piece[..read])) {
             said.store(true, Ordering::SeqCst);
         }
         if postgres.write_all(&piece[..read]).is_err() {
@@ -168,15 +174,30 @@ fn relay_statements(mut function: TcpStream, mut postgres: TcpStream, words: &st
     let _ = postgres.shutdown(Shutdown::Both);
 }
 
-/// The reply of a deployed function that loses its connection to Postgres over a statement that has these words.
-async fn ask_cut_off(function: &str, event: &Value, words: String) -> Value {
-    let secret = open_secret("lost-answers", &json!({"url": lossy_database(words)})).await;
+/// The reply of a deployed function, within its time, that loses its connection to Postgres over every statement that
+/// has these words, for so long.
+async fn ask_cut_off(function: &str, event: &Value, words: String, lasting: Duration, time: Duration) -> Value {
+    let secret = open_secret("lost-answers", &json!({"url": lossy_database(words, lasting)})).await;
     let mut environment = deployed().environment(function);
     environment.insert("DATABASE_SECRET_ARN".to_owned(), secret.clone());
     let mut cut_off = Sandbox::start(&deployed().binary(function), &environment).unwrap();
-    let reply = cut_off.invoke(event).unwrap().payload;
+    let reply = cut_off.invoke_within(event, time).unwrap().payload;
     delete_secret(&secret).await;
     reply
+}
+
+/// A question under a key.
+fn keyed_question(person: &Person, message: &str, stream: bool) -> Value {
+    let body = json!({"message": message, "stream": stream});
+    let mut event = Deployed::event("chat-send", &random_address(), Some(&body), Some(&person.jwt)).unwrap();
+    event["headers"]["Idempotency-Key"] = json!("unknown");
+    event["multiValueHeaders"]["Idempotency-Key"] = json!(["unknown"]);
+    event
+}
+
+async fn conversations(api: &Api, person: &Person) -> Vec<Value> {
+    let list = api.get("/api/chat/conversations").bearer(&person.jwt).send().await.expect_status(200);
+    list.body["conversations"].as_array().unwrap().clone()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -184,24 +205,31 @@ async fn an_answer_that_nobody_knows_to_be_stored_is_not_billed_twice() {
     let api = Api::of_router();
     for stream in [false, true] {
         let (person, message) = (api.sign_up().await, format!("Lost {}", Uuid::now_v7()));
-        let conversations = || async {
-            let list = api.get("/api/chat/conversations").bearer(&person.jwt).send().await.expect_status(200);
-            list.body["conversations"].as_array().unwrap().clone()
-        };
-        let body = json!({"message": message, "stream": stream});
-        let mut event = Deployed::event("chat-send", &random_address(), Some(&body), Some(&person.jwt)).unwrap();
-        event["headers"]["Idempotency-Key"] = json!("unknown");
-        event["multiValueHeaders"]["Idempotency-Key"] = json!(["unknown"]);
-        let reply = ask_cut_off("chat-send", &event, message).await;
+        let event = keyed_question(&person, &message, stream);
+        // Of this, 15 s are kept back, which are nearly all for storing the answer.
+        let time = Duration::from_secs(16);
+        let reply = ask_cut_off("chat-send", &event, message, Duration::MAX, time).await;
         // A stream has begun by then, and ends with an error.
         assert_eq!(reply["statusCode"], if stream { 200 } else { 503 }, "{reply}");
-        let stored = conversations().await;
+        let stored = conversations(&api, &person).await;
         assert_eq!((stored.len(), &stored[0]["messageCount"]), (1, &json!(2)), "stream: {stream}");
 
         let again = deployed().start("chat-send").unwrap().invoke(&event).unwrap().payload;
         assert_eq!(again["statusCode"], 200, "{again}");
-        assert_eq!(conversations().await, stored, "stream: {stream}");
+        assert_eq!(conversations(&api, &person).await, stored, "stream: {stream}");
     }
+}
+
+/// A database that changes its server is away for half a minute.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_waits_for_a_database_that_is_away() {
+    let api = Api::of_router();
+    let (person, message) = (api.sign_up().await, format!("Away {}", Uuid::now_v7()));
+    let (event, away) = (keyed_question(&person, &message, false), Duration::from_secs(6));
+    let reply = ask_cut_off("chat-send", &event, message, away, SOME_TIME).await;
+    assert_eq!(reply["statusCode"], 200, "{reply}");
+    let stored = conversations(&api, &person).await;
+    assert_eq!((stored.len(), &stored[0]["messageCount"]), (1, &json!(2)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -243,7 +271,7 @@ async fn a_link_is_good_until_its_work_is_known_to_be_done() {
             body["token"] = json!(mail_to(&person.email, mail, 1).await.token(page));
             let function = format!("auth-{page}");
             let event = Deployed::event(&function, &random_address(), Some(&body), None).unwrap();
-            let reply = ask_cut_off(&function, &event, words.to_owned()).await;
+            let reply = ask_cut_off(&function, &event, words.to_owned(), Duration::MAX, SOME_TIME).await;
             assert_eq!(reply["statusCode"], 503, "{reply}");
             let path = format!("/api/auth/{page}");
             let again = || api.post(&path).json(&body).send();
