@@ -18,7 +18,7 @@ use crate::background;
 use crate::chat::catalogue::{Choice, ProviderId};
 use crate::chat::conversation::{Message, usage_json};
 use crate::chat::exchange::{self, ConversationRef, Earlier, Exchange, Ongoing, Outcome, Question, Standing, Stored};
-use crate::chat::live::{StreamIdentity, StreamWriter, Streams};
+use crate::chat::live::{StreamIdentity, StreamWriter, Streams, UnderWay};
 use crate::chat::prompt;
 use crate::chat::provider::attempt::{Begun, Providers};
 use crate::chat::provider::{Call, Cause, Failure, FinishReason, Piece, Pieces, Usage};
@@ -390,6 +390,7 @@ impl Chat {
         if ask.replaced.is_some() && !is_known {
             return Err(Error::not_found("message to replace"));
         }
+        let supersedes = supersedes && anew.ends(ask, &under_way);
         streams.end_unwanted(ask.user_id, under_way.stream_id, supersedes).await
     }
 
@@ -454,6 +455,8 @@ struct Anew {
     question: Option<String>,
     /// Its name where it is asked in other words.
     edits: Option<String>,
+    /// Whether it was found by its name, and its answer alone is replaced.
+    is_in_place: bool,
     /// Whether it would replace what is not there, where something else is now.
     is_lost: bool,
 }
@@ -471,7 +474,8 @@ impl Anew {
         if let Some((name, found)) = Self::named(connection, conversation, ask).await? {
             let is_edit = !ask.again || ask.message.as_ref().is_some_and(|message| *message != found.content);
             let (question, edits) = if is_edit { (None, Some(name)) } else { (Some(found.content), None) };
-            return Ok(Self { position: Some(found.position), question, edits, is_lost: false });
+            let is_in_place = !is_edit && ask.replaced.is_none();
+            return Ok(Self { position: Some(found.position), question, edits, is_in_place, is_lost: false });
         }
         if let Some(found) = Self::unnamed(connection, conversation, ask).await? {
             return Ok(Self { position: Some(found.position), question: Some(found.content), ..Self::default() });
@@ -510,6 +514,11 @@ impl Anew {
                 && !ask.keeps.contains(&found.answer_id)
         };
         Ok(found.filter(is_meant))
+    }
+
+    /// Whether an answer under way ends for it: what is made anew in its place leaves the answers to other questions.
+    fn ends(&self, ask: &Ask, under_way: &UnderWay) -> bool {
+        !self.is_in_place || under_way.messages.iter().any(|message| ask.names().any(|name| name == message))
     }
 
     fn unless_lost(self) -> Result<Self> {

@@ -21,6 +21,12 @@ fn events(text: &str) -> Vec<(u64, String, Value)> {
         .collect()
 }
 
+/// What the start of a stream in the AI SDK's protocol tells beside it.
+fn sdk_start(text: &str) -> Value {
+    let mut parts = text.lines().filter_map(|line| serde_json::from_str::<Value>(line.strip_prefix("data: ")?).ok());
+    parts.next().unwrap()["messageMetadata"].clone()
+}
+
 async fn resume(api: &Api, person: &Person, stream: &str, after: Option<u64>) -> Reply {
     let call = api.get(&format!("/api/chat/streams/{stream}")).bearer(&person.jwt);
     match after {
@@ -411,6 +417,39 @@ async fn an_answer_that_is_made_anew_before_its_end_is_stored_once() {
         reply.text.lines().find_map(|line| serde_json::from_str(line.strip_prefix("data: ")?).ok()).unwrap();
     let stored = contents(&api, &person, start["messageMetadata"]["conversationId"].as_str().unwrap()).await;
     assert_eq!(stored.iter().map(|(_, end)| end.as_str()).collect::<Vec<_>>(), ["", "stop"]);
+}
+
+/// A page that knows the first question alone ends no answer of another page.
+#[tokio::test]
+async fn an_answer_that_is_made_anew_in_its_place_ends_no_answer_to_another_question() {
+    let (api, chat) = (Api::of_router(), format!("chat-{}", Uuid::now_v7()));
+    let person = api.sign_up().await;
+    let said = |name: &str, text: &str| json!({"id": name, "role": "user", "parts": [{"type": "text", "text": text}]});
+    let ask = |body: Value| api.post("/api/chat").bearer(&person.jwt).json(&body);
+    let start = ask(json!({"id": chat, "messages": [said("m1", "Hello")]})).send().await.expect_status(200).text;
+    let conversation = sdk_start(&start)["conversationId"].as_str().unwrap().to_owned();
+    let mut database = PgConnection::connect(&variable("DATABASE_URL")).await.unwrap();
+    let change = "UPDATE messages SET content = 'AIMOCK:pauses' WHERE conversation_id = $1::uuid AND role = 'user'";
+    sqlx::query(change).bind(&conversation).execute(&mut database).await.unwrap();
+    let first = said("m1", "AIMOCK:pauses");
+    let begin = async |body: Value| {
+        let mut response = ask(body).open().await;
+        let start = sdk_start(&read_to(&mut response, "text-delta").await);
+        let stream = start["streamId"].as_str().unwrap();
+        eventually("the stream to be known", || async { state(stream).await.is_object().then_some(()) }).await;
+        response
+    };
+    let mut second = begin(json!({"id": chat, "messages": [first, said("m2", "AIMOCK:slow")]})).await;
+    let anew = json!({"id": chat, "messages": [first], "trigger": "regenerate-message"});
+    let (mut superseded, mut last) = (begin(anew.clone()).await, begin(anew).await);
+    let stop = api.post(&format!("/api/chat/streams/{chat}/stop")).bearer(&person.jwt);
+    stop.send().await.expect_status(202);
+    for (response, end) in [(&mut second, "stop"), (&mut superseded, "stopped"), (&mut last, "stopped")] {
+        let text = read_rest(response).await;
+        assert!(text.contains(&format!("\"finishReason\":\"{end}\"")), "{end}: {text}");
+    }
+    let ends: Vec<_> = contents(&api, &person, &conversation).await.into_iter().map(|(_, end)| end).collect();
+    assert_eq!(ends, ["", "stopped", "", "stop"]);
 }
 
 /// The route of its own does in a stream and under a key what a message does: its function has a role of its own.
