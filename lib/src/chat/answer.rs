@@ -225,9 +225,15 @@ impl Chat {
         let stream_id = Uuid::now_v7();
         // A thinking model may take its time: whoever reloads meanwhile finds the stream.
         let mut writer = streams.map(|streams| {
-            let (user_id, names) = (exchange.subject.user_id, exchange.names());
             let messages = exchange.question_name.iter().cloned().chain([exchange.answer_id.to_string()]).collect();
-            streams.record(StreamIdentity { stream_id, user_id, names, messages, asked_at: exchange.asked_at })
+            streams.record(StreamIdentity {
+                stream_id,
+                user_id: exchange.subject.user_id,
+                conversation_id: exchange.conversation_id,
+                names: exchange.names(),
+                messages,
+                asked_at: exchange.asked_at,
+            })
         });
         let started = Instant::now();
         let longest = TOTAL.min(time_left.saturating_sub(RESERVE));

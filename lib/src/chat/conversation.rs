@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::auth::account::Visit;
 use crate::billing::plan::Plan;
 use crate::chat::catalogue::{Catalogue, ProviderId};
-use crate::chat::live::Streams;
+use crate::chat::live::{Streams, UnderWay};
 use crate::chat::provider::Usage;
 use crate::chat::search;
 use crate::clock;
@@ -522,18 +522,46 @@ impl Conversations {
         .ok_or_else(|| Error::not_found("conversation"))
     }
 
-    /// Deletes a conversation, also one whose first answer is under way, which is ended for that.
+    /// Deletes a conversation, also one whose first answer is under way, and ends the answer under way in it.
     ///
     /// # Errors
     /// 404 for another's conversation.
     pub async fn delete_with_stream(&self, streams: &Streams, user_id: Uuid, id: Uuid, visit: &Visit) -> Result<()> {
-        let deleted = self.delete(user_id, id, visit).await;
-        let is_unknown = deleted.as_ref().is_err_and(|error| error.code() == Code::NotFound);
-        // It is stored with its first answer.
-        let first = if is_unknown { streams.under_way(user_id, &id.to_string(), true).await? } else { None };
-        let Some(first) = first else { return deleted };
-        streams.end_unwanted(user_id, first.stream_id, true).await?;
-        self.delete(user_id, id, visit).await
+        match self.delete(user_id, id, visit).await {
+            Ok(()) => {
+                if let Err(error) = Self::end_answer(streams, user_id, id).await {
+                    tracing::warn!(error.cause = %error, "an answer in a deleted conversation could not be ended");
+                }
+                Ok(())
+            }
+            // It is stored with its first answer, maybe just now.
+            Err(error) if error.code() == Code::NotFound => {
+                if let Some(first) = Self::answer_in(streams, user_id, id, true).await? {
+                    streams.end_unwanted(user_id, first.stream_id, true).await?;
+                }
+                self.delete(user_id, id, visit).await
+            }
+            deleted => deleted,
+        }
+    }
+
+    /// Ends an answer that nobody can read any more.
+    async fn end_answer(streams: &Streams, user_id: Uuid, conversation: Uuid) -> Result<()> {
+        match Self::answer_in(streams, user_id, conversation, false).await? {
+            Some(answer) => streams.wish_end(answer.stream_id).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The answer under way in a conversation. Another one may be called by its id: a client's own name is any text.
+    async fn answer_in(
+        streams: &Streams,
+        user_id: Uuid,
+        conversation: Uuid,
+        must_know: bool,
+    ) -> Result<Option<UnderWay>> {
+        let found = streams.under_way(user_id, &conversation.to_string(), must_know).await?;
+        Ok(found.filter(|answer| answer.conversation_id.is_none_or(|id| id == conversation)))
     }
 
     /// Deletes a conversation with its messages; what they cost stays on the ledger.

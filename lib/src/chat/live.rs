@@ -62,6 +62,8 @@ pub struct StreamIdentity {
     pub stream_id: Uuid,
     /// Whose it is.
     pub user_id: Uuid,
+    /// The conversation that it is in, or that it makes.
+    pub conversation_id: Uuid,
     /// The names under which its conversation is looked for.
     pub names: Vec<String>,
     /// What the client calls the question, if anything, and the answer's id.
@@ -75,6 +77,8 @@ pub struct StreamIdentity {
 pub struct UnderWay {
     /// The stream.
     pub stream_id: Uuid,
+    /// The conversation that it is in, or that it makes, if that is known.
+    pub conversation_id: Option<Uuid>,
     /// What the client calls the question, if anything, and the answer's id.
     pub messages: Vec<String>,
 }
@@ -92,6 +96,8 @@ pub struct Wish {
 #[derive(Debug, Clone)]
 struct State {
     user_id: Uuid,
+    /// Not there before the release that writes it.
+    conversation_id: Option<Uuid>,
     messages: Vec<String>,
     asked_at: i64,
     wish: Wish,
@@ -109,6 +115,7 @@ impl State {
         let flag = |name: &str| item.get(name).and_then(|value| value.as_bool().ok()).copied().unwrap_or(false);
         Ok(Self {
             user_id: get_id(item, "user_id")?,
+            conversation_id: get_id(item, "conversation_id").ok(),
             messages: item.get("messages").and_then(|names| names.as_ss().ok()).cloned().unwrap_or_default(),
             asked_at: get_number(item, "asked_at").unwrap_or(0),
             wish: Wish { stop: flag("stop_wished"), read_at: get_number(item, "read_at")? },
@@ -230,6 +237,7 @@ impl Streams {
             .item("stream_id", text(identity.stream_id))
             .item("seq", number(0))
             .item("user_id", text(identity.user_id))
+            .item("conversation_id", text(identity.conversation_id))
             .item("messages", AttributeValue::Ss(identity.messages.clone()))
             .item("asked_at", number(clock::millis(identity.asked_at)))
             .item("beat_at", number(clock::millis(now)))
@@ -458,7 +466,11 @@ impl Streams {
     /// When the table does not answer.
     pub async fn under_way(&self, user_id: Uuid, name: &str, must_know: bool) -> Result<Option<UnderWay>> {
         let found = self.latest_state(user_id, name, must_know, |state| !state.has_ended()).await?;
-        Ok(found.map(|(stream_id, State { messages, .. })| UnderWay { stream_id, messages }))
+        Ok(found.map(|(stream_id, State { conversation_id, messages, .. })| UnderWay {
+            stream_id,
+            conversation_id,
+            messages,
+        }))
     }
 
     /// The latest stream of a conversation with its state, if that is wanted; `must_know` as above.
@@ -502,7 +514,11 @@ impl Streams {
         Ok(())
     }
 
-    async fn wish_end(&self, stream_id: Uuid) -> Result<()> {
+    /// Asks an answer to end, and does not wait for that.
+    ///
+    /// # Errors
+    /// When the table does not answer.
+    pub async fn wish_end(&self, stream_id: Uuid) -> Result<()> {
         self.update(stream_id, "SET stop_wished = :yes", [(":yes", AttributeValue::Bool(true))]).await.map(drop)
     }
 

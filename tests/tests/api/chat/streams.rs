@@ -1,3 +1,4 @@
+use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use sandbox::deployed::{Deployed, random_address};
@@ -7,6 +8,7 @@ use sqlx::postgres::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use crate::lost_answers::{ask_by, way_to_aws};
 use crate::support::*;
 
 /// The events of a stream: id, name, data.
@@ -718,6 +720,78 @@ async fn what_is_refused_ends_no_answer() {
     let stored = contents(&api, &person, start["messageMetadata"]["conversationId"].as_str().unwrap()).await;
     let questions: Vec<_> = stored.iter().step_by(2).map(|(content, _)| content.as_str()).collect();
     assert_eq!(questions, ["Hello", "AIMOCK:slow", "And now?"]);
+}
+
+/// What nobody can read any more is not paid for to its end.
+#[tokio::test]
+async fn a_conversation_that_is_deleted_ends_the_answer_in_it() {
+    let api = Api::of_router();
+    let person = api.sign_up().await;
+    let ask = |body: Value| api.post("/api/chat").bearer(&person.jwt).json(&body);
+    let conversation = ask(json!({"message": "Hello"})).send().await.expect_status(200).text_at("/conversationId");
+    let body = json!({"message": "AIMOCK:pauses", "conversationId": conversation, "stream": true});
+    let mut running = ask(body).open().await;
+    let start = events(&read_to(&mut running, "event: delta").await)[0].2.clone();
+    let stream = start["streamId"].as_str().unwrap();
+    eventually("the stream to be known", || async { state(stream).await.is_object().then_some(()) }).await;
+    let path = format!("/api/chat/conversations/{conversation}");
+    api.delete(&path).bearer(&person.jwt).send().await.expect_status(204);
+    let rest = read_rest(&mut running).await;
+    assert!(rest.contains("\"finishReason\":\"stopped\""), "{rest}");
+    api.get(&path).bearer(&person.jwt).send().await.expect_problem(404, "not_found");
+}
+
+/// A client's own name for a conversation may be the id of one that is gone.
+#[tokio::test]
+async fn a_second_deletion_ends_no_answer_in_another_conversation() {
+    let api = Api::of_router();
+    let person = api.sign_up().await;
+    let first = api.post("/api/chat").bearer(&person.jwt).json(&json!({"message": "Hello"})).send().await;
+    let id = first.expect_status(200).text_at("/conversationId");
+    let path = format!("/api/chat/conversations/{id}");
+    api.delete(&path).bearer(&person.jwt).send().await.expect_status(204);
+    let mut running = api.post("/api/chat").bearer(&person.jwt).json(&question(&id, "AIMOCK:slow")).open().await;
+    let start = sdk_start(&read_to(&mut running, "text-delta").await);
+    let stream = start["streamId"].as_str().unwrap();
+    eventually("the stream to be known", || async { state(stream).await.is_object().then_some(()) }).await;
+    api.delete(&path).bearer(&person.jwt).send().await.expect_problem(404, "not_found");
+    let rest = read_rest(&mut running).await;
+    assert!(rest.contains("\"finishReason\":\"stop\""), "{rest}");
+}
+
+/// Its first answer may be stored after the conversation was looked for, and before the answer is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_conversation_is_deleted_that_is_stored_meanwhile() {
+    let api = Api::of_router();
+    let person = api.sign_up().await;
+    let body = json!({"message": "AIMOCK:slow", "stream": true});
+    let mut running = api.post("/api/chat").bearer(&person.jwt).json(&body).open().await;
+    let start = events(&read_to(&mut running, "event: delta").await)[0].2.clone();
+    let path = format!("/api/chat/conversations/{}", start["conversationId"].as_str().unwrap());
+    let (looks, is_looked_for) = mpsc::channel();
+    let (ends, has_ended) = mpsc::channel::<()>();
+    let has_ended = Mutex::new(has_ended);
+    let way = way_to_aws(move |call, pass_on| {
+        if call.contains("conversation#") {
+            let _ = looks.send(());
+            // The channel is closed once it has.
+            let _ = has_ended.lock().unwrap().recv();
+        }
+        pass_on()
+    });
+    let mut event = Deployed::event("chat-delete-conversation", &random_address(), None, Some(&person.jwt)).unwrap();
+    event["pathParameters"]["id"] = start["conversationId"].clone();
+    let deleted = std::thread::spawn(move || ask_by(&way, "chat-delete-conversation", &event));
+    is_looked_for.recv_timeout(Duration::from_secs(20)).unwrap();
+    read_rest(&mut running).await;
+    eventually("the end", || async {
+        (state(start["streamId"].as_str().unwrap()).await["is_done"]["BOOL"] == true).then_some(())
+    })
+    .await;
+    api.get(&path).bearer(&person.jwt).send().await.expect_status(200);
+    drop(ends);
+    assert_eq!(deleted.join().unwrap()["statusCode"], 204);
+    api.get(&path).bearer(&person.jwt).send().await.expect_problem(404, "not_found");
 }
 
 /// A conversation is stored with its first answer.
