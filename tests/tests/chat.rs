@@ -307,6 +307,25 @@ async fn an_answer_made_anew_takes_its_own_place_whatever_was_said_meanwhile() {
     assert_eq!((count(user, "questions").await, month(user).await), (2, (3 * 23, 0)));
 }
 
+/// Clients sort by the time.
+#[tokio::test]
+async fn what_was_asked_while_another_answer_came_is_told_to_be_said_after_it() {
+    let (journal, user) = (Arc::new(Journal::default()), new_user(0).await);
+    let chat = chat(&journal, &[Part::Answer(11, 12)]);
+    let first = say(chat, ask(user, "One")).await;
+    let in_it = |message: &str| Ask { conversation: ConversationRef::Id(first.conversation_id), ..ask(user, message) };
+    let second = chat.ask(in_it("Two"), &visit(), TIME).await.unwrap();
+    let third = chat.ask(in_it("Three"), &visit(), TIME).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    second.complete().await.unwrap();
+    third.complete().await.unwrap();
+    let contents = "SELECT content FROM messages WHERE conversation_id = $1 ORDER BY created_at, position";
+    let contents: Vec<String> =
+        sqlx::query_scalar(contents).bind(first.conversation_id).fetch_all(database().pool()).await.unwrap();
+    let in_places = exchanges(&["One", "Two", "Three"]).0.into_iter().map(|(_, content)| content);
+    assert_eq!(contents, in_places.collect::<Vec<_>>());
+}
+
 /// Whoever says the same twice and asks again after the second time failed has kept the first answer.
 #[tokio::test]
 async fn an_answer_that_the_client_keeps_is_not_made_anew() {

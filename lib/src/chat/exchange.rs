@@ -461,7 +461,7 @@ impl Exchange {
                    SELECT $4, $2, $16, $17, $18, $19, $20, array_to_tsvector($21::text[]), $22, 2,
                        date_trunc('milliseconds', clock_timestamp()), date_trunc('milliseconds', clock_timestamp())
                    FROM noted WHERE $23::boolean AND $38::boolean
-                   RETURNING id, message_count
+                   RETURNING id, message_count, created_at AS asked_at, last_message_at AS answered_at
                ), continued AS (
                    UPDATE conversations
                    SET message_count = CASE WHEN $24::integer IS NULL THEN message_count + 2
@@ -471,8 +471,10 @@ impl Exchange {
                        untitled = untitled AND NOT $37,
                        provider = $18, model = $19, last_message_at = date_trunc('milliseconds', clock_timestamp()),
                        updated_at = date_trunc('milliseconds', clock_timestamp())
+                   -- As it is once nobody else changes it: what waited for it is said after what it holds by then.
+                   FROM (SELECT last_message_at AS before FROM conversations WHERE id = $4 FOR NO KEY UPDATE) locked
                    WHERE id = $4 AND user_id = $2 AND NOT $23 AND $38 AND EXISTS (SELECT FROM noted)
-                   RETURNING id, message_count
+                   RETURNING id, message_count, greatest($22, before), last_message_at
                ), cut AS (
                    DELETE FROM messages
                    WHERE $35 AND conversation_id = (SELECT id FROM continued) AND position > $24 + 1
@@ -483,12 +485,11 @@ impl Exchange {
                        input_tokens, cached_input_tokens, output_tokens, reasoning_tokens, cost_micro_usd, estimated,
                        terms, created_at, client_id)
                    SELECT id, coalesce($24, message_count - 2), $25::uuid, 'user', $26::text, NULL, NULL, NULL,
-                       NULL, NULL, NULL, NULL, NULL, false, array_to_tsvector($27::text[]), $22, $36
+                       NULL, NULL, NULL, NULL, NULL, false, array_to_tsvector($27::text[]), asked_at, $36
                    FROM place WHERE $24 IS NULL OR $34::boolean
                    UNION ALL
                    SELECT id, coalesce($24 + 1, message_count - 1), $1, 'assistant', $28::text, $5, $6, $29::text,
-                       $7, $8, $9, $10, $11, $13, array_to_tsvector($30::text[]),
-                       date_trunc('milliseconds', clock_timestamp()), NULL
+                       $7, $8, $9, $10, $11, $13, array_to_tsvector($30::text[]), answered_at, NULL
                    FROM place
                    -- What is made anew is there; any other place that is taken fails the statement.
                    ON CONFLICT (conversation_id, position) DO UPDATE

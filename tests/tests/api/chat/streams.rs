@@ -401,6 +401,15 @@ async fn what_is_said_after_a_stop_comes_after_it() {
     assert_eq!(questions, ["AIMOCK:slow first", "Second", "AIMOCK:slow third", "Fourth"]);
     let ends: Vec<_> = stored.iter().skip(1).step_by(2).map(|(_, end)| end.as_str()).collect();
     assert_eq!(ends, ["stopped", "stop", "stopped", "stop"]);
+    let path = format!("/api/chat/conversations/{conversation}");
+    let read = api.get(&path).bearer(&person.jwt).send().await.expect_status(200);
+    let times: Vec<_> = read.body["messages"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|message| message["createdAt"].as_str().unwrap())
+        .collect();
+    assert!(times.is_sorted(), "{times:?}");
 }
 
 /// `useChat` makes anew what it has not waited for.
