@@ -559,12 +559,14 @@ impl Exchange {
             }
             row => row?,
         };
+        // An earlier try whose answer was lost may have joined another conversation.
+        let conversation_id = if row.noted { self.conversation_id } else { self.noted_in(database).await? };
         if row.noted {
             database.dispatch(messages);
         }
         Ok(Stored {
             quota: Quota::new(self.reservation.plan(), self.reservation.month(), row.used, row.reserved),
-            conversation_id: self.conversation_id,
+            conversation_id,
             is_titled: self.titles && row.placed,
             cost_micro_usd: cost,
         })
@@ -604,6 +606,12 @@ impl Exchange {
         .fetch_one(database.pool())
         .await?;
         Ok(Self { conversation_id: id, is_new: false, ..self.clone() })
+    }
+
+    /// The conversation that the ledger tells of the answer.
+    async fn noted_in(&self, database: &Database) -> Result<Uuid> {
+        let id = sqlx::query_scalar!("SELECT conversation_id FROM usage_ledger WHERE id = $1", self.answer_id);
+        Ok(id.fetch_one(database.pool()).await?)
     }
 
     fn event(&self, outcome: &Outcome, cost: Option<i64>, regenerated: bool) -> Result<Event> {

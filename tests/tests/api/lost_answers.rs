@@ -3,13 +3,15 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 use sandbox::Sandbox;
 use sandbox::deployed::{Deployed, random_address};
 use serde_json::{Value, json};
+use sqlx::Connection;
+use sqlx::postgres::PgConnection;
 use uuid::Uuid;
 
 use crate::auth::sessions::list;
@@ -123,27 +125,29 @@ fn request_of(client: &mut TcpStream) -> Option<Vec<u8>> {
     }
 }
 
-/// The URL of a way to Postgres on which, for so long from the first one on, every answer to a statement that has these
-/// words among its values is lost.
-fn lossy_database(words: String, lasting: Duration) -> String {
+/// The URL of a way to Postgres on which answers to some statements are lost.
+fn lossy_database(is_lost: impl Fn(&str) -> bool + Send + Sync + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = variable("DATABASE_URL");
     let (credentials, rest) = url.split_once('@').unwrap();
     let (server, database) = rest.split_once('/').unwrap();
     let lossy = format!("{credentials}@{}/{database}", listener.local_addr().unwrap());
     let server = server.to_owned();
-    let began = Arc::new(OnceLock::<Instant>::new());
+    let is_lost = Arc::new(is_lost);
     std::thread::spawn(move || {
         for function in listener.incoming() {
             let (function, postgres) = (function.unwrap(), TcpStream::connect(&server).unwrap());
-            let (words, began) = (words.clone(), began.clone());
-            let is_lost = move |statement: &str| {
-                statement.contains(&words) && began.get_or_init(Instant::now).elapsed() < lasting
-            };
-            std::thread::spawn(move || relay_statements(function, postgres, is_lost));
+            let is_lost = is_lost.clone();
+            std::thread::spawn(move || relay_statements(function, postgres, &*is_lost));
         }
     });
     lossy
+}
+
+/// Statements that have these words among their values, for so long from the first one on.
+fn with_words(words: String, lasting: Duration) -> impl Fn(&str) -> bool + Send + Sync + 'static {
+    let began = OnceLock::<Instant>::new();
+    move |statement| statement.contains(&words) && began.get_or_init(Instant::now).elapsed() < lasting
 }
 
 /// Passes on what both sides say. The answer that is to be lost is waited for, and the connection ends.
@@ -174,10 +178,14 @@ fn relay_statements(mut function: TcpStream, mut postgres: TcpStream, is_lost: i
     let _ = postgres.shutdown(Shutdown::Both);
 }
 
-/// The reply of a deployed function, within its time, that loses its connection to Postgres over every statement that
-/// has these words, for so long.
-async fn ask_cut_off(function: &str, event: &Value, words: String, lasting: Duration, time: Duration) -> Value {
-    let secret = open_secret("lost-answers", &json!({"url": lossy_database(words, lasting)})).await;
+/// The reply of a deployed function, within its time, that loses its connection to Postgres over some statements.
+async fn ask_cut_off(
+    function: &str,
+    event: &Value,
+    is_lost: impl Fn(&str) -> bool + Send + Sync + 'static,
+    time: Duration,
+) -> Value {
+    let secret = open_secret("lost-answers", &json!({"url": lossy_database(is_lost)})).await;
     let mut environment = deployed().environment(function);
     environment.insert("DATABASE_SECRET_ARN".to_owned(), secret.clone());
     let mut cut_off = Sandbox::start(&deployed().binary(function), &environment).unwrap();
@@ -187,9 +195,8 @@ async fn ask_cut_off(function: &str, event: &Value, words: String, lasting: Dura
 }
 
 /// A question under a key.
-fn keyed_question(person: &Person, message: &str, stream: bool) -> Value {
-    let body = json!({"message": message, "stream": stream});
-    let mut event = Deployed::event("chat-send", &random_address(), Some(&body), Some(&person.jwt)).unwrap();
+fn keyed_question(person: &Person, body: &Value) -> Value {
+    let mut event = Deployed::event("chat-send", &random_address(), Some(body), Some(&person.jwt)).unwrap();
     event["headers"]["Idempotency-Key"] = json!("unknown");
     event["multiValueHeaders"]["Idempotency-Key"] = json!(["unknown"]);
     event
@@ -205,10 +212,10 @@ async fn an_answer_that_nobody_knows_to_be_stored_is_not_billed_twice() {
     let api = Api::of_router();
     for stream in [false, true] {
         let (person, message) = (api.sign_up().await, format!("Lost {}", Uuid::now_v7()));
-        let event = keyed_question(&person, &message, stream);
+        let event = keyed_question(&person, &json!({"message": message, "stream": stream}));
         // Of this, 15 s are kept back, which are nearly all for storing the answer.
         let time = Duration::from_secs(16);
-        let reply = ask_cut_off("chat-send", &event, message, Duration::MAX, time).await;
+        let reply = ask_cut_off("chat-send", &event, with_words(message, Duration::MAX), time).await;
         // A stream has begun by then, and ends with an error.
         assert_eq!(reply["statusCode"], if stream { 200 } else { 503 }, "{reply}");
         let stored = conversations(&api, &person).await;
@@ -225,11 +232,44 @@ async fn an_answer_that_nobody_knows_to_be_stored_is_not_billed_twice() {
 async fn an_answer_waits_for_a_database_that_is_away() {
     let api = Api::of_router();
     let (person, message) = (api.sign_up().await, format!("Away {}", Uuid::now_v7()));
-    let (event, away) = (keyed_question(&person, &message, false), Duration::from_secs(6));
-    let reply = ask_cut_off("chat-send", &event, message, away, SOME_TIME).await;
+    let (event, away) = (keyed_question(&person, &json!({"message": message})), Duration::from_secs(6));
+    let reply = ask_cut_off("chat-send", &event, with_words(message, away), SOME_TIME).await;
     assert_eq!(reply["statusCode"], 200, "{reply}");
     let stored = conversations(&api, &person).await;
     assert_eq!((stored.len(), &stored[0]["messageCount"]), (1, &json!(2)));
+}
+
+/// Two first questions under one name make one conversation.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_joins_another_conversation_is_told_to_be_there() {
+    let api = Api::of_router();
+    let (person, message) = (api.sign_up().await, format!("AIMOCK:slow {}", Uuid::now_v7()));
+    let body = |text: &str| json!({"id": "one", "messages": [{"id": "m1", "role": "user", "parts": [{"type": "text", "text": text}]}]});
+    let event = keyed_question(&person, &body(&message));
+    // The first statement finds that the conversation is there, the second one stores, and the third would do it again.
+    let stores = AtomicUsize::new(0);
+    let is_lost = move |statement: &str| statement.contains(&message) && stores.fetch_add(1, Ordering::SeqCst) == 1;
+    let first = async {
+        let database = variable("DATABASE_URL");
+        eventually("the other answer to be under way", || async {
+            let mut database = PgConnection::connect(&database).await.unwrap();
+            let held = "SELECT count(*) FROM quota_reservations WHERE user_id = $1::uuid";
+            let held: i64 = sqlx::query_scalar(held).bind(&person.id).fetch_one(&mut database).await.unwrap();
+            (held == 1).then_some(())
+        })
+        .await;
+        api.post("/api/chat").bearer(&person.jwt).json(&body("Hello")).send().await.expect_status(200);
+    };
+    let joins = tokio::task::spawn_blocking({
+        let (event, runtime) = (event.clone(), tokio::runtime::Handle::current());
+        move || runtime.block_on(ask_cut_off("chat-send", &event, is_lost, SOME_TIME))
+    });
+    let (joined, ()) = tokio::join!(joins, first);
+    assert_eq!(joined.unwrap()["statusCode"], 200);
+    let stored = conversations(&api, &person).await;
+    assert_eq!((stored.len(), &stored[0]["messageCount"]), (1, &json!(4)));
+    let again = deployed().start("chat-send").unwrap().invoke(&event).unwrap().payload;
+    assert_eq!(again["statusCode"], 200, "{again}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -271,7 +311,7 @@ async fn a_link_is_good_until_its_work_is_known_to_be_done() {
             body["token"] = json!(mail_to(&person.email, mail, 1).await.token(page));
             let function = format!("auth-{page}");
             let event = Deployed::event(&function, &random_address(), Some(&body), None).unwrap();
-            let reply = ask_cut_off(&function, &event, words.to_owned(), Duration::MAX, SOME_TIME).await;
+            let reply = ask_cut_off(&function, &event, with_words(words.to_owned(), Duration::MAX), SOME_TIME).await;
             assert_eq!(reply["statusCode"], 503, "{reply}");
             let path = format!("/api/auth/{page}");
             let again = || api.post(&path).json(&body).send();
