@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
+use futures_util::future::try_join_all;
 use serde::Serialize;
 use serde_json::Value;
 use sqlx::PgConnection;
@@ -381,8 +382,8 @@ impl Chat {
         Ok(anew)
     }
 
-    /// Has an answer under way in the conversation end and stored that nobody wants any more: what is said now comes
-    /// after it. What replaces a message that is neither stored nor being answered is refused, and ends nothing.
+    /// Has answers under way in the conversation end and stored that nobody wants any more: what is said now comes
+    /// after them. What replaces a message that is neither stored nor being answered is refused, and ends nothing.
     async fn end_unwanted(&self, ask: &Ask, anew: &Anew) -> Result<()> {
         let name = match &ask.conversation {
             ConversationRef::New => return Ok(()),
@@ -391,13 +392,19 @@ impl Chat {
         };
         let Some(streams) = &self.streams else { return Ok(()) };
         let supersedes = ask.again || ask.replaced.is_some();
-        let Some(under_way) = streams.under_way(ask.user_id, &name, supersedes).await? else { return Ok(()) };
-        let is_known = anew.position.is_some() || under_way.messages.iter().any(|message| ask.knows(message));
+        let under_way = streams.under_way(ask.user_id, &name, supersedes).await?;
+        if under_way.is_empty() {
+            return Ok(());
+        }
+        let mut messages = under_way.iter().flat_map(|answer| &answer.messages);
+        let is_known = anew.position.is_some() || messages.any(|message| ask.knows(message));
         if ask.replaced.is_some() && !is_known {
             return Err(Error::not_found("message to replace"));
         }
-        let supersedes = supersedes && anew.ends(ask, &under_way);
-        streams.end_unwanted(ask.user_id, under_way.stream_id, supersedes).await
+        let ends = under_way.iter().map(|answer| {
+            streams.end_unwanted(ask.user_id, answer.stream_id, supersedes && anew.ends(ask, answer))
+        });
+        try_join_all(ends).await.map(drop)
     }
 
     /// Releases what was reserved. If that fails the sweep does it, and the client still learns what happened.

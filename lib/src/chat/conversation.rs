@@ -529,14 +529,14 @@ impl Conversations {
     pub async fn delete_with_stream(&self, streams: &Streams, user_id: Uuid, id: Uuid, visit: &Visit) -> Result<()> {
         match self.delete(user_id, id, visit).await {
             Ok(()) => {
-                if let Err(error) = Self::end_answer(streams, user_id, id).await {
+                if let Err(error) = Self::end_answers(streams, user_id, id).await {
                     tracing::warn!(error.cause = %error, "an answer in a deleted conversation could not be ended");
                 }
                 Ok(())
             }
             // It is stored with its first answer, maybe just now.
             Err(error) if error.code() == Code::NotFound => {
-                if let Some(first) = Self::answer_in(streams, user_id, id, true).await? {
+                for first in Self::answers_in(streams, user_id, id, true).await? {
                     streams.end_unwanted(user_id, first.stream_id, true).await?;
                 }
                 self.delete(user_id, id, visit).await
@@ -545,23 +545,24 @@ impl Conversations {
         }
     }
 
-    /// Ends an answer that nobody can read any more.
-    async fn end_answer(streams: &Streams, user_id: Uuid, conversation: Uuid) -> Result<()> {
-        match Self::answer_in(streams, user_id, conversation, false).await? {
-            Some(answer) => streams.wish_end(answer.stream_id).await,
-            None => Ok(()),
+    /// Ends what nobody can read any more.
+    async fn end_answers(streams: &Streams, user_id: Uuid, conversation: Uuid) -> Result<()> {
+        for answer in Self::answers_in(streams, user_id, conversation, false).await? {
+            streams.wish_end(answer.stream_id).await?;
         }
+        Ok(())
     }
 
-    /// The answer under way in a conversation. Another one may be called by its id: a client's own name is any text.
-    async fn answer_in(
+    /// The answers under way in a conversation. Another one may be called by its id: a client's own name is any text.
+    async fn answers_in(
         streams: &Streams,
         user_id: Uuid,
         conversation: Uuid,
         must_know: bool,
-    ) -> Result<Option<UnderWay>> {
-        let found = streams.under_way(user_id, &conversation.to_string(), must_know).await?;
-        Ok(found.filter(|answer| answer.conversation_id.is_none_or(|id| id == conversation)))
+    ) -> Result<Vec<UnderWay>> {
+        let mut found = streams.under_way(user_id, &conversation.to_string(), must_know).await?;
+        found.retain(|answer| answer.conversation_id.is_none_or(|id| id == conversation));
+        Ok(found)
     }
 
     /// Deletes a conversation with its messages; what they cost stays on the ledger.

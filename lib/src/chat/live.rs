@@ -2,12 +2,14 @@
 //! functions read them from there, ask for an end, or say that somebody still reads.
 //!
 //! Of the table's items, the one with `seq` 0 is the stream's state, written by all; the others are batches of
-//! events under the id of their first, written once. A conversation's name leads to its latest stream.
+//! events under the id of their first, written once. Under a conversation's name stand its streams, each with its id
+//! for `seq`, which is in the order of time.
 
 use std::time::Duration;
 
-use aws_sdk_dynamodb::types::{AttributeValue, PutRequest, ReturnValue, WriteRequest};
+use aws_sdk_dynamodb::types::{AttributeValue, DeleteRequest, PutRequest, ReturnValue, WriteRequest};
 use bytes::Bytes;
+use futures_util::future::try_join_all;
 use time::OffsetDateTime;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
@@ -44,6 +46,8 @@ const LONGEST_ENDING: Duration = Duration::from_secs(5);
 /// A reader's reply ends once this many newer readers have joined: each holds a sandbox, even after its client left
 /// unnoticed.
 const MOST_READERS: i64 = 5;
+/// So many streams of a conversation are looked at, from the newest on: several may run at once.
+const MOST_STREAMS: i32 = 5;
 /// A running stream whose function has not written for so long is dead.
 const DEAD_AFTER: time::Duration = time::Duration::seconds(30);
 /// A finished stream can be replayed for so long.
@@ -186,7 +190,6 @@ impl Streams {
     ) {
         let mut unwritten = Unwritten::default();
         let (mut begun, mut over, mut is_empty, mut last_tries) = (false, false, true, LAST_TRIES);
-        let mut earlier = Vec::new();
         while !over || (unwritten.is_any() && last_tries > 0) {
             if over {
                 last_tries -= 1;
@@ -201,16 +204,13 @@ impl Streams {
                     }
                     Ok(None) if is_empty => {
                         if begun {
-                            self.forget(&identity, &earlier).await;
+                            self.forget(&identity).await;
                         }
                         return;
                     }
                     Ok(None) => over = true,
                     Err(_) => {}
                 }
-            }
-            if !begun && is_empty {
-                earlier = self.earlier(&identity).await;
             }
             let written = if begun {
                 self.append(identity.stream_id, &mut unwritten).await
@@ -250,7 +250,7 @@ impl Streams {
         let names = identity.names.iter().map(|name| {
             PutRequest::builder()
                 .item("stream_id", text(name_key(identity.user_id, name)))
-                .item("seq", number(0))
+                .item("seq", number(identity.stream_id.as_u128()))
                 .item("leads_to", text(identity.stream_id))
                 .item("expires", epoch_seconds(now + LONGEST))
         });
@@ -268,51 +268,29 @@ impl Streams {
             .into_iter()
             .map(|put| Ok(WriteRequest::builder().put_request(put.build().map_err(Error::internal)?).build()))
             .collect::<Result<Vec<_>>>()?;
-        let reply = self.table.client().batch_write_item().request_items(&self.table.name, writes).send().await?;
-        if reply.unprocessed_items().is_some_and(|left| !left.is_empty()) {
-            return Err(Error::internal("the table did not take all of a stream's first items"));
-        }
+        self.write(writes).await?;
         Ok(Wish::default())
     }
 
-    /// What the names of a stream that is silent yet lead to: it may come to nothing.
-    async fn earlier(&self, identity: &StreamIdentity) -> Vec<Option<Uuid>> {
-        let names = identity.names.iter();
-        let latest = names.map(|name| async { self.latest(identity.user_id, name).await.unwrap_or_default() });
-        futures_util::future::join_all(latest).await
-    }
-
-    /// Deletes the state of a stream that came to nothing, and has its names lead to where they led before.
-    async fn forget(&self, identity: &StreamIdentity, earlier: &[Option<Uuid>]) {
-        for (name, earlier) in identity.names.iter().zip(earlier) {
-            if let Err(error) = self.give_back(identity, name, *earlier).await {
-                tracing::warn!(error.cause = %error, "the name of a stream that came to nothing was not given back");
-            }
-        }
-        let delete = self.table.client().delete_item().table_name(&self.table.name);
-        let deleted = delete.key("stream_id", text(identity.stream_id)).key("seq", number(0)).send().await;
-        if let Err(error) = deleted {
-            tracing::warn!(error.cause = %Error::from(error), "a stream that came to nothing was not deleted");
+    /// Deletes the state of a stream that came to nothing, and what leads to it.
+    async fn forget(&self, identity: &StreamIdentity) {
+        let names = identity.names.iter().map(|name| (name_key(identity.user_id, name), identity.stream_id.as_u128()));
+        let items = names.chain([(identity.stream_id.to_string(), 0)]);
+        let deletes = items.map(|(key, seq)| {
+            let delete = DeleteRequest::builder().key("stream_id", text(key)).key("seq", number(seq)).build();
+            Ok(WriteRequest::builder().delete_request(delete.map_err(Error::internal)?).build())
+        });
+        let deleted = async { self.write(deletes.collect::<Result<_>>()?).await };
+        if let Err(error) = deleted.await {
+            tracing::warn!(error.cause = %error, "a stream that came to nothing was not deleted");
         }
     }
 
-    /// Has a name lead to an earlier stream or nowhere, unless it leads to a later one by now.
-    async fn give_back(&self, identity: &StreamIdentity, name: &str, earlier: Option<Uuid>) -> Result<()> {
-        let (client, key, own) = (self.table.client(), name_key(identity.user_id, name), text(identity.stream_id));
-        match earlier {
-            Some(earlier) => {
-                let update = client.update_item().table_name(&self.table.name).key("stream_id", text(key));
-                let update = update.key("seq", number(0)).update_expression("SET leads_to = :earlier");
-                let update = update.expression_attribute_values(":earlier", text(earlier));
-                let update = update.condition_expression("leads_to = :own").expression_attribute_values(":own", own);
-                unless_refused(update.send().await).map(drop)
-            }
-            None => {
-                let delete = client.delete_item().table_name(&self.table.name).key("stream_id", text(key));
-                let delete = delete.key("seq", number(0)).condition_expression("leads_to = :own");
-                let delete = delete.expression_attribute_values(":own", own);
-                unless_refused(delete.send().await).map(drop)
-            }
+    async fn write(&self, writes: Vec<WriteRequest>) -> Result<()> {
+        let reply = self.table.client().batch_write_item().request_items(&self.table.name, writes).send().await?;
+        match reply.unprocessed_items() {
+            Some(left) if !left.is_empty() => Err(Error::internal("the table did not take all of a stream's items")),
+            _ => Ok(()),
         }
     }
 
@@ -365,29 +343,31 @@ impl Streams {
     /// # Errors
     /// 404 when there is none, or it is another's.
     pub async fn stop(&self, user_id: Uuid, name: &str) -> Result<Uuid> {
-        // Longer names are not taken, and keys cannot be.
-        if name.chars().count() > ChatId::LONGEST {
-            return Err(Error::not_found("stream"));
-        }
         // What is asked for later is not meant.
         let meant = clock::millis(clock::now() + LONGEST_BEGINNING);
         let latest = Instant::now() + LONGEST_ENDING + LONGEST_BEGINNING;
         let (mut until, mut ended) = (Instant::now() + LONGEST_BEGINNING, None);
         while Instant::now() < until {
             let named = self.latest(user_id, name).await?;
-            if let Some(stream_id) = named.or_else(|| Uuid::try_parse(name).ok())
+            if named.is_empty()
+                && let Ok(stream_id) = Uuid::try_parse(name)
                 && let Some(item) = self.item(&stream_id.to_string()).await?
             {
-                let state = State::of(&item)?;
-                if state.user_id != user_id || named.is_some() && state.asked_at > meant {
+                if State::of(&item)?.user_id != user_id {
                     break;
                 }
-                if named.is_none() || !(state.done || state.wish.stop) {
-                    self.wish_end(stream_id).await?;
-                    return Ok(stream_id);
+                self.wish_end(stream_id).await?;
+                return Ok(stream_id);
+            }
+            let mut meant = named.iter().filter(|(_, state)| state.asked_at <= meant);
+            let newest = meant.clone().next();
+            if let Some((stream_id, state)) = meant.find(|(_, state)| !state.done).or(newest) {
+                if !(state.done || state.wish.stop) {
+                    self.wish_end(*stream_id).await?;
+                    return Ok(*stream_id);
                 }
                 // The next one of the conversation may be about to begin: it waits for this one's end.
-                ended = Some(stream_id);
+                ended = Some(*stream_id);
                 if !state.has_ended() {
                     until = latest.min(Instant::now() + LONGEST_BEGINNING);
                 }
@@ -430,9 +410,7 @@ impl Streams {
             .consistent_read(true)
             .send()
             .await?;
-        // The table deletes what has expired when it gets round to it.
-        let now = clock::now().unix_timestamp();
-        Ok(reply.item.filter(|item| get_number(item, "expires").is_ok_and(|expires| expires > now)))
+        Ok(reply.item.filter(is_kept))
     }
 
     /// Changes the state of a stream, and gives what was changed: nothing of one that expired in between.
@@ -459,35 +437,38 @@ impl Streams {
         Ok(unless_refused(result)?.and_then(|reply| reply.attributes).unwrap_or_default())
     }
 
-    /// The latest answer in a conversation, unless it has ended. One that began a moment ago may not have been written
+    /// The latest answers in a conversation that have not ended. One that began a moment ago may not have been written
     /// yet: it is waited for if the caller `must_know`.
     ///
     /// # Errors
     /// When the table does not answer.
-    pub async fn under_way(&self, user_id: Uuid, name: &str, must_know: bool) -> Result<Option<UnderWay>> {
-        let found = self.latest_state(user_id, name, must_know, |state| !state.has_ended()).await?;
-        Ok(found.map(|(stream_id, State { conversation_id, messages, .. })| UnderWay {
-            stream_id,
-            conversation_id,
-            messages,
-        }))
+    pub async fn under_way(&self, user_id: Uuid, name: &str, must_know: bool) -> Result<Vec<UnderWay>> {
+        let running = |streams: Vec<(Uuid, State)>| {
+            let running = streams.into_iter().filter(|(_, state)| !state.has_ended());
+            let running = running.map(|(stream_id, State { conversation_id, messages, .. })| UnderWay {
+                stream_id,
+                conversation_id,
+                messages,
+            });
+            Some(running.collect::<Vec<_>>()).filter(|running| !running.is_empty())
+        };
+        Ok(self.find(user_id, name, must_know, running).await?.unwrap_or_default())
     }
 
-    /// The latest stream of a conversation with its state, if that is wanted; `must_know` as above.
-    async fn latest_state(
+    /// What is found among the latest streams of a conversation; `must_know` as above.
+    async fn find<T>(
         &self,
         user_id: Uuid,
         name: &str,
         must_know: bool,
-        is_wanted: fn(&State) -> bool,
-    ) -> Result<Option<(Uuid, State)>> {
+        find: impl Fn(Vec<(Uuid, State)>) -> Option<T>,
+    ) -> Result<Option<T>> {
         let waits = [Duration::ZERO, FIRST_LINGER * 2];
         for wait in if must_know { &waits[..] } else { &waits[..1] } {
             sleep(*wait).await;
-            let Some(stream_id) = self.latest(user_id, name).await? else { continue };
-            let state = self.state_if_any(user_id, stream_id).await?;
-            if let Some(state) = state.filter(is_wanted) {
-                return Ok(Some((stream_id, state)));
+            let found = find(self.latest(user_id, name).await?);
+            if found.is_some() {
+                return Ok(found);
             }
         }
         Ok(None)
@@ -522,13 +503,25 @@ impl Streams {
         self.update(stream_id, "SET stop_wished = :yes", [(":yes", AttributeValue::Bool(true))]).await.map(drop)
     }
 
-    /// The latest stream of a conversation, by any of its names.
-    ///
-    /// # Errors
-    /// When the table does not answer.
-    pub async fn latest(&self, user_id: Uuid, name: &str) -> Result<Option<Uuid>> {
-        let item = self.item(&name_key(user_id, name)).await?;
-        item.map(|item| Uuid::parse_str(get_text(&item, "leads_to")?).map_err(Error::internal)).transpose()
+    /// The latest streams of a conversation, by any of its names, from the newest on.
+    async fn latest(&self, user_id: Uuid, name: &str) -> Result<Vec<(Uuid, State)>> {
+        // Longer names are not taken, and keys cannot be.
+        if name.chars().count() > ChatId::LONGEST {
+            return Ok(Vec::new());
+        }
+        let query = self.table.client().query().table_name(&self.table.name);
+        let query = query.key_condition_expression("stream_id = :name");
+        let query = query.expression_attribute_values(":name", text(name_key(user_id, name)));
+        let reply = query.scan_index_forward(false).limit(MOST_STREAMS).consistent_read(true).send().await?;
+        let named = reply.items().iter().filter(|item| is_kept(item));
+        let streams = try_join_all(named.map(|item| self.named(user_id, item))).await?;
+        Ok(streams.into_iter().flatten().collect())
+    }
+
+    /// What an item under a name leads to.
+    async fn named(&self, user_id: Uuid, item: &Item) -> Result<Option<(Uuid, State)>> {
+        let stream_id = Uuid::parse_str(get_text(item, "leads_to")?).map_err(Error::internal)?;
+        Ok(self.state_if_any(user_id, stream_id).await?.map(|state| (stream_id, state)))
     }
 
     /// The events after an id, those to come included; `None` when none are left.
@@ -550,19 +543,19 @@ impl Streams {
         Ok(Some(self.follow(stream_id, after.unwrap_or(0), protocol, time_left)))
     }
 
-    /// The same by a conversation's name, for the AI SDK, which remembers nothing: what is known to be delivered is
-    /// not repeated.
+    /// The same by a conversation's name, for the AI SDK, which remembers nothing: the newest that goes on, or else the
+    /// last one, unless it is known to be delivered.
     ///
     /// # Errors
     /// When the table does not answer.
     pub async fn resume_latest(&self, user_id: Uuid, name: &str, time_left: Duration) -> Result<Option<Chunks>> {
-        // Longer names are not taken, and keys cannot be.
-        if name.chars().count() > ChatId::LONGEST {
-            return Ok(None);
-        }
-        let is_left = |state: &State| !state.delivered && !state.is_dead() && !state.is_gone();
-        let found = self.latest_state(user_id, name, true, is_left).await?;
-        Ok(found.map(|(stream_id, _)| self.follow(stream_id, 0, Protocol::AiSdk, time_left)))
+        let left = |streams: Vec<(Uuid, State)>| {
+            let running = streams.iter().find(|(_, state)| !state.has_ended());
+            let is_left = |state: &State| !state.delivered && !state.is_dead() && !state.is_gone();
+            running.or(streams.first().filter(|(_, state)| is_left(state))).map(|(stream_id, _)| *stream_id)
+        };
+        let found = self.find(user_id, name, true, left).await?;
+        Ok(found.map(|stream_id| self.follow(stream_id, 0, Protocol::AiSdk, time_left)))
     }
 
     fn follow(&self, stream_id: Uuid, after: u64, protocol: Protocol, time_left: Duration) -> Chunks {
@@ -796,6 +789,11 @@ impl Follower {
 #[must_use]
 fn arrivals_are_known() -> bool {
     !background::sandbox_freezes()
+}
+
+/// The table deletes what has expired when it gets round to it.
+fn is_kept(item: &Item) -> bool {
+    get_number(item, "expires").is_ok_and(|expires| expires > clock::now().unix_timestamp())
 }
 
 fn name_key(user_id: Uuid, name: &str) -> String {

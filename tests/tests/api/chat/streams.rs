@@ -63,6 +63,17 @@ async fn state(stream: &str) -> Value {
     reply["Item"].clone()
 }
 
+/// The streams that a name of a conversation leads to, from the newest on.
+async fn streams_of(person: &Person, conversation: &str) -> Vec<Value> {
+    let query = json!({
+        "TableName": function_variable("chat-resume-stream", "STREAMS_TABLE"), "ScanIndexForward": false,
+        "KeyConditionExpression": "stream_id = :name",
+        "ExpressionAttributeValues": {":name": {"S": format!("conversation#{}#{conversation}", person.id)}},
+    });
+    let reply = aws("dynamodb", "DynamoDB_20120810.Query", &query).await;
+    reply["Items"].as_array().unwrap().iter().map(|item| item["leads_to"]["S"].clone()).collect()
+}
+
 /// A stream under way, whose events a test writes down.
 struct Written {
     table: String,
@@ -343,6 +354,39 @@ async fn a_stream_is_found_and_stopped_by_the_conversations_own_id() {
     assert_eq!(read_rest(&mut second).await, text, "the second reader gets the same");
 }
 
+/// Two tabs may have one conversation open.
+#[tokio::test]
+async fn an_answer_is_resumed_stopped_and_superseded_by_its_conversation_after_a_newer_one_has_ended() {
+    let (api, chat) = (Api::of_router(), format!("chat-{}", Uuid::now_v7()));
+    let person = api.sign_up().await;
+    let said = |name: &str, text: &str| json!({"id": name, "role": "user", "parts": [{"type": "text", "text": text}]});
+    let ask = |body: Value| api.post("/api/chat").bearer(&person.jwt).json(&body);
+    let runs_beside_a_newer_one = async |name: &str| {
+        let mut older = ask(json!({"id": chat, "messages": [said(name, "AIMOCK:pauses")]})).open().await;
+        let text = read_to(&mut older, "text-delta").await;
+        let start: Value =
+            text.lines().find_map(|line| serde_json::from_str(line.strip_prefix("data: ")?).ok()).unwrap();
+        let stream = start["messageMetadata"]["streamId"].clone();
+        let is_known = || async { streams_of(&person, &chat).await.contains(&stream).then_some(()) };
+        eventually("the older one to be known", is_known).await;
+        let newer = json!({"id": chat, "messages": [said(&format!("{name}-newer"), "Hello")]});
+        ask(newer).send().await.expect_status(200);
+        (older, stream)
+    };
+    ask(json!({"id": chat, "messages": [said("q1", "Hello")]})).send().await.expect_status(200);
+
+    let (mut older, stream) = runs_beside_a_newer_one("q2").await;
+    let mut second = api.get(&format!("/api/chat/{chat}/stream")).bearer(&person.jwt).open().await;
+    assert!(read_to(&mut second, "text-delta").await.contains(stream.as_str().unwrap()));
+    let stop = api.post(&format!("/api/chat/streams/{chat}/stop")).bearer(&person.jwt);
+    assert_eq!(stop.send().await.expect_status(202).body["streamId"], stream);
+    assert!(read_rest(&mut older).await.contains("\"finishReason\":\"stopped\""));
+
+    let (mut older, _) = runs_beside_a_newer_one("q3").await;
+    ask(json!({"id": chat, "messages": [said("q3", "Instead")], "messageId": "q3"})).send().await.expect_status(200);
+    assert!(read_rest(&mut older).await.contains("\"finishReason\":\"stopped\""));
+}
+
 /// Whoever leaves in the middle finds the answer stored.
 #[tokio::test]
 async fn an_answer_goes_on_without_its_reader() {
@@ -489,10 +533,11 @@ async fn an_answer_is_made_anew_in_a_stream() {
     for _ in 0..2 {
         again("third").send().await.expect_problem(502, "provider_unavailable");
     }
-    // The conversation leads to the stream before them, instead of to one that is dead after a while.
-    let (name, before) = (format!("conversation#{}#{conversation}", person.id), &events(&second.text)[0].2["streamId"]);
-    eventually("the stream to be forgotten", || async {
-        (state(&name).await["leads_to"]["S"] == *before).then_some(())
+    // The conversation leads to the streams before them alone, and not to two that are dead after a while.
+    let before = events(&second.text)[0].2["streamId"].clone();
+    eventually("the streams to be forgotten", || async {
+        let streams = streams_of(&person, &conversation).await;
+        (streams.len() == 2 && streams[0] == before).then_some(())
     })
     .await;
     let path = format!("/api/chat/{conversation}/stream");
