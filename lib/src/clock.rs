@@ -5,7 +5,7 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
-use uuid::Uuid;
+use uuid::{NoContext, Timestamp, Uuid};
 
 use crate::crypto;
 
@@ -34,6 +34,13 @@ pub fn from_millis(millis: i64) -> OffsetDateTime {
 #[must_use]
 pub fn whole_millis(passed: Duration) -> u64 {
     u64::try_from(passed.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// An id of version 7 that stands in order among those of its time.
+#[must_use]
+pub fn uuid_at(at: OffsetDateTime) -> Uuid {
+    let seconds = u64::try_from(at.unix_timestamp()).unwrap_or_default();
+    Uuid::new_v7(Timestamp::from_unix(NoContext, seconds, at.nanosecond()))
 }
 
 /// The second within an id of version 7; `None` for one that does not tell.

@@ -348,7 +348,8 @@ impl Chat {
             question_id: Uuid::now_v7(),
             question_name: ask.name,
             asked_at,
-            answer_id: Uuid::now_v7(),
+            // In the order of the questions, whatever they wait for.
+            answer_id: clock::uuid_at(asked_at),
             regenerates: anew.position,
             cuts: anew.edits.is_some() || ask.replaced.is_some() && ask.position.is_none() && anew.position.is_some(),
             edits: anew.edits,

@@ -404,7 +404,8 @@ impl Exchange {
     }
 
     /// Stores messages, tokens, cost and events, and settles the reservation, all in one statement. A second try after
-    /// one whose answer was lost changes nothing. What was stopped before its first word takes no answer's place.
+    /// one whose answer was lost changes nothing. What was stopped before its first word takes no answer's place, and
+    /// nothing takes that of what was asked later.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -438,10 +439,13 @@ impl Exchange {
             messages.event(event.with("conversationId", self.conversation_id.to_string()));
         }
         let mut connection = LentConnection::of(database.pool()).await?;
-        let place = match self.regenerates {
+        let there = match self.regenerates {
             Some(position) => self.hold_still(&mut connection, position).await?,
             None => None,
         };
+        // What was asked later has the last word.
+        let with_messages = with_messages && there.as_ref().is_none_or(|there| there.answer_id <= self.answer_id);
+        let place = there.map(|there| there.position);
         messages.event(self.event(outcome, cost, place.is_some() && self.edits.is_none())?);
         let rows = messages.rows();
         // In the order of the locks: the ledger, the user's month, the conversation. A conversation that was deleted
@@ -573,8 +577,8 @@ impl Exchange {
     }
 
     /// Begins a transaction in which nothing is added to the conversation, so that all that follows is seen and deleted.
-    /// Returns the place of the question unless that has gone meanwhile: then it is asked at the end.
-    async fn hold_still(&self, connection: &mut PgConnection, position: i32) -> Result<Option<i32>> {
+    /// Returns the question unless that has gone meanwhile: then it is asked at the end.
+    async fn hold_still(&self, connection: &mut PgConnection, position: i32) -> Result<Option<Question>> {
         sqlx::raw_sql("BEGIN").execute(&mut *connection).await?;
         // In the order of the locks.
         sqlx::query!(
@@ -587,13 +591,13 @@ impl Exchange {
         sqlx::query!("SELECT FROM conversations WHERE id = $1 FOR UPDATE", self.conversation_id)
             .execute(&mut *connection)
             .await?;
-        let there = match &self.edits {
-            Some(name) => question_of(connection, self.conversation_id, name).await?,
-            None => question_at(connection, self.conversation_id, position)
-                .await?
-                .filter(|there| there.content == self.question),
-        };
-        Ok(there.map(|there| there.position))
+        match &self.edits {
+            Some(name) => question_of(connection, self.conversation_id, name).await,
+            None => {
+                let there = question_at(connection, self.conversation_id, position).await?;
+                Ok(there.filter(|there| there.content == self.question))
+            }
+        }
     }
 
     /// The same exchange in the conversation that another one has just made under the same client id.

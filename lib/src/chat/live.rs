@@ -13,7 +13,7 @@ use futures_util::future::try_join_all;
 use time::OffsetDateTime;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use uuid::Uuid;
 
@@ -33,6 +33,8 @@ const FIRST_LINGER: Duration = Duration::from_millis(50);
 const LAST_TRIES: u32 = 3;
 /// A stream without events is made known after so long.
 const SILENT_LINGER: Duration = Duration::from_millis(300);
+/// Whoever answers knows of it that much later at the latest, in practice.
+const KNOWN_AFTER: Duration = Duration::from_millis(400);
 /// One that has begun is known by then.
 const LONGEST_BEGINNING: Duration = Duration::from_secs(1);
 /// How often the state is looked at while nothing happens.
@@ -452,26 +454,27 @@ impl Streams {
             });
             Some(running.collect::<Vec<_>>()).filter(|running| !running.is_empty())
         };
-        Ok(self.find(user_id, name, must_know, running).await?.unwrap_or_default())
+        let patience = if must_know { KNOWN_AFTER } else { Duration::ZERO };
+        Ok(self.find(user_id, name, patience, running).await?.unwrap_or_default())
     }
 
-    /// What is found among the latest streams of a conversation; `must_know` as above.
+    /// What is found among the latest streams of a conversation, before patience ends.
     async fn find<T>(
         &self,
         user_id: Uuid,
         name: &str,
-        must_know: bool,
+        patience: Duration,
         find: impl Fn(Vec<(Uuid, State)>) -> Option<T>,
     ) -> Result<Option<T>> {
-        let waits = [Duration::ZERO, FIRST_LINGER * 2];
-        for wait in if must_know { &waits[..] } else { &waits[..1] } {
-            sleep(*wait).await;
+        let until = Instant::now() + patience;
+        loop {
+            let is_last = Instant::now() >= until;
             let found = find(self.latest(user_id, name).await?);
-            if found.is_some() {
+            if is_last || found.is_some() {
                 return Ok(found);
             }
+            sleep_until(until.min(Instant::now() + POLL)).await;
         }
-        Ok(None)
     }
 
     /// Has an answer end, if somebody has stopped it, nobody reads it, or it is superseded by what the caller does, and
@@ -554,7 +557,8 @@ impl Streams {
             let is_left = |state: &State| !state.delivered && !state.is_dead() && !state.is_gone();
             running.or(streams.first().filter(|(_, state)| is_left(state))).map(|(stream_id, _)| *stream_id)
         };
-        let found = self.find(user_id, name, true, left).await?;
+        // A page is not loaded anew as fast as a question is asked.
+        let found = self.find(user_id, name, FIRST_LINGER * 2, left).await?;
         Ok(found.map(|stream_id| self.follow(stream_id, 0, Protocol::AiSdk, time_left)))
     }
 

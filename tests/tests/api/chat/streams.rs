@@ -507,6 +507,56 @@ async fn an_answer_that_is_made_anew_in_its_place_ends_no_answer_to_another_ques
     assert_eq!(ends, ["", "stopped", "", "stop"]);
 }
 
+/// A stream is written down with its first word, or else a moment later.
+#[tokio::test]
+async fn a_question_is_edited_right_after_it_was_asked() {
+    let (api, chat) = (Api::of_router(), format!("chat-{}", Uuid::now_v7()));
+    let person = api.sign_up().await;
+    let first = async {
+        let body = question(&chat, "AIMOCK:thinks and errs");
+        api.post("/api/chat").bearer(&person.jwt).json(&body).send().await.expect_status(200)
+    };
+    let edit = async {
+        let mut database = PgConnection::connect(&variable("DATABASE_URL")).await.unwrap();
+        let asked = "SELECT EXISTS (SELECT FROM quota_reservations WHERE user_id = $1::uuid)";
+        while !sqlx::query_scalar::<_, bool>(asked).bind(&person.id).fetch_one(&mut database).await.unwrap() {}
+        let mut body = question(&chat, "And now?");
+        body["messageId"] = json!("m1");
+        api.post("/api/chat").bearer(&person.jwt).json(&body).send().await.expect_status(200)
+    };
+    let (_, edited) = tokio::join!(first, edit);
+    let stored = contents(&api, &person, &conversation_of(&edited)).await;
+    let stored: Vec<_> = stored.iter().map(|(content, end)| (content.as_str(), end.as_str())).collect();
+    assert_eq!((stored.len(), stored[0], stored[1].1), (2, ("And now?", ""), "stop"));
+}
+
+/// While they wait for another answer to end, neither of two edits can see the other.
+#[tokio::test]
+async fn the_later_of_two_edits_stays() {
+    let api = Api::of_router();
+    let (person, chat, ending) = with_an_ending_answer(&api).await;
+    api.post("/api/chat").bearer(&person.jwt).json(&question(&chat, "Hello")).send().await.expect_status(200);
+    let mut database = PgConnection::connect(&variable("DATABASE_URL")).await.unwrap();
+    reserve(&mut database, &person).await;
+    let edit = async |after: u64, text: &str| {
+        tokio::time::sleep(Duration::from_millis(after)).await;
+        let mut body = question(&chat, text);
+        body["messageId"] = json!("m1");
+        api.post("/api/chat").bearer(&person.jwt).json(&body).send().await.expect_status(200)
+    };
+    let end = async {
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        ending.end(&person, 0).await;
+    };
+    let (first, second, ()) = tokio::join!(edit(0, "AIMOCK:thinks"), edit(200, "Later"), end);
+    assert!(first.text.contains("\"finishReason\":\"stop\""), "{}", first.text);
+    let stored = contents(&api, &person, &conversation_of(&second)).await;
+    let questions: Vec<_> = stored.iter().step_by(2).map(|(content, _)| content.as_str()).collect();
+    assert_eq!(questions, ["Later"]);
+    let usage = api.get("/api/chat/usage").bearer(&person.jwt).send().await.expect_status(200);
+    assert_eq!(usage.body["tokens"]["used"], 23 + 17 + 23, "what was delivered is billed: {}", usage.text);
+}
+
 /// The route of its own does in a stream and under a key what a message does: its function has a role of its own.
 #[tokio::test]
 async fn an_answer_is_made_anew_in_a_stream() {
@@ -643,6 +693,19 @@ async fn with_an_ending_answer(api: &Api) -> (Person, String, Written) {
     (person, chat, ending)
 }
 
+/// Reserves tokens as an answer under way does.
+async fn reserve(database: &mut PgConnection, person: &Person) {
+    let reserved = "SELECT quota_reserve($1, $2::uuid, 10, 10, 50000)";
+    sqlx::query(reserved).bind(Uuid::now_v7()).bind(&person.id).execute(database).await.unwrap();
+}
+
+/// The conversation of an answer in the AI SDK's protocol.
+fn conversation_of(reply: &Reply) -> String {
+    let mut parts = reply.text.lines().filter_map(|line| line.strip_prefix("data: "));
+    let start: Value = serde_json::from_str(parts.next().unwrap()).unwrap();
+    start["messageMetadata"]["conversationId"].as_str().unwrap().to_owned()
+}
+
 /// A question as the AI SDK sends it.
 fn question(chat: &str, text: &str) -> Value {
     json!({"id": chat, "messages": [{"id": "m1", "role": "user", "parts": [{"type": "text", "text": text}]}]})
@@ -655,8 +718,7 @@ async fn a_second_stop_ends_the_answer_after_the_one_that_is_ending() {
     let (person, chat, ending) = with_an_ending_answer(&api).await;
     // An answer is under way, and does not end before nobody waits for it any more.
     let mut database = PgConnection::connect(&variable("DATABASE_URL")).await.unwrap();
-    let reserved = "SELECT quota_reserve($1, $2::uuid, 10, 10, 50000)";
-    sqlx::query(reserved).bind(Uuid::now_v7()).bind(&person.id).execute(&mut database).await.unwrap();
+    reserve(&mut database, &person).await;
     let body = question(&chat, "AIMOCK:thinks long");
     let path = format!("/api/chat/streams/{chat}/stop");
     let (asked, stopped) = tokio::join!(
