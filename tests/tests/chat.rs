@@ -19,6 +19,7 @@ use lib::chat::provider::{Call, Cause, Failure, FinishReason, Piece, Pieces, Pro
 use lib::chat::quota;
 use lib::chat::search;
 use lib::chat::stream::Protocol;
+use lib::clock;
 use lib::error::Code;
 use lib::http::page::{Cursor, Limit};
 use lib::http::validate::{Field, Raw};
@@ -144,7 +145,13 @@ fn ask(user_id: Uuid, message: &str) -> Ask {
 }
 
 fn visit() -> Visit {
-    Visit { ip: [127, 0, 0, 1].into(), device: String::new(), country: None, trace: TraceContext::begin() }
+    Visit {
+        ip: [127, 0, 0, 1].into(),
+        device: String::new(),
+        country: None,
+        at: clock::now(),
+        trace: TraceContext::begin(),
+    }
 }
 
 const TIME: Duration = Duration::from_secs(60);

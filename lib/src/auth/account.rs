@@ -81,7 +81,7 @@ impl Row {
     }
 }
 
-/// Where a request comes from, and its trace.
+/// Where a request comes from, when it came, and its trace.
 #[derive(Debug, Clone)]
 pub struct Visit {
     /// The client's address.
@@ -90,6 +90,8 @@ pub struct Visit {
     pub device: String,
     /// ISO 3166-1 alpha-2, where the edge tells it.
     pub country: Option<String>,
+    /// When the gateway received it.
+    pub at: OffsetDateTime,
     /// The request's trace.
     pub trace: TraceContext,
 }

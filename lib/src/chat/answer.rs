@@ -294,7 +294,6 @@ impl Chat {
 
     /// Everything before the provider is called: one statement for a new conversation.
     async fn prepare(&self, ask: Ask, visit: &Visit) -> Result<(Exchange, Call)> {
-        let asked_at = clock::now();
         let mut connection = self.database.pool().acquire().await?;
         let (ongoing, left) = match &ask.conversation {
             ConversationRef::New => (None, 0),
@@ -347,9 +346,9 @@ impl Chat {
             question,
             question_id: Uuid::now_v7(),
             question_name: ask.name,
-            asked_at,
+            asked_at: visit.at,
             // In the order of the questions, whatever they wait for.
-            answer_id: clock::uuid_at(asked_at),
+            answer_id: clock::uuid_at(visit.at),
             regenerates: anew.position,
             cuts: anew.edits.is_some() || ask.replaced.is_some() && ask.position.is_none() && anew.position.is_some(),
             edits: anew.edits,
@@ -402,9 +401,9 @@ impl Chat {
         if ask.replaced.is_some() && !is_known {
             return Err(Error::not_found("message to replace"));
         }
-        let ends = under_way.iter().map(|answer| {
-            streams.end_unwanted(ask.user_id, answer.stream_id, supersedes && anew.ends(ask, answer))
-        });
+        let ends = under_way
+            .iter()
+            .map(|answer| streams.end_unwanted(ask.user_id, answer.stream_id, supersedes && anew.ends(ask, answer)));
         try_join_all(ends).await.map(drop)
     }
 

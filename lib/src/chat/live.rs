@@ -35,6 +35,8 @@ const LAST_TRIES: u32 = 3;
 const SILENT_LINGER: Duration = Duration::from_millis(300);
 /// Whoever answers knows of it that much later at the latest, in practice.
 const KNOWN_AFTER: Duration = Duration::from_millis(400);
+/// Requests so close together may overtake each other on their way.
+const OVERTAKING: Duration = Duration::from_millis(100);
 /// One that has begun is known by then.
 const LONGEST_BEGINNING: Duration = Duration::from_secs(1);
 /// How often the state is looked at while nothing happens.
@@ -344,9 +346,9 @@ impl Streams {
     ///
     /// # Errors
     /// 404 when there is none, or it is another's.
-    pub async fn stop(&self, user_id: Uuid, name: &str) -> Result<Uuid> {
+    pub async fn stop(&self, user_id: Uuid, name: &str, at: OffsetDateTime) -> Result<Uuid> {
         // What is asked for later is not meant.
-        let meant = clock::millis(clock::now() + LONGEST_BEGINNING);
+        let meant = clock::millis(at + OVERTAKING);
         let latest = Instant::now() + LONGEST_ENDING + LONGEST_BEGINNING;
         let (mut until, mut ended) = (Instant::now() + LONGEST_BEGINNING, None);
         while Instant::now() < until {

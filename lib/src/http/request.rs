@@ -8,10 +8,12 @@ use http::{HeaderMap, Method};
 use lambda_http::RequestExt;
 use lambda_http::request::RequestContext;
 use serde_json::{Map, Value};
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::auth::account::Visit;
 use crate::auth::role::Role;
+use crate::clock;
 use crate::error::{Code, Error, Result};
 use crate::http::credentials::Caller;
 use crate::http::headers;
@@ -39,6 +41,8 @@ pub struct Request {
     pub id: String,
     /// The trace that the request belongs to.
     pub trace: TraceContext,
+    /// When the gateway received it: how long a function takes to start makes no request a later one.
+    pub arrived_at: OffsetDateTime,
     /// Time until Lambda's time-out, as of the arrival of the event.
     pub time_left: Duration,
     parameters: Vec<(String, String)>,
@@ -58,6 +62,12 @@ impl Request {
         let gateway_id = match context {
             Some(RequestContext::ApiGatewayV1(context)) => context.request_id.clone(),
             _ => None,
+        };
+        let arrived_at = match context {
+            Some(RequestContext::ApiGatewayV1(context)) if context.request_time_epoch > 0 => {
+                clock::from_millis(context.request_time_epoch)
+            }
+            _ => clock::now(),
         };
         let deadline = event.lambda_context_ref().map(lambda_http::Context::deadline);
         let time_left = runtime::time_left(deadline, SystemTime::now());
@@ -96,6 +106,7 @@ impl Request {
             ip,
             id,
             trace,
+            arrived_at,
             time_left,
             parameters,
             caller: Ok(None),
@@ -217,7 +228,7 @@ impl Request {
         Uuid::try_parse(self.parameter("id")?).map_err(|_| Error::not_found(what))
     }
 
-    /// From where and within which trace the request came.
+    /// From where, when and within which trace the request came.
     #[must_use]
     pub fn visit(&self) -> Visit {
         let country = self.header("cloudfront-viewer-country");
@@ -225,6 +236,7 @@ impl Request {
             ip: self.ip,
             device: self.header("user-agent").unwrap_or_default().to_owned(),
             country: country.filter(|c| c.len() == 2 && c.bytes().all(|b| b.is_ascii_uppercase())).map(str::to_owned),
+            at: self.arrived_at,
             trace: self.trace,
         }
     }
@@ -312,6 +324,13 @@ mod tests {
         // Past the proxy, or with fewer proxies than were announced.
         assert_eq!(ip("9.9.9.9", 1), "9.9.9.9");
         assert_eq!(ip("2.2.2.2, 9.9.9.9", 2), "9.9.9.9");
+    }
+
+    #[test]
+    fn arrives_when_the_gateway_received_it() {
+        let event = include_str!("../../../events/chat-stop-stream.json");
+        let request = Request::from_lambda(lambda_http::request::from_str(event).unwrap(), 0);
+        assert_eq!(clock::rfc3339(request.arrived_at), "2026-01-15T09:30:00.000Z");
     }
 
     #[test]

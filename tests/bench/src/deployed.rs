@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::Sandbox;
 use serde_json::{Value, json};
@@ -110,6 +111,8 @@ impl Deployed {
     pub fn event(name: &str, address: &str, body: Option<&Value>, bearer: Option<&str>) -> Result<Value, String> {
         let mut event = Self::sample(name)?;
         event["requestContext"]["identity"]["sourceIp"] = address.into();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_err(|error| error.to_string())?;
+        event["requestContext"]["requestTimeEpoch"] = now.as_secs().saturating_mul(1_000).into();
         // A local function trusts one proxy, which names the client here.
         event["headers"]["X-Forwarded-For"] = address.into();
         event["multiValueHeaders"]["X-Forwarded-For"] = json!([address]);

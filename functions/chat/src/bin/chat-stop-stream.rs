@@ -20,6 +20,6 @@ fn main() -> ExitCode {
 
 async fn handle(streams: &Streams, request: Request) -> Result<Response> {
     let user_id = request.user()?.user_id();
-    let stream_id = streams.stop(user_id, request.parameter("id")?).await?;
+    let stream_id = streams.stop(user_id, request.parameter("id")?, request.arrived_at).await?;
     Response::accepted(&StopStreamResponse { stream_id })
 }

@@ -735,7 +735,7 @@ async fn a_second_stop_ends_no_answer_that_is_asked_for_later() {
     let api = Api::of_router();
     let (person, chat, ending) = with_an_ending_answer(&api).await;
     let asks = async {
-        tokio::time::sleep(Duration::from_millis(2_500)).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
         ending.end(&person, 0).await;
         let body = question(&chat, "AIMOCK:slow");
         api.post("/api/chat").bearer(&person.jwt).json(&body).send().await
