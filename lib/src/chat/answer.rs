@@ -338,9 +338,10 @@ impl Chat {
             conversation_id: ongoing.as_ref().map_or_else(Uuid::now_v7, |ongoing| ongoing.id),
             is_new: ongoing.is_none(),
             titles: ongoing.as_ref().is_none_or(|ongoing| ongoing.is_untitled),
-            client_id: match ask.conversation {
-                ConversationRef::ClientId(name) => Some(name),
-                ConversationRef::New | ConversationRef::Id(_) => None,
+            client_id: match (ongoing, ask.conversation) {
+                (Some(ongoing), _) => ongoing.client_id,
+                (None, ConversationRef::ClientId(name)) => Some(name),
+                (None, ConversationRef::New | ConversationRef::Id(_)) => None,
             },
             system_prompt: system.clone(),
             question,

@@ -38,6 +38,8 @@ pub enum ConversationRef {
 pub struct Ongoing {
     /// Its id.
     pub id: Uuid,
+    /// A client library's own name for it.
+    pub client_id: Option<String>,
     /// Its model, if one was chosen.
     pub model: Option<String>,
     /// Its instructions.
@@ -88,7 +90,7 @@ pub async fn standing(
     let row = sqlx::query!(
         r#"SELECT u.plan, date_trunc('month', now() AT TIME ZONE 'UTC')::date AS "month!",
                coalesce(q.used, 0) AS "used!", coalesce(q.reserved, 0) AS "reserved!",
-               c.id AS "id?", c.model, c.system_prompt, c.untitled AS "untitled?",
+               c.id AS "id?", c.client_id, c.model, c.system_prompt, c.untitled AS "untitled?",
                EXISTS (SELECT FROM quota_reservations r WHERE r.user_id = u.id) AS "is_answering!"
            FROM users u
            LEFT JOIN quota_periods q
@@ -104,7 +106,13 @@ pub async fn standing(
     .await?
     .ok_or_else(Error::unauthenticated)?;
     let is_untitled = row.untitled.unwrap_or_default();
-    let conversation = row.id.map(|id| Ongoing { id, model: row.model, system_prompt: row.system_prompt, is_untitled });
+    let conversation = row.id.map(|id| Ongoing {
+        id,
+        client_id: row.client_id,
+        model: row.model,
+        system_prompt: row.system_prompt,
+        is_untitled,
+    });
     let quota = Quota::new(Plan::stored(&row.plan)?, row.month, row.used, row.reserved);
     Ok(Standing { quota, is_answering: row.is_answering, conversation })
 }

@@ -557,6 +557,21 @@ async fn the_later_of_two_edits_stays() {
     assert_eq!(usage.body["tokens"]["used"], 23 + 17 + 23, "what was delivered is billed: {}", usage.text);
 }
 
+/// A client may have begun a conversation under a name of its own, and made its answer anew by ours.
+#[tokio::test]
+async fn an_answer_that_is_asked_for_by_the_conversations_id_is_stopped_by_the_clients_name() {
+    let (api, chat) = (Api::of_router(), format!("chat-{}", Uuid::now_v7()));
+    let person = api.sign_up().await;
+    let first = api.post("/api/chat").bearer(&person.jwt).json(&question(&chat, "AIMOCK:slow")).send().await;
+    let path = format!("/api/chat/conversations/{}/regenerate", conversation_of(&first.expect_status(200)));
+    let mut again = api.post(&path).bearer(&person.jwt).json(&json!({"stream": true})).open().await;
+    let mut text = read_to(&mut again, "event: delta").await;
+    let stop = api.post(&format!("/api/chat/streams/{chat}/stop")).bearer(&person.jwt).send().await;
+    assert_eq!(stop.expect_status(202).body["streamId"], events(&text)[0].2["streamId"]);
+    text.push_str(&read_rest(&mut again).await);
+    assert!(text.contains("\"finishReason\":\"stopped\""), "{text}");
+}
+
 /// The route of its own does in a stream and under a key what a message does: its function has a role of its own.
 #[tokio::test]
 async fn an_answer_is_made_anew_in_a_stream() {
