@@ -365,16 +365,17 @@ impl Streams {
             }
             let mut meant = named.iter().filter(|(_, state)| state.asked_at <= meant);
             let newest = meant.clone().next();
-            if let Some((stream_id, state)) = meant.find(|(_, state)| !state.done).or(newest) {
-                if !(state.done || state.wish.stop) {
+            // The next one of the conversation may be about to begin: it waits for the end of one that was stopped.
+            match meant.find(|(_, state)| !state.has_ended()) {
+                Some((stream_id, state)) if !state.wish.stop => {
                     self.wish_end(*stream_id).await?;
                     return Ok(*stream_id);
                 }
-                // The next one of the conversation may be about to begin: it waits for this one's end.
-                ended = Some(*stream_id);
-                if !state.has_ended() {
+                Some((stream_id, _)) => {
+                    ended = Some(*stream_id);
                     until = latest.min(Instant::now() + LONGEST_BEGINNING);
                 }
+                None => ended = newest.map(|(stream_id, _)| *stream_id),
             }
             sleep(POLL).await;
         }

@@ -123,6 +123,20 @@ impl Written {
             "UpdateExpression": "SET stop_wished = :yes", "ExpressionAttributeValues": {":yes": {"BOOL": true}},
         });
         aws("dynamodb", "DynamoDB_20120810.UpdateItem", &update).await;
+        self.is_named(person, conversation).await;
+    }
+
+    /// Has its function have died a minute ago.
+    async fn has_died(&self, person: &Person, conversation: &str) {
+        let state = json!({
+            "user_id": {"S": person.id}, "beat_at": {"N": ((self.began.unix_timestamp() - 60) * 1_000).to_string()},
+            "read_at": {"N": "0"}, "last_id": {"N": "1"}, "is_done": {"BOOL": false}, "is_delivered": {"BOOL": false},
+        });
+        self.put(0, state).await;
+        self.is_named(person, conversation).await;
+    }
+
+    async fn is_named(&self, person: &Person, conversation: &str) {
         let name = json!({
             "stream_id": {"S": format!("conversation#{}#{conversation}", person.id)}, "seq": {"N": "0"},
             "leads_to": {"S": self.id}, "expires": {"N": (self.began.unix_timestamp() + 600).to_string()},
@@ -759,6 +773,24 @@ async fn a_second_stop_ends_no_answer_that_is_asked_for_later() {
     let (stopped, asked) = tokio::join!(stop.send(), asks);
     assert_eq!(stopped.expect_status(202).text_at("/streamId"), ending.id.to_string());
     assert!(asked.expect_status(200).text.contains("\"finishReason\":\"stop\""));
+}
+
+/// A function that died leaves a stream without an end.
+#[tokio::test]
+async fn a_stop_ends_the_answer_after_one_that_is_dead() {
+    let (api, chat) = (Api::of_router(), format!("chat-{}", Uuid::now_v7()));
+    let person = api.sign_up().await;
+    let dead = Written::begin(&person).await;
+    dead.has_died(&person, &chat).await;
+    let body = question(&chat, "AIMOCK:thinks long");
+    let path = format!("/api/chat/streams/{chat}/stop");
+    let (asked, stopped) = tokio::join!(
+        api.post("/api/chat").bearer(&person.jwt).json(&body).send(),
+        api.post(&path).bearer(&person.jwt).send()
+    );
+    let stopped = stopped.expect_status(202).text_at("/streamId");
+    assert_ne!(stopped, dead.id.to_string());
+    assert!(asked.expect_status(200).text.contains("\"finishReason\":\"stopped\""));
 }
 
 /// What would replace an answer and is stopped before its first word replaces nothing.
