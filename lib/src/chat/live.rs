@@ -33,11 +33,11 @@ const FIRST_LINGER: Duration = Duration::from_millis(50);
 const LAST_TRIES: u32 = 3;
 /// A stream without events is made known after so long.
 const SILENT_LINGER: Duration = Duration::from_millis(300);
-/// Whoever answers knows of it that much later at the latest, in practice.
+/// One that has begun is written down by then, silent or not: what an edit waits for.
 const KNOWN_AFTER: Duration = Duration::from_millis(400);
 /// Requests so close together may overtake each other on their way.
 const OVERTAKING: Duration = Duration::from_millis(100);
-/// One that has begun is known by then.
+/// One that has begun is known by then, whatever delays its function.
 const LONGEST_BEGINNING: Duration = Duration::from_secs(1);
 /// How often the state is looked at while nothing happens.
 const LOOK: Duration = Duration::from_secs(1);
@@ -561,7 +561,7 @@ impl Streams {
             running.or(streams.first().filter(|(_, state)| is_left(state))).map(|(stream_id, _)| *stream_id)
         };
         // A page is not loaded anew as fast as a question is asked.
-        let found = self.find(user_id, name, FIRST_LINGER * 2, left).await?;
+        let found = self.find(user_id, name, POLL, left).await?;
         Ok(found.map(|stream_id| self.follow(stream_id, 0, Protocol::AiSdk, time_left)))
     }
 
