@@ -100,9 +100,15 @@ fn files(folder: impl AsRef<Path>, extension: &str) -> BTreeSet<String> {
         .collect()
 }
 
+/// What cargo makes a binary of: a file, or a folder with a `main.rs`.
 fn binaries() -> BTreeSet<String> {
     let domains = std::fs::read_dir(root().join("functions")).unwrap();
-    domains.flat_map(|domain| files(domain.unwrap().path().join("src/bin"), "rs")).collect()
+    let folders = domains.map(|domain| domain.unwrap().path().join("src/bin"));
+    let entries = folders.flat_map(|folder| std::fs::read_dir(folder).unwrap()).map(|entry| entry.unwrap().path());
+    entries
+        .filter(|path| path.extension().is_some_and(|found| found == "rs") || path.join("main.rs").exists())
+        .map(|path| path.file_stem().unwrap().to_string_lossy().into_owned())
+        .collect()
 }
 
 #[track_caller]
