@@ -24,7 +24,7 @@ const ON_THEIR_WAY: Duration = Duration::from_mins(5);
 /// A clock may be off by so much, and an event so late in Stripe's list.
 const OVERLAP: Duration = Duration::from_hours(1);
 /// Stripe's list is gone through in windows of this length.
-const WINDOW: Duration = Duration::from_hours(6);
+const WINDOW: Duration = Duration::from_hours(2);
 /// Unhandled events that are read out of Postgres at a time.
 const BATCH: i64 = 10_000;
 /// The end of a run in which nothing of Stripe is handled: a lock that is waited for in vain keeps the connection for
@@ -41,8 +41,8 @@ pub struct Reconciled {
     pub unlisted_seconds: i64,
     /// Events that were not received or not handled, and are now.
     pub made_good: usize,
-    /// Events that are still not handled.
-    pub left: i64,
+    /// Events that are still not handled; null where the end came too suddenly to count them.
+    pub left: Option<i64>,
     /// Users who lost their plan, because their grace has ended.
     pub graces_ended: usize,
 }
@@ -65,16 +65,16 @@ impl Billing {
         let now = clock::now();
         let until = if at_once { now } else { now - ON_THEIR_WAY };
         self.note_missed(until, started + usable / 2, &mut done).await?;
+        self.forget(until - KEPT - OVERLAP).await?;
         let failed = self.make_good(until, started + usable, &mut done).await?;
-        // An alarm reads the number, whose name has no dot for that.
+        // Alarms read the numbers whose names have no dot for that.
         tracing::info!(
             stripe.listed = done.listed,
-            stripe.unlisted_s = done.unlisted_seconds,
+            stripe_unlisted_s = done.unlisted_seconds,
             stripe_made_good = done.made_good,
             stripe.left = done.left,
             "Stripe's events were compared"
         );
-        self.forget(until - KEPT - OVERLAP).await?;
         if failed > 0 {
             return Err(Error::internal(format!("{failed} of Stripe's events could not be handled")));
         }
@@ -190,8 +190,9 @@ impl Billing {
                         }
                         let trace = TraceContext::begin();
                         let Ok(synced) = timeout_at(end, self.sync(object.0, &object.1, &trace)).await else {
+                            // Its connection, the only one, may still wait for a lock.
                             runtime::end_after_answer();
-                            break 'batches;
+                            return Ok(failed);
                         };
                         longest = longest.max(started.elapsed());
                         if let Err(error) = &synced {
@@ -219,7 +220,7 @@ impl Billing {
             r#"SELECT count(*) AS "left!" FROM stripe_events WHERE processed_at IS NULL AND received_at <= $1"#,
             until,
         );
-        done.left = left.fetch_one(self.database.pool()).await?;
+        done.left = Some(left.fetch_one(self.database.pool()).await?);
         Ok(failed)
     }
 
