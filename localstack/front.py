@@ -51,6 +51,8 @@ frontend api
     http-request replace-header content-type ^application/json(.*)$ Application/json\\1
     http-request replace-header content-type ^text/(.*)$ Text/\\1
     http-request set-header content-type application/octet-stream if METH_POST !{{ req.hdr(content-type) -m found }}
+    # The router knows whole seconds alone, and a function that has to start first would take its own time for it.
+    http-request set-header x-request-start %[date(0,ms)]
     unique-id-format %[uuid()]
     http-error status 503 content-type application/problem+json lf-string '{problem}' hdr x-request-id %[unique-id]
     default_backend router

@@ -197,6 +197,8 @@ def invoke(profile: Profile, arguments: argparse.Namespace) -> None:
     if not sample.exists():
         raise Failure(f"{sample} is missing; every function has a sample event there.")
     event = json.loads(sample.read_text())
+    if "requestContext" in event:
+        event["requestContext"]["requestTimeEpoch"] = int(time.time() * 1000)
     if "Authorization" in event.get("headers", {}):
         bearer = f"Bearer {_administrators_token(profile)}"
         event["headers"]["Authorization"], event["multiValueHeaders"]["Authorization"] = bearer, [bearer]

@@ -67,7 +67,10 @@ impl Request {
             Some(RequestContext::ApiGatewayV1(context)) if context.request_time_epoch > 0 => {
                 clock::from_millis(context.request_time_epoch)
             }
-            _ => clock::now(),
+            // The local stack's router says it in whole seconds, and HAProxy, which stands before it, to the point.
+            _ => headers::text(event.headers(), "x-request-start")
+                .and_then(|millis| millis.parse().ok())
+                .map_or_else(clock::now, clock::from_millis),
         };
         let deadline = event.lambda_context_ref().map(lambda_http::Context::deadline);
         let time_left = runtime::time_left(deadline, SystemTime::now());

@@ -112,7 +112,7 @@ impl Deployed {
         let mut event = Self::sample(name)?;
         event["requestContext"]["identity"]["sourceIp"] = address.into();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_err(|error| error.to_string())?;
-        event["requestContext"]["requestTimeEpoch"] = now.as_secs().saturating_mul(1_000).into();
+        event["requestContext"]["requestTimeEpoch"] = u64::try_from(now.as_millis()).unwrap_or_default().into();
         // A local function trusts one proxy, which names the client here.
         event["headers"]["X-Forwarded-For"] = address.into();
         event["multiValueHeaders"]["X-Forwarded-For"] = json!([address]);
