@@ -1116,7 +1116,11 @@ def test_a_net_that_is_not_there_any_more_is_missed():
     resources = cloudformation.template()["Resources"].values()
     alarms = [item["Properties"] for item in resources if item["Type"] == "AWS::CloudWatch::Alarm"]
     silent = {alarm["MetricName"]: alarm for alarm in alarms if alarm.get("Statistic") == "SampleCount"}
-    assert set(silent) == {"OutboxAge", "StripeMadeGood", "QuotaImbalances", "AnalyticsDaysRebuilt"}
+    assert set(silent) == {"OutboxAge", "QuotaImbalances", "AnalyticsDaysRebuilt"}
+    # This one also tells of a comparison that never comes to its end.
+    [unlisted] = [alarm for alarm in alarms if alarm.get("MetricName") == "StripeUnlisted"]
+    assert (unlisted["TreatMissingData"], unlisted["Statistic"]) == ("breaching", "Minimum")
+    assert unlisted["ComparisonOperator"] == "GreaterThanOrEqualToThreshold"
     for alarm in silent.values():
         assert alarm["TreatMissingData"] == "breaching" and alarm["ComparisonOperator"] == "LessThanThreshold"
         seconds = alarm["Period"] * alarm["EvaluationPeriods"]
@@ -1152,7 +1156,11 @@ def test_an_address_can_take_neither_all_webhooks_nor_all_sign_ins():
     assert sign_ins["Limit"] == {"Ref": "WafSignInsPerMinute"}
     method, path = sign_ins["ScopeDownStatement"]["AndStatement"]["Statements"]
     assert method["ByteMatchStatement"]["SearchString"] == "POST"
-    assert {path["RegexMatchStatement"]["RegexString"]} == {"^(/v1)?/api/auth/sign(in|up)$"}
+    match = path["RegexMatchStatement"]
+    assert [item["Type"] for item in match["TextTransformations"]] == ["URL_DECODE", "NORMALIZE_PATH"]
+    for address in ("/api/auth/signin", "/v1/api/auth/signup", "/v1/api/auth/signin/"):
+        assert re.match(match["RegexString"], address), address
+    assert not re.match(match["RegexString"], "/v1/api/auth/signout")
     # In a minute one address may take less of either than all may in ten seconds.
     prod = template["Mappings"]["StageDefaults"]["prod"]
     assert template["Parameters"]["WafSignInsPerMinute"]["Default"] <= 10 * prod["CredentialsRate"]
