@@ -82,13 +82,12 @@ function byCookie() {
   return transport;
 }
 
-const textOf = ({ parts }) => parts.filter((part) => part.type === 'text').map((part) => part.text).join('');
-
 class Chat extends AbstractChat {
   constructor(id, { messages = [], transport = byToken() } = {}) {
     // snippet: finish
-    const onFinish = ({ isAbort, isError }) => {
-      if (!isAbort && !isError) sessionStorage.removeItem(id);
+    const onFinish = ({ message }) => {
+      // An answer that is there has one; `ai` 5 also tells of a resumption that found nothing under way.
+      if (message.metadata?.finishReason) sessionStorage.removeItem(id);
     };
     // end
     super({ id, state: Object.assign(new State(), { messages }), transport, onFinish });
@@ -110,9 +109,14 @@ const stored = async (id) => {
   return messages.reverse().map(({ id, role, content }) => ({ id, role, parts: [{ type: 'text', text: content }] }));
 };
 
+const textOf = ({ parts }) => parts.filter((part) => part.type === 'text').map((part) => part.text).join('');
+
+/** What this tab has asked since the answer that it begins with. */
+const keptOf = (id) => JSON.parse(sessionStorage.getItem(id) ?? '[]');
+
 /** What a chat begins with: what is stored, and what this tab has asked since. */
 const opened = async (id) => {
-  const [messages, asked] = [await stored(id), JSON.parse(sessionStorage.getItem(id) ?? '[]')];
+  const [messages, asked] = [await stored(id), keptOf(id)];
   const answered = messages.findLastIndex((message) => message.id === asked[0]?.id);
   return asked.length ? [...messages.slice(0, Math.max(answered, 0)), ...asked] : messages;
 };
@@ -121,10 +125,17 @@ const opened = async (id) => {
 const reopen = async (chat) => {
   await chat.resumeStream();
   if (chat.status !== 'ready') return;
-  const [messages, last] = [await stored(chat.id), chat.lastMessage];
-  // One that was cut short once more, or left, is not stored yet.
-  const isHalf = last?.role === 'assistant' && !messages.some(({ id }) => id === last.id);
-  if (!isHalf || sessionStorage.getItem(chat.id) === null) chat.messages = messages;
+  const last = chat.lastMessage;
+  const messages = await stored(chat.id);
+  // Something was asked meanwhile.
+  if (chat.status !== 'ready' || chat.lastMessage !== last) return;
+  // An answer that was cut short once more, or left, is not stored yet, nor is a question that failed on its way.
+  const asked = keptOf(chat.id);
+  const answered = messages.findIndex(({ id }) => id === asked[0]?.id);
+  const isStored = last?.role === 'user'
+    ? messages.slice(answered + 1).some((message) => textOf(message) === textOf(last))
+    : !last || messages.some(({ id }) => id === last.id);
+  if (isStored || !asked.length) chat.messages = messages;
 };
 // end
 
@@ -326,7 +337,7 @@ for (const ask of [() => page.sendMessage({ text: 'AIMOCK:slow' }), () => page.r
   assert.deepEqual(page.messages.map(({ id, role }) => [id === reading, role]), [[false, 'user'], [true, 'assistant']]);
 }
 // What the tab has kept although it was answered and read elsewhere.
-sessionStorage.setItem(conversation, JSON.stringify([{ id: 'kept', role: 'user', parts: [] }]));
+sessionStorage.setItem(conversation, JSON.stringify([{ id: 'kept', role: 'user', parts: [{ type: 'text', text: 'AIMOCK:slow' }] }]));
 page = new Chat(conversation, { messages: await opened(conversation) });
 assert.deepEqual(page.messages.map(({ id }) => id), ['kept']);
 await reopen(page);
@@ -343,6 +354,41 @@ await page.stop();
 await going;
 assert.deepEqual(page.messages.slice(-2).map(({ role }) => role), ['user', 'assistant']);
 assert.equal(page.messages.at(-2).parts[0].text, 'AIMOCK:slow');
+
+// What never arrived, and an edit that was refused, stay where the page is seen again or loaded anew, and are tried again.
+const offline = new Chat(await make());
+await offline.sendMessage({ text: 'Hello' });
+const answered = offline.lastMessage.id;
+globalThis.fetch = async () => { throw new TypeError('Failed to fetch'); };
+await offline.sendMessage({ text: 'And again' });
+globalThis.fetch = connected;
+assert.equal(offline.status, 'error');
+await reopen(offline);
+assert.deepEqual([offline.status, offline.messages.length, offline.lastText], ['ready', 3, 'And again']);
+let again = new Chat(offline.id, { messages: await opened(offline.id) });
+await reopen(again);
+assert.deepEqual([again.status, again.messages.length, again.lastText], ['ready', 3, 'And again']);
+await again.regenerate();
+assert.deepEqual((await stored(again.id)).map(({ id }) => id === answered), [false, true, false, false]);
+await again.sendMessage({ text: 'And again, edited', messageId: again.messages[2].id }, fails);
+await reopen(again);
+assert.deepEqual([again.status, again.messages.length, again.lastText], ['ready', 3, 'And again, edited']);
+await again.regenerate();
+assert.deepEqual((await stored(again.id)).filter(({ role }) => role === 'user').map(textOf), ['Hello', 'And again, edited']);
+
+// What is asked while the conversation is read stays as well.
+again = new Chat(again.id, { messages: await opened(again.id) });
+let asking;
+globalThis.fetch = async (...request) => {
+  const response = await connected(...request);
+  if (String(request[0]).includes('/conversations/')) asking = again.sendMessage({ text: 'AIMOCK:thinks' });
+  return response;
+};
+await reopen(again);
+globalThis.fetch = connected;
+assert.equal(again.lastText, 'AIMOCK:thinks');
+await asking;
+assert.deepEqual([again.status, again.messages.length, textOf(again.messages[4])], ['ready', 6, 'AIMOCK:thinks']);
 
 // Files beside a text are left out; of files alone there is nothing to ask.
 const files = [{ type: 'file', mediaType: 'image/png', url: 'data:image/png;base64,iVBORw0KGgo=' }];
