@@ -129,10 +129,21 @@ test('streams an answer', async () => {
   const ids = seen.map(({ id }) => id);
   assert.deepEqual(ids, [...new Set(ids)].sort((a, b) => a - b));
 
-  const start = seen[0];
-  assert.ok(start?.event === 'start');
+  const [start, done] = [seen[0], seen.at(-1)];
+  assert.ok(start?.event === 'start' && done?.event === 'done');
+  assert.ok(done.data.quota.used >= done.data.usage.totalTokens);
   const kept = await api.GET('/api/chat/conversations/{id}', { params: { path: { id: start.data.conversationId } } });
   assert.ok(kept.data?.messages.some((message) => message.content === answer));
+});
+
+test('names the provider that another one has answered for', async () => {
+  const { api } = await newcomer();
+  const body = { message: 'AIMOCK:fallback', model: 'gpt-4o-mini', stream: true };
+  const { data } = await api.POST('/api/chat', { body, parseAs: 'stream' });
+  assert.ok(data);
+  for await (const event of readEvents(data)) {
+    if (event.event === 'start') assert.equal(event.data.fallbackFrom, 'openai');
+  }
 });
 
 test('lets go of a reply that is not read to its end', async () => {

@@ -3,16 +3,19 @@
 import createClient, { type Middleware } from 'openapi-fetch';
 import type { components, paths } from './generated/schema.js';
 
-export type Usage = components['schemas']['Usage'];
-export type Problem = { code: string; title: string; status: number; detail?: string; requestId: string };
+// snippet: events
+type Schemas = components['schemas'];
+type Provider = Schemas['ProviderId'];
+type Ids = { streamId: string; conversationId: string; messageId: string };
+type Start = Ids & { provider: Provider; model: string; fallbackFrom?: Provider };
+type Result = { usage: Schemas['Usage']; finishReason: Schemas['FinishReason']; quota: Schemas['Quota'] };
 
 export type ChatEvent =
-  | { id: number; event: 'start'; data: { streamId: string; conversationId: string; messageId: string; provider: string; model: string } }
+  | { id: number; event: 'start'; data: Start }
   | { id: number; event: 'delta'; data: { text: string } }
-  | { id: number; event: 'done'; data: { messageId: string; usage: Usage; finishReason: string } }
-  | { id: number; event: 'error'; data: { code: string; message: string } };
+  | { id: number; event: 'done'; data: { messageId: string } & Result }
+  | { id: number; event: 'error'; data: { code: Schemas['Code']; message: string } };
 
-// snippet: events
 /** Reads server-sent events from any reply of `fetch`. */
 export async function* readEvents(body: ReadableStream<Uint8Array>): AsyncGenerator<ChatEvent> {
   const reader = body.getReader();
