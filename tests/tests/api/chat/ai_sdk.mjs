@@ -231,6 +231,13 @@ assert.deepEqual([reloaded.status, reloaded.messages.length], ['ready', 0]);
 const slow = new Chat(`slow-${Date.now()}`);
 const sent = slow.sendMessage({ text: 'AIMOCK:slow' });
 await until(slow, () => slow.messages.length > 1 && slow.lastText.split(' ').length > 3);
+// Its events are written down a moment after they were sent, which on a busy machine is a long one.
+const isKnown = async (id) => {
+  const reply = await fetch(`${api}/api/chat/${id}/stream`, { headers });
+  await reply.body?.cancel();
+  return reply.status === 200;
+};
+for (const deadline = Date.now() + 5_000; !(await isKnown(slow.id)); ) assert.ok(Date.now() < deadline);
 const tab = new Chat(slow.id);
 await Promise.all([sent, tab.resumeStream()]);
 assert.equal(tab.lastText, slow.lastText);
