@@ -7,6 +7,9 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::panic::Location;
 
+use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_types::request_id::RequestId;
 use http::StatusCode;
 use serde_json::{Map, Value};
 
@@ -358,14 +361,12 @@ fn clickhouse_code(reply: &str) -> Option<u32> {
     rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
-impl<E, R> From<aws_sdk_dynamodb::error::SdkError<E, R>> for Error
+impl<E> From<SdkError<E, HttpResponse>> for Error
 where
-    E: StdError + Send + Sync + 'static + aws_sdk_dynamodb::error::ProvideErrorMetadata,
-    R: fmt::Debug + Send + Sync + 'static,
+    E: StdError + Send + Sync + 'static + ProvideErrorMetadata,
 {
     #[track_caller]
-    fn from(error: aws_sdk_dynamodb::error::SdkError<E, R>) -> Self {
-        use aws_sdk_dynamodb::error::SdkError;
+    fn from(error: SdkError<E, HttpResponse>) -> Self {
         // A request that was understood and refused is our bug; anything else means out of reach.
         let ours = matches!(&error, SdkError::ConstructionFailure(_))
             || matches!(&error, SdkError::ServiceError(e) if matches!(
@@ -373,8 +374,30 @@ where
                 Some("ValidationException" | "AccessDeniedException" | "ResourceNotFoundException")
             ));
         let code = if ours { Code::Internal } else { Code::Unavailable };
-        Self::caused(code, aws_sdk_dynamodb::error::DisplayErrorContext(error).to_string())
+        match error.raw_response() {
+            Some(answer) => Self::caused(code, answered(&error, answer)),
+            None => Self::caused(code, error),
+        }
     }
+}
+
+/// What the log tells of an answer of AWS that is an error, or that nobody understands: never its body, nor what the
+/// parser says of it, since a secret or a session may stand there.
+fn answered<E>(error: &SdkError<E, HttpResponse>, answer: &HttpResponse) -> String
+where
+    E: StdError + 'static + ProvideErrorMetadata,
+{
+    let (code, message) = match error.as_service_error() {
+        Some(refusal) => (refusal.code(), refusal.message()),
+        None => (None, None),
+    };
+    format!(
+        "{error}: {}: {} (status {}, request {})",
+        code.unwrap_or("without a code"),
+        message.unwrap_or("without a message"),
+        answer.status().as_u16(),
+        answer.request_id().unwrap_or("without an id"),
+    )
 }
 
 impl From<serde_json::Error> for Error {
@@ -386,6 +409,9 @@ impl From<serde_json::Error> for Error {
 
 #[cfg(test)]
 mod tests {
+    use aws_sdk_dynamodb::error::ErrorMetadata;
+    use aws_smithy_runtime_api::client::result::ConnectorError;
+
     use super::*;
 
     #[test]
@@ -395,6 +421,31 @@ mod tests {
         assert!(error.location().starts_with("lib/src/error.rs:"), "{}", error.location());
         assert!(!error.detail().contains("pool"), "the cause must stay out of what the client reads");
         assert!(error.cause_chain().unwrap().contains("pool"));
+    }
+
+    #[test]
+    fn an_answer_of_aws_is_not_in_the_log() {
+        let answer = || {
+            let body = r#"{"SecretString": "postgres://app:hunter2@"#;
+            let mut answer = HttpResponse::new(200.try_into().unwrap(), body.into());
+            answer.headers_mut().insert("x-amzn-requestid", "r1");
+            answer
+        };
+        let refusal = ErrorMetadata::builder().code("ThrottlingException").message("Slow down").build();
+        let unread = ErrorMetadata::builder().build();
+        for (error, told) in [
+            (SdkError::service_error(refusal, answer()), "service error: ThrottlingException: Slow down"),
+            (SdkError::service_error(unread, answer()), "service error: without a code: without a message"),
+            (SdkError::response_error("hunter2", answer()), "response error: without a code: without a message"),
+        ] {
+            let error = Error::from(error);
+            assert_eq!(error.cause_chain().unwrap(), format!("{told} (status 200, request r1)"));
+            assert_eq!(error.code(), Code::Unavailable);
+            assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");
+        }
+        let unreachable = ConnectorError::io("connection refused".into());
+        let error = Error::from(SdkError::<ErrorMetadata, HttpResponse>::dispatch_failure(unreachable));
+        assert_eq!(error.cause_chain().unwrap(), "dispatch failure: io error: connection refused");
     }
 
     #[test]
