@@ -110,14 +110,32 @@ impl SmithyConnector for Smithy {
 /// does not take one is left alone for a while.
 pub(crate) struct Reporter {
     post: Operation<String, u16, std::io::Error>,
-    resting_until: Mutex<Option<Instant>>,
+    rest: Rest,
+}
+
+/// The time for which a receiver is left alone after it failed, so that a sandbox is not held up again and again.
+#[derive(Default)]
+pub(crate) struct Rest {
+    until: Mutex<Option<Instant>>,
+}
+
+impl Rest {
+    const LENGTH: Duration = Duration::from_secs(10);
+
+    /// Leaves the receiver alone from now on.
+    pub(crate) fn begin(&self) {
+        *self.until.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + Self::LENGTH);
+    }
+
+    /// Whether the receiver is left alone for now.
+    pub(crate) fn is_on(&self) -> bool {
+        self.until.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|until| Instant::now() < until)
+    }
 }
 
 impl Reporter {
     /// How long a receiver is given for one.
     pub(crate) const TIMEOUT: Duration = Duration::from_secs(2);
-    /// How long it is left alone after it failed, so that a sandbox is not held up again and again.
-    const REST: Duration = Duration::from_secs(10);
 
     /// One that posts to a path of a host.
     ///
@@ -145,12 +163,12 @@ impl Reporter {
             })
             .deserializer(|response| Ok(response.status().as_u16()))
             .build();
-        Ok(Self { post, resting_until: Mutex::new(None) })
+        Ok(Self { post, rest: Rest::default() })
     }
 
     /// Whether the receiver is left alone for now.
     pub(crate) fn is_resting(&self) -> bool {
-        self.resting_until.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|until| Instant::now() < until)
+        self.rest.is_on()
     }
 
     /// Sends one.
@@ -163,7 +181,7 @@ impl Reporter {
             Ok(status) => Error::internal(format!("the receiver answered {status}")),
             Err(error) => Error::internal(error),
         };
-        *self.resting_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + Self::REST);
+        self.rest.begin();
         Err(error)
     }
 }

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use serde::Serialize;
 use sqlx::{PgConnection, PgPool};
 use tokio::time::Instant;
@@ -16,6 +18,8 @@ use crate::mail::Mail;
 use crate::store::queue::{Outgoing, Queue};
 use crate::telemetry::trace::TraceContext;
 
+/// How long a sandbox is held by a queue that does not answer; the relay has more time.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// Rows younger than this are left to the function that wrote them.
 const RELAY_AFTER: Duration = Duration::from_secs(15);
 /// Rows that the relay takes at a time.
@@ -175,26 +179,30 @@ impl Dispatcher {
 
     /// Each queue's rows are deleted as soon as it has them: the relay would send them again while another queue is slow.
     async fn send(&self, pending: &[Pending]) -> Result<()> {
-        let mut outcome = Ok(());
-        // A queue that takes nothing keeps no other waiting.
-        for (destination, queue) in Destination::ALL.into_iter().zip(&self.queues) {
+        let sending = Destination::ALL.into_iter().zip(&self.queues).filter_map(|(destination, queue)| {
             let messages = pending.iter().filter(|p| p.destination == destination).map(|p| p.message.clone());
             let messages: Vec<_> = messages.collect();
-            if let (Some(queue), false) = (queue, messages.is_empty())
-                && let Err(error) = self.send_to(queue, &messages).await
-            {
-                outcome = Err(error);
-            }
+            let queue = queue.as_ref().filter(|_| !messages.is_empty())?;
+            Some(async move { queue.send_within(PATIENCE, &messages).await })
+        });
+        // A queue that takes nothing keeps no other waiting.
+        let mut sending: FuturesUnordered<_> = sending.collect();
+        let mut outcome = Ok(());
+        while let Some(sent) = sending.next().await {
+            let deleted = match sent {
+                Ok(ids) => self.delete(&ids).await,
+                Err(error) => Err(error),
+            };
+            outcome = outcome.and(deleted);
         }
         outcome
     }
 
-    async fn send_to(&self, queue: &Queue, messages: &[Outgoing]) -> Result<()> {
-        let sent = queue.send(messages).await?;
+    async fn delete(&self, sent: &[Uuid]) -> Result<()> {
         // A deletion that a crash of the database takes back has the relay send them again, under the same ids.
         let deleted = sqlx::query!(
             "DELETE FROM outbox WHERE id = ANY($1) AND set_config('synchronous_commit', 'off', true) = 'off'",
-            &sent
+            sent
         );
         deleted.execute(&self.pool).await?;
         Ok(())

@@ -1,12 +1,14 @@
 //! SQS, sending side.
 
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::operation::send_message_batch::SendMessageBatchOutput;
 use aws_sdk_sqs::types::{MessageAttributeValue, SendMessageBatchRequestEntry};
 use aws_types::SdkConfig;
 use futures_util::future::join_all;
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::config;
@@ -73,6 +75,15 @@ impl Queue {
     /// When no call went through.
     pub async fn send(&self, messages: &[Outgoing]) -> Result<Vec<Uuid>> {
         all_but_failed(join_all(messages.chunks(BATCH).map(|chunk| self.send_chunk(chunk))).await)
+    }
+
+    /// The same for what may be given up: a queue that does not answer holds nobody for longer than this.
+    ///
+    /// # Errors
+    /// When no call went through, or not in time.
+    pub(crate) async fn send_within(&self, time: Duration, messages: &[Outgoing]) -> Result<Vec<Uuid>> {
+        let sent = timeout(time, self.send(messages)).await;
+        sent.unwrap_or_else(|_| Err(Error::unavailable("the queue did not answer in time")))
     }
 
     async fn send_chunk(&self, chunk: &[Outgoing]) -> Result<Vec<Uuid>> {

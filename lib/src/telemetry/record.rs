@@ -1,8 +1,9 @@
 //! The `http.request_completed` events: made after the reply, sent in batches, never waited for.
 //!
 //! They are telemetry: they go to the events queue directly, not through the outbox, and what a dying
-//! sandbox has not sent yet is lost.
+//! sandbox has not sent yet is lost. The rules for a slow or dead queue are those of a [`Reporter`]'s receiver.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -10,6 +11,7 @@ use tokio::sync::mpsc;
 use crate::background;
 use crate::error::Result;
 use crate::events::Event;
+use crate::outbound::{Reporter, Rest};
 use crate::store::queue::{Outgoing, Queue};
 
 /// How long an unfrozen process gathers records before it sends them.
@@ -21,7 +23,12 @@ const CAPACITY: usize = 4096;
 #[derive(Clone)]
 pub struct Recorder {
     sender: Option<mpsc::Sender<Outgoing>>,
-    queue: Option<Queue>,
+    receiver: Option<Arc<Receiver>>,
+}
+
+struct Receiver {
+    queue: Queue,
+    rest: Rest,
 }
 
 impl Recorder {
@@ -31,14 +38,15 @@ impl Recorder {
     /// When the AWS configuration is incomplete.
     pub fn start() -> Result<Self> {
         let Some(queue) = Queue::optional("EVENTS_QUEUE_URL")? else {
-            return Ok(Self { sender: None, queue: None });
+            return Ok(Self { sender: None, receiver: None });
         };
+        let receiver = Receiver { queue, rest: Rest::default() };
         if background::sandbox_freezes() {
-            return Ok(Self { sender: None, queue: Some(queue) });
+            return Ok(Self { sender: None, receiver: Some(Arc::new(receiver)) });
         }
-        let (sender, receiver) = mpsc::channel(CAPACITY);
-        background::spawn_untracked(send_batches(queue, receiver));
-        Ok(Self { sender: Some(sender), queue: None })
+        let (sender, records) = mpsc::channel(CAPACITY);
+        background::spawn_untracked(send_batches(receiver, records));
+        Ok(Self { sender: Some(sender), receiver: None })
     }
 
     /// Hands the record over without waiting.
@@ -48,34 +56,40 @@ impl Recorder {
             if sender.try_send(message).is_err() {
                 tracing::warn!("a telemetry record was dropped because too many wait");
             }
-        } else if let Some(queue) = self.queue.clone() {
-            background::spawn(async move { send(&queue, &[message]).await });
+        } else if let Some(receiver) = self.receiver.clone() {
+            background::spawn(async move { receiver.send(&[message]).await });
         }
     }
 }
 
-async fn send_batches(queue: Queue, mut receiver: mpsc::Receiver<Outgoing>) {
+async fn send_batches(receiver: Receiver, mut records: mpsc::Receiver<Outgoing>) {
     let mut batch = Vec::new();
-    while let Some(first) = receiver.recv().await {
+    while let Some(first) = records.recv().await {
         batch.push(first);
         let deadline = tokio::time::sleep(LINGER);
         tokio::pin!(deadline);
         while batch.len() < 100 {
             tokio::select! {
-                more = receiver.recv() => match more {
+                more = records.recv() => match more {
                     Some(message) => batch.push(message),
                     None => break,
                 },
                 () = &mut deadline => break,
             }
         }
-        send(&queue, &batch).await;
+        receiver.send(&batch).await;
         batch.clear();
     }
 }
 
-async fn send(queue: &Queue, batch: &[Outgoing]) {
-    if let Err(error) = queue.send(batch).await {
-        tracing::warn!(error.cause = %error, records = batch.len(), "telemetry records were not sent");
+impl Receiver {
+    async fn send(&self, batch: &[Outgoing]) {
+        if self.rest.is_on() {
+            return;
+        }
+        if let Err(error) = self.queue.send_within(Reporter::TIMEOUT, batch).await {
+            self.rest.begin();
+            tracing::warn!(error.cause = %error, records = batch.len(), "telemetry records were not sent");
+        }
     }
 }

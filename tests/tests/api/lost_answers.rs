@@ -401,3 +401,32 @@ async fn a_slow_queue_leaves_nothing_of_another_one_in_the_outbox() {
     assert_eq!(stores::row(left, &subject[..36]).await, "events");
     assert_eq!(asked.join().unwrap()["statusCode"], 201);
 }
+
+/// What is told behind a reply holds a sandbox for as little as it is worth, and is not lost.
+#[tokio::test]
+async fn a_silent_queue_leaves_the_sandbox_free() {
+    let way = way_to_aws(|call, pass_on| {
+        if !call.contains("SendMessageBatch") {
+            return pass_on();
+        }
+        std::thread::sleep(Duration::from_secs(30));
+        LOST.to_vec()
+    });
+    let mut function = start_by(&way, "auth-signup");
+    let mut ask = |body: &Value| {
+        let event = Deployed::event("auth-signup", &random_address(), Some(body), None).unwrap();
+        let started = Instant::now();
+        let reply = function.invoke(&event).unwrap();
+        (reply.payload, started.elapsed() - reply.took)
+    };
+    let (reply, held) = ask(&json!({"email": new_email(), "password": PASSWORD}));
+    assert_eq!(reply["statusCode"], 201, "{reply}");
+    assert!(held < Duration::from_secs(7), "{held:?}");
+    let body: Value = serde_json::from_str(reply["body"].as_str().unwrap()).unwrap();
+    let left = "SELECT to_jsonb(string_agg(queue, ',' ORDER BY queue)) FROM outbox WHERE body LIKE '%' || $1 || '%'";
+    assert_eq!(stores::row(left, body["user"]["id"].as_str().unwrap()).await, "events,mail");
+    // The queue has failed a moment ago: a record is not worth another wait.
+    let (reply, held) = ask(&json!({}));
+    assert_eq!(reply["statusCode"], 400, "{reply}");
+    assert!(held < Duration::from_secs(2), "{held:?}");
+}
