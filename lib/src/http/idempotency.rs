@@ -3,15 +3,19 @@
 //! A key belongs to a user, a method and a route. The first request claims it; a claim whose function died can
 //! be taken over once that function must have ended. Successes and declined cards are kept, other failures
 //! give the key back; where it is not known whether the work was done, the key is passed on, and the next request
-//! with it looks for the work.
+//! with it looks for the work. A key that DynamoDB does not let go is tried again behind the reply.
+
+use std::time::Duration as StdDuration;
 
 use aws_sdk_dynamodb::operation::put_item::builders::PutItemFluentBuilder;
 use aws_sdk_dynamodb::types::{AttributeValue, ReturnValue, ReturnValuesOnConditionCheckFailure};
 use http::StatusCode;
 use serde_json::Value;
 use time::{Duration, OffsetDateTime};
+use tokio::time::{Instant, sleep, timeout_at};
 use uuid::Uuid;
 
+use crate::background;
 use crate::clock;
 use crate::config;
 use crate::crypto;
@@ -21,6 +25,7 @@ use crate::http::request::Request;
 use crate::http::response::{Body, Response};
 use crate::store::dynamo::{
     Item, Table, binary, epoch_seconds, found_instead, get_digest, get_id, get_number, get_text, number, text,
+    unless_refused,
 };
 
 /// A reply is kept for so long.
@@ -29,6 +34,13 @@ const KEPT: Duration = Duration::hours(24);
 const LAST_EVENT_BEFORE: i64 = 3;
 /// Bytes of a reply in one item, of which DynamoDB takes 400 KiB.
 const PART: usize = 300 << 10;
+
+/// How long a sandbox is held by a key that DynamoDB does not let go.
+const PATIENCE: StdDuration = StdDuration::from_secs(30);
+/// The end of the function's time in which it is not: some of that time has passed when the key is claimed.
+const TO_END: StdDuration = StdDuration::from_secs(10);
+/// Between two tries to let a key go.
+const PAUSE: StdDuration = StdDuration::from_secs(1);
 
 /// The table of keys.
 #[derive(Clone)]
@@ -101,6 +113,7 @@ impl Idempotency {
             id: Uuid::now_v7(),
             digest: digest(request)?,
             takes_over: false,
+            released_until: Instant::now() + request.time_left.saturating_sub(TO_END),
         };
         let put = ticket
             .item(now)
@@ -120,7 +133,11 @@ impl Idempotency {
             Ok(old) => return Ok(Claim::Fresh(Some(Ticket { takes_over: old.attributes.is_some(), ..ticket }))),
             Err(error) => error,
         };
-        let Some(item) = found_instead(&error) else { return Err(error.into()) };
+        let Some(item) = found_instead(&error) else {
+            // It may be claimed all the same, and have been another's before, whose work is to be looked for.
+            ticket.release_behind_reply(Release::PassOn);
+            return Err(error.into());
+        };
         if !crypto::equal(&get_digest(item, "digest")?, &ticket.digest) {
             return Err(Error::new(Code::IdempotencyKeyReused, "The key was used with another body."));
         }
@@ -192,6 +209,17 @@ pub struct Ticket {
     id: Uuid,
     digest: [u8; 32],
     takes_over: bool,
+    /// How long there is time to let the key go.
+    released_until: Instant,
+}
+
+/// How a key is let go.
+#[derive(Debug, Clone, Copy)]
+enum Release {
+    /// The next request with it takes it over.
+    PassOn,
+    /// The next request with it begins anew.
+    GiveBack,
 }
 
 impl Ticket {
@@ -243,11 +271,11 @@ impl Ticket {
         }
     }
 
-    /// What was done cannot be undone: if the reply cannot be kept, the claim stays until its function must
-    /// have ended, and the log tells.
-    async fn store(&self, status: StatusCode, body: &str, last_event: Option<u64>) {
+    /// What was done cannot be undone: if the reply cannot be kept, the next request with the key looks for the work.
+    async fn store(self, status: StatusCode, body: &str, last_event: Option<u64>) {
         if let Err(error) = self.try_store(status, body, last_event).await {
             tracing::error!(error.cause = %error, "a reply could not be kept under its idempotency key");
+            self.release_behind_reply(Release::PassOn);
         }
     }
 
@@ -293,28 +321,52 @@ impl Ticket {
 
     /// Lets the next request with the key take it over at once: it is not known whether the work was done.
     pub async fn pass_on(self) {
-        let now = clock::now();
-        let ended = self.item(now).item("ends_at", epoch_seconds(now)).condition_expression("id = :id").send().await;
-        if let Err(error) = ended {
-            tracing::warn!(error.cause = %Error::from(error), "an idempotency key could not be passed on");
-        }
+        self.release(Release::PassOn).await;
     }
 
     /// Lets the next request with the key begin anew.
     pub async fn give_back(self) {
-        let deleted = self
-            .table
-            .client()
-            .delete_item()
-            .table_name(&self.table.name)
-            .key("pk", text(&self.pk))
-            .condition_expression("id = :id")
-            .expression_attribute_values(":id", text(self.id))
-            .send()
-            .await;
-        if let Err(error) = deleted {
-            tracing::warn!(error.cause = %Error::from(error), "an idempotency key could not be given back");
+        self.release(Release::GiveBack).await;
+    }
+
+    async fn release(self, how: Release) {
+        if let Err(error) = self.try_release(how).await {
+            tracing::warn!(error.cause = %error, "an idempotency key was not let go yet");
+            self.release_behind_reply(how);
         }
+    }
+
+    fn release_behind_reply(self, how: Release) {
+        background::spawn_behind_reply(async move {
+            let end = self.released_until.min(Instant::now() + PATIENCE);
+            let released = timeout_at(end, async {
+                while self.try_release(how).await.is_err() {
+                    sleep(PAUSE).await;
+                }
+            });
+            if released.await.is_err() {
+                tracing::warn!("an idempotency key was not let go: it is free once its function must have ended");
+            }
+        });
+    }
+
+    /// A key that another claim has by now is let go already.
+    async fn try_release(&self, how: Release) -> Result<()> {
+        match how {
+            Release::PassOn => {
+                let now = clock::now();
+                let put = self.item(now).item("ends_at", epoch_seconds(now));
+                // A reply that was kept stays, also where the answer to that was lost.
+                let put = put.condition_expression("id = :id AND attribute_not_exists(reply)");
+                unless_refused(put.send().await)?;
+            }
+            Release::GiveBack => {
+                let delete = self.table.client().delete_item().table_name(&self.table.name).key("pk", text(&self.pk));
+                let delete = delete.condition_expression("id = :id").expression_attribute_values(":id", text(self.id));
+                unless_refused(delete.send().await)?;
+            }
+        }
+        Ok(())
     }
 }
 

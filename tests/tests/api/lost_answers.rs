@@ -332,6 +332,45 @@ async fn a_request_with_a_key_is_not_taken_for_its_own_predecessor() {
     assert_eq!(reply["statusCode"], 200, "{reply}");
 }
 
+/// A key under which nothing runs is free for the next try, whatever became of the calls that claim it or let it go.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_let_go_behind_the_reply() {
+    let api = Api::of_router();
+    let (answered, unknown) =
+        (json!({"message": "Hello"}), json!({"message": "Hello", "conversationId": Uuid::now_v7()}));
+    for (words, is_done, body, first, again) in [
+        // The claim is there, and not known to be.
+        ("ends_at", true, &answered, 503, 200),
+        ("DeleteItem", false, &unknown, 404, 404),
+        ("\"parts\"", false, &answered, 200, 200),
+        ("\"parts\"", true, &answered, 200, 200),
+    ] {
+        let person = api.sign_up().await;
+        let event = keyed_question(&person, body);
+        let lost = Arc::new(AtomicUsize::new(0));
+        let counted = lost.clone();
+        let way = way_to_aws(move |call, pass_on| {
+            // As often as a call is tried.
+            if !call.contains(words) || counted.fetch_add(1, Ordering::SeqCst) >= 3 {
+                return pass_on();
+            }
+            if is_done {
+                pass_on();
+            }
+            LOST.to_vec()
+        });
+        let reply = ask_by(&way, "chat-send", &event);
+        assert_eq!(reply["statusCode"], first, "{words}: {reply}");
+        assert!(lost.load(Ordering::SeqCst) >= 3, "{words}");
+        let stored = conversations(&api, &person).await;
+        let reply = deployed().start("chat-send").unwrap().invoke(&event).unwrap().payload;
+        assert_eq!(reply["statusCode"], again, "{words}: {reply}");
+        if first == 200 {
+            assert_eq!(conversations(&api, &person).await, stored, "{words}");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_that_was_revoked_counts_as_revoked() {
     let api = Api::of_router();
