@@ -8,7 +8,7 @@ use aws_credential_types::Credentials;
 use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_smithy_runtime::client::identity::IdentityCache;
 use aws_smithy_runtime_api::client::stalled_stream_protection::StalledStreamProtectionConfig;
-use aws_smithy_types::retry::RetryConfig;
+use aws_smithy_types::retry::{ReconnectMode, RetryConfig};
 use aws_smithy_types::timeout::TimeoutConfig;
 use aws_types::SdkConfig;
 use aws_types::region::Region;
@@ -56,7 +56,11 @@ fn build() -> Result<SdkConfig> {
         .http_client(http_client)
         .sleep_impl(aws_smithy_async::rt::sleep::TokioSleep::new())
         .time_source(aws_smithy_async::time::SystemTimeSource::new())
-        .retry_config(RetryConfig::standard().with_max_attempts(3))
+        // The HTTP client does not tell the SDK its connections; each failed attempt to close one would be an error in the
+        // log, also of a call that then succeeds.
+        .retry_config(
+            RetryConfig::standard().with_max_attempts(3).with_reconnect_mode(ReconnectMode::ReuseAllConnections),
+        )
         // The credentials do not change while the process lives.
         .identity_cache(IdentityCache::no_cache())
         // Requests and replies are small, and each attempt has its time-out.

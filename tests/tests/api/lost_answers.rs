@@ -272,6 +272,17 @@ async fn an_answer_that_joins_another_conversation_is_told_to_be_there() {
     assert_eq!(again["statusCode"], 200, "{again}");
 }
 
+/// A call that succeeds in the end is no failure to be told of.
+#[tokio::test]
+async fn a_repeated_call_is_no_error_in_the_log() {
+    let event = Deployed::event("billing-list-plans", &random_address(), None, None).unwrap();
+    let way = Lossy::on("api#ip#");
+    let mut function = start_by(&way.url, "billing-list-plans");
+    assert_eq!(function.invoke(&event).unwrap().payload["statusCode"], 200);
+    let log = function.log();
+    assert!(way.lost.load(Ordering::SeqCst) && !log.is_empty() && !log.join("").contains("ERROR"), "{log:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_is_started_all_the_same() {
     let account = json!({"email": new_email(), "password": PASSWORD});

@@ -7,7 +7,7 @@ use aws_sdk_sesv2::config::Config;
 use aws_sdk_sesv2::config::http::HttpResponse;
 use aws_sdk_sesv2::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_sesv2::types::{Body, Content, Destination, EmailContent, Message};
-use aws_smithy_types::retry::RetryConfig;
+use aws_smithy_types::retry::{ReconnectMode, RetryConfig};
 use aws_smithy_types::timeout::TimeoutConfig;
 use aws_types::SdkConfig;
 use lib::error::{Error, Result};
@@ -26,7 +26,7 @@ fn configured(shared: &SdkConfig) -> Config {
     let timeouts = TimeoutConfig::builder().operation_attempt_timeout(LONGEST_SENDING);
     Config::from(shared)
         .to_builder()
-        .retry_config(RetryConfig::disabled())
+        .retry_config(RetryConfig::disabled().with_reconnect_mode(ReconnectMode::ReuseAllConnections))
         .timeout_config(timeouts.operation_timeout(LONGEST_SENDING).build())
         .build()
 }
