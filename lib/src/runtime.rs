@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use lambda_runtime::tower::layer::layer_fn;
 use lambda_runtime::{LambdaInvocation, Runtime, Service, service_fn};
+use tokio::time::{Instant, timeout_at};
 
 use crate::background;
 use crate::error::{Error, Result};
@@ -51,6 +52,18 @@ pub(crate) fn end_after_answer() {
     SPENT.store(true, Ordering::Relaxed);
 }
 
+/// Does what may hang, such as a statement whose database has fallen silent. What has not ended by then is dropped, as a
+/// time-out would have done a little later: so there is an answer, and a line in the log.
+///
+/// # Errors
+/// Those of the work; `unavailable` when it has not ended.
+pub(crate) async fn until<T>(end: Instant, work: impl Future<Output = Result<T>>) -> Result<T> {
+    timeout_at(end, work).await.unwrap_or_else(|_| {
+        end_after_answer();
+        Err(Error::unavailable("something hangs: the work did not end in time"))
+    })
+}
+
 /// Answers invocations until the sandbox ends. The next event is asked for when the work behind a reply is done.
 pub(crate) async fn answer_invocations<S>(runtime: Runtime<S>) -> Result<()>
 where
@@ -66,6 +79,7 @@ where
                 background::settle().await;
                 answered?;
                 if SPENT.load(Ordering::Relaxed) {
+                    background::drained().await;
                     return Err(lambda_runtime::Error::from(
                         "something hangs in this sandbox: the next one begins anew",
                     ));

@@ -338,7 +338,7 @@ async fn the_relay_delivers_what_a_function_killed_after_its_commit_did_not_send
     let email = format!("durability-{}@example.com", Uuid::now_v7().simple());
     let body = json!({ "email": email, "password": PASSWORD });
     let event = Deployed::event("auth-signup", &random_address(), Some(&body), None).unwrap();
-    let reply = sign_up.invoke_unfinished(&event).unwrap().payload;
+    let reply = sign_up.invoke_unfinished(&event, PATIENCE).unwrap().payload;
     assert_eq!(reply["statusCode"], 201, "{reply}");
     let body: Value = serde_json::from_str(reply["body"].as_str().unwrap()).unwrap();
     let user_id = body["user"]["id"].as_str().unwrap().to_owned();

@@ -30,11 +30,14 @@ use crate::clock;
 use crate::error::{Code, Error, Result};
 use crate::http::idempotency::Ticket;
 use crate::http::response::Chunks;
+use crate::runtime;
 use crate::store::postgres::Database;
 use crate::telemetry::trace::TraceContext;
 
 /// The longest answer, below what API Gateway allows.
 const TOTAL: Duration = Duration::from_secs(280);
+/// What comes before the provider's work takes no longer, and what follows its failure.
+const LONGEST_PREPARATION: Duration = Duration::from_secs(12);
 /// The longest silence within an answer.
 const SILENCE: Duration = Duration::from_secs(60);
 /// Kept back from the function's own time-out, for storing the answer.
@@ -221,7 +224,7 @@ impl Chat {
     /// failure by its cause; then nothing is stored and nothing spent.
     pub async fn ask(&'static self, ask: Ask, visit: &Visit, time_left: Duration) -> Result<Answer> {
         let streams = self.streams.as_ref().filter(|_| ask.streamed);
-        let (exchange, call) = self.prepare(ask, visit).await?;
+        let (exchange, call) = in_time(self.prepare(ask, visit)).await?;
         let (prompt_tokens, max_tokens) = (call.prompt_tokens(), call.max_tokens);
         let stream_id = Uuid::now_v7();
         // A thinking model may take its time: whoever reloads meanwhile finds the stream.
@@ -278,8 +281,11 @@ impl Chat {
     /// # Errors
     /// 404 when it was deleted since.
     pub async fn answered(&self, user_id: Uuid, request_id: Uuid) -> Result<Option<Earlier>> {
-        let mut connection = self.database.pool().acquire().await?;
-        exchange::answered(&mut connection, user_id, request_id).await
+        in_time(async {
+            let mut connection = self.database.pool().acquire().await?;
+            exchange::answered(&mut connection, user_id, request_id).await
+        })
+        .await
     }
 
     /// Refuses what is about a conversation that was deleted since, whoever still keeps a copy.
@@ -288,7 +294,7 @@ impl Chat {
     /// 404 when it is not there any more.
     pub async fn refuse_deleted(&self, user_id: Uuid, conversation: Option<Uuid>) -> Result<()> {
         let Some(id) = conversation else { return Ok(()) };
-        let is_there = exchange::exists(self.database.pool(), user_id, id).await?;
+        let is_there = in_time(exchange::exists(self.database.pool(), user_id, id)).await?;
         if is_there { Ok(()) } else { Err(Error::not_found("answer")) }
     }
 
@@ -411,7 +417,7 @@ impl Chat {
     /// Releases what was reserved. If that fails the sweep does it, and the client still learns what happened.
     async fn give_up(&self, exchange: &Exchange, class: &'static str, attempts: u32, ms: i64, trace: &TraceContext) {
         let given_up = async { exchange.give_up(self.database.begin(trace).await?, class, attempts, ms).await };
-        if let Err(error) = given_up.await {
+        if let Err(error) = in_time(given_up).await {
             tracing::error!(error.cause = %error, "a failed exchange could not be noted");
         }
     }
@@ -451,6 +457,11 @@ impl Chat {
             }
         }
     }
+}
+
+/// Does what the database has no reason to take long for.
+async fn in_time<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    runtime::until(Instant::now() + LONGEST_PREPARATION, work).await
 }
 
 /// Waits until somebody stops what is recorded, if it is.

@@ -5,13 +5,14 @@ use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, Stream};
 use lambda_http::Adapter;
 use serde_json::json;
+use tokio::time::Instant;
 use tracing::{Instrument, Span};
 
 use crate::background;
@@ -34,6 +35,11 @@ use crate::telemetry::log::{self, Ids};
 use crate::telemetry::record::Recorder;
 use crate::telemetry::spans;
 use crate::telemetry::trace::TraceContext;
+
+/// The end of an invocation that is left for its answer.
+const TO_ANSWER: Duration = Duration::from_secs(2);
+/// A reply that is sent whole is sent by then: API Gateway waits for 29 seconds.
+const LONGEST: Duration = Duration::from_secs(27);
 
 /// What the runner checks before the handler.
 ///
@@ -94,7 +100,8 @@ where
     run(function, policy, Mode::Whole, erase(init, handle))
 }
 
-/// Runs a function whose replies may be streamed.
+/// Runs a function whose replies may be streamed. Its handler may take as long as an answer takes to begin, so it bounds
+/// by itself whatever else might hang.
 pub fn serve_streaming<C, F>(
     function: &'static str,
     policy: Policy,
@@ -130,7 +137,7 @@ enum Mode {
 
 fn run(function: &'static str, policy: Policy, mode: Mode, init: Init) -> ExitCode {
     runtime::block_on(function, async move {
-        let shell = Arc::new(Shell::start(function, policy, init).await?);
+        let shell = Arc::new(Shell::start(function, policy, mode, init).await?);
         match mode {
             Mode::Whole => {
                 let service = lambda_http::service_fn(move |event| {
@@ -180,6 +187,7 @@ fn whole(response: Response) -> http::Response<lambda_http::Body> {
 struct Shell {
     function: &'static str,
     policy: Policy,
+    mode: Mode,
     handler: Handler,
     guard: Option<Box<dyn Admit>>,
     origins: Origins,
@@ -250,7 +258,7 @@ async fn guard_of(policy: Policy) -> Result<Option<Box<dyn Admit>>> {
 }
 
 impl Shell {
-    async fn start(function: &'static str, policy: Policy, init: Init) -> Result<Self> {
+    async fn start(function: &'static str, policy: Policy, mode: Mode, init: Init) -> Result<Self> {
         let (handler, guard) = futures_util::try_join!(init(), guard_of(policy))?;
         let route = config::required("ROUTE")?;
         let (method, route) = route
@@ -260,6 +268,7 @@ impl Shell {
         Ok(Self {
             function,
             policy,
+            mode,
             handler,
             guard,
             origins: Origins::from_env(),
@@ -320,6 +329,7 @@ impl Shell {
         allowance: &mut Option<Allowance>,
         user: &mut Option<uuid::Uuid>,
     ) -> Result<Response> {
+        let end = Instant::now() + request.time_left.saturating_sub(TO_ANSWER).min(LONGEST);
         if request.body.len() > self.max_body_bytes {
             return Err(Error::new(Code::PayloadTooLarge, format!("Send at most {} bytes.", self.max_body_bytes)));
         }
@@ -327,7 +337,7 @@ impl Shell {
             self.origins.check(&request.method, &request.headers)?;
         }
         if let Some(guard) = &self.guard {
-            guard.admit(&mut request, allowance).await?;
+            runtime::until(end, guard.admit(&mut request, allowance)).await?;
             *user = request.user_if_any().map(super::credentials::Caller::user_id);
             if let Some(allowance) = allowance {
                 allowance.check()?;
@@ -338,7 +348,11 @@ impl Shell {
         if self.policy.own_origins_only && allowance.is_some() {
             store::connect().await;
         }
-        (self.handler)(request).await
+        let work = (self.handler)(request);
+        match self.mode {
+            Mode::Whole => runtime::until(end, work).await,
+            Mode::Streamed => work.await,
+        }
     }
 
     fn finish(

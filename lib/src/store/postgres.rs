@@ -10,6 +10,7 @@ use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
 use sqlx::{Connection, PgConnection, PgPool, Postgres};
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use crate::background;
 use crate::billing::webhook::Notice;
@@ -24,6 +25,9 @@ use crate::telemetry::trace::TraceContext;
 /// A connection that was idle for no longer than this is used without being tried: a sandbox freezes after its reply
 /// and not between two statements, and the pool has tried the connection when it came back.
 const TRUSTED: Duration = Duration::from_secs(1);
+
+/// A new connection that does not answer for so long is given up.
+const LONGEST_TRIAL: Duration = Duration::from_secs(4);
 
 /// A URL; or what RDS writes into its secrets; or the name of such a secret, with what that does not say.
 #[derive(Default, serde::Deserialize)]
@@ -180,7 +184,7 @@ async fn connect(pool: &PgPool) {
                 // A failure is told by the statement that needs the connection.
                 if let Ok(mut connection) = connected {
                     // A connection that is dropped tries itself in a task of its own, which nobody waits for.
-                    connection.return_to_pool().await;
+                    let _ = timeout(LONGEST_TRIAL, connection.return_to_pool()).await;
                 }
             });
         });

@@ -177,7 +177,8 @@ fn run_queue(function: &'static str, init: BatchInit) -> ExitCode {
 /// A handler of an invocation, which gives the reply, within some time.
 pub type HandleTask<C> = fn(&'static C, Value, Duration) -> BoxFuture<'static, Result<Value>>;
 
-/// Runs a function that is invoked directly or by a schedule, with JSON in and JSON out.
+/// Runs a function that is invoked directly or by a schedule, with JSON in and JSON out. One that goes on beyond its time
+/// is given up.
 pub fn serve_task<C, F>(function: &'static str, init: fn() -> F, handle: HandleTask<C>) -> ExitCode
 where
     C: Send + Sync + 'static,
@@ -188,7 +189,10 @@ where
             let context: &'static C = Box::leak(Box::new(init().await?));
             Ok(Arc::new(move |event: Bytes, deadline: Instant| -> BoxFuture<'static, Result<Value>> {
                 let time_left = deadline.saturating_duration_since(Instant::now()).saturating_sub(TO_ANSWER);
-                Box::pin(async move { handle(context, serde_json::from_slice(&event)?, time_left).await })
+                Box::pin(async move {
+                    let work = handle(context, serde_json::from_slice(&event)?, time_left);
+                    runtime::until(deadline - TO_ANSWER / 2, work).await
+                })
             }) as Handler)
         })
     });

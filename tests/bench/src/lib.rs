@@ -172,7 +172,7 @@ impl Sandbox {
     /// # Errors
     /// When the function fails, ends, or does not reply.
     pub fn invoke_within(&mut self, event: &Value, time: Duration) -> Result<Reply, String> {
-        let reply = self.hand_out(event, time)?;
+        let reply = self.invoke_unfinished(event, time)?;
         while !self.is_idle {
             if let Happening::Replied(..) = self.next_happening()? {
                 return Err(self.failure("replied twice"));
@@ -181,15 +181,11 @@ impl Sandbox {
         Ok(reply)
     }
 
-    /// Hands out an event and waits for the reply alone: the sandbox may still be at work.
+    /// The same, but waits for the reply alone: the sandbox may still be at work, or end.
     ///
     /// # Errors
     /// When the function fails, ends, or does not reply.
-    pub fn invoke_unfinished(&mut self, event: &Value) -> Result<Reply, String> {
-        self.hand_out(event, DEADLINE)
-    }
-
-    fn hand_out(&mut self, event: &Value, time: Duration) -> Result<Reply, String> {
+    pub fn invoke_unfinished(&mut self, event: &Value, time: Duration) -> Result<Reply, String> {
         let event = Bytes::from(event.to_string());
         self.is_idle = false;
         let started = Instant::now();

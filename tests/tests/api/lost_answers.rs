@@ -125,8 +125,17 @@ fn request_of(client: &mut TcpStream) -> Option<Vec<u8>> {
     }
 }
 
+/// What becomes of a connection over a statement whose answer is lost.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Loss {
+    /// The statement is passed on, and the connection ends.
+    CutOff,
+    /// Neither side hears of the other again.
+    Silence,
+}
+
 /// The URL of a way to Postgres on which answers to some statements are lost.
-fn lossy_database(is_lost: impl Fn(&str) -> bool + Send + Sync + 'static) -> String {
+fn lossy_database(is_lost: impl Fn(&str) -> bool + Send + Sync + 'static, loss: Loss) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = variable("DATABASE_URL");
     let (credentials, rest) = url.split_once('@').unwrap();
@@ -138,7 +147,7 @@ fn lossy_database(is_lost: impl Fn(&str) -> bool + Send + Sync + 'static) -> Str
         for function in listener.incoming() {
             let (function, postgres) = (function.unwrap(), TcpStream::connect(&server).unwrap());
             let is_lost = is_lost.clone();
-            std::thread::spawn(move || relay_statements(function, postgres, &*is_lost));
+            std::thread::spawn(move || relay_statements(function, postgres, &*is_lost, loss));
         }
     });
     lossy
@@ -150,14 +159,17 @@ fn with_words(words: String, lasting: Duration) -> impl Fn(&str) -> bool + Send 
     move |statement| statement.contains(&words) && began.get_or_init(Instant::now).elapsed() < lasting
 }
 
-/// Passes on what both sides say. The answer that is to be lost is waited for, and the connection ends.
-fn relay_statements(mut function: TcpStream, mut postgres: TcpStream, is_lost: impl Fn(&str) -> bool) {
+/// Passes on what both sides say. An answer that is to be cut off is waited for.
+fn relay_statements(mut function: TcpStream, mut postgres: TcpStream, is_lost: impl Fn(&str) -> bool, loss: Loss) {
     let said = Arc::new(AtomicBool::new(false));
     let (mut answers, mut back, has_said) =
         (postgres.try_clone().unwrap(), function.try_clone().unwrap(), said.clone());
     std::thread::spawn(move || {
         let mut piece = vec![0; 1 << 16];
         while let Ok(read @ 1..) = answers.read(&mut piece) {
+            if has_said.load(Ordering::SeqCst) && loss == Loss::Silence {
+                continue;
+            }
             if has_said.load(Ordering::SeqCst) || back.write_all(&piece[..read]).is_err() {
                 break;
             }
@@ -170,6 +182,9 @@ fn relay_statements(mut function: TcpStream, mut postgres: TcpStream, is_lost: i
     while let Ok(read @ 1..) = function.read(&mut piece) {
         if is_lost(&String::from_utf8_lossy(&piece[..read])) {
             said.store(true, Ordering::SeqCst);
+        }
+        if said.load(Ordering::SeqCst) && loss == Loss::Silence {
+            continue;
         }
         if postgres.write_all(&piece[..read]).is_err() {
             break;
@@ -185,13 +200,38 @@ async fn ask_cut_off(
     is_lost: impl Fn(&str) -> bool + Send + Sync + 'static,
     time: Duration,
 ) -> Value {
-    let secret = open_secret("lost-answers", &json!({"url": lossy_database(is_lost)})).await;
-    let mut environment = deployed().environment(function);
-    environment.insert("DATABASE_SECRET_ARN".to_owned(), secret.clone());
-    let mut cut_off = Sandbox::start(&deployed().binary(function), &environment).unwrap();
+    let (mut cut_off, secret) = start_on(lossy_database(is_lost, Loss::CutOff), function).await;
     let reply = cut_off.invoke_within(event, time).unwrap().payload;
     delete_secret(&secret).await;
     reply
+}
+
+/// A deployed function with a database of its own, and the secret that says so.
+async fn start_on(database: String, function: &str) -> (Sandbox, String) {
+    let secret = open_secret("lost-answers", &json!({"url": database})).await;
+    let mut environment = deployed().environment(function);
+    environment.insert("DATABASE_SECRET_ARN".to_owned(), secret.clone());
+    (Sandbox::start(&binary(function), &environment).unwrap(), secret)
+}
+
+/// The reply of a function, within its time, whose database falls silent over statements with these words, or how it
+/// failed; and the end of its log once the sandbox is gone.
+async fn ask_in_silence(
+    function: &str,
+    event: &Value,
+    words: &'static str,
+    time: Duration,
+) -> (Result<Value, String>, String) {
+    let silent = lossy_database(move |statement| statement.contains(words), Loss::Silence);
+    let (mut sandbox, secret) = start_on(silent, function).await;
+    let reply = sandbox.invoke_unfinished(event, time).map(|reply| reply.payload);
+    let ended = eventually("the sandbox to end", || async {
+        let log = sandbox.log().join("\n");
+        log.contains("the function could not run").then_some(log)
+    });
+    let ended = ended.await;
+    delete_secret(&secret).await;
+    (reply, ended)
 }
 
 /// A question under a key.
@@ -225,6 +265,36 @@ async fn an_answer_that_nobody_knows_to_be_stored_is_not_billed_twice() {
         assert_eq!(again["statusCode"], 200, "{again}");
         assert_eq!(conversations(&api, &person).await, stored, "stream: {stream}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_falls_silent_is_told_in_time() {
+    let api = Api::of_router();
+    let person = api.sign_up().await;
+    let list = Deployed::event("chat-list-conversations", &random_address(), None, Some(&person.jwt)).unwrap();
+    let question = keyed_question(&person, &json!({"message": "Hello"}));
+    for (function, event, words, time) in [
+        ("chat-list-conversations", &list, "FROM conversations", Duration::from_secs(6)),
+        ("chat-send", &question, "quota_reserve", Duration::from_secs(330)),
+    ] {
+        let (reply, log) = ask_in_silence(function, event, words, time).await;
+        let reply = reply.unwrap();
+        assert_eq!(reply["statusCode"], 503, "{reply}");
+        let told: Vec<Value> = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let told = told.iter().find(|line| line["message"] == "the request failed");
+        assert_eq!(told.unwrap()["error.code"], "unavailable", "{log}");
+    }
+    // The key is free at once.
+    let again = deployed().start("chat-send").unwrap().invoke(&question).unwrap().payload;
+    assert_eq!(again["statusCode"], 200, "{again}");
+    assert_eq!(conversations(&api, &person).await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schedule_is_told_of_a_database_that_falls_silent() {
+    let time = Duration::from_secs(6);
+    let (outcome, log) = ask_in_silence("workers-sweep-quota", &json!({}), "FROM quota_reservations", time).await;
+    assert!(outcome.is_err() && log.contains("the invocation failed"), "{outcome:?} {log}");
 }
 
 /// A database that changes its server is away for half a minute.
