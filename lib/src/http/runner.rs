@@ -12,7 +12,7 @@ use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, Stream};
 use lambda_http::Adapter;
 use serde_json::json;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tracing::{Instrument, Span};
 
 use crate::background;
@@ -38,6 +38,8 @@ use crate::telemetry::trace::TraceContext;
 
 /// The end of an invocation that is left for its answer.
 const TO_ANSWER: Duration = Duration::from_secs(2);
+/// Where nobody is refused for a store's silence, it is listened to for so long.
+const LONGEST_LENIENT: Duration = Duration::from_secs(2);
 /// A reply that is sent whole is sent by then: API Gateway waits for 29 seconds.
 const LONGEST: Duration = Duration::from_secs(27);
 
@@ -49,20 +51,27 @@ pub struct Policy {
     guard: Option<InitGuard>,
     /// Whether a foreign origin is refused even without a cookie.
     own_origins_only: bool,
+    /// Whether nobody is let in whom no store can count or vouch for.
+    is_strict: bool,
 }
 
 impl Policy {
     /// Nothing: for what anybody may read as often as they like.
-    pub const OPEN: Self = Self { guard: None, own_origins_only: false };
+    pub const OPEN: Self = Self { guard: None, own_origins_only: false, is_strict: true };
     /// Credentials, but no rate limit.
-    pub const UNLIMITED: Self = Self { guard: Some(|| Box::pin(Guard::init(false))), own_origins_only: false };
+    pub const UNLIMITED: Self =
+        Self { guard: Some(|| Box::pin(Guard::init(false))), own_origins_only: false, is_strict: true };
     /// Credentials and the rate limit.
-    pub const API: Self = Self { guard: Some(|| Box::pin(Guard::init(true))), own_origins_only: false };
+    pub const API: Self =
+        Self { guard: Some(|| Box::pin(Guard::init(true))), own_origins_only: false, is_strict: true };
+    /// The same where the stores answer. A report of those that are down is for everybody.
+    pub const HEALTH: Self = Self { is_strict: false, ..Self::API };
     /// The same for the routes that take or change credentials.
-    pub const CREDENTIALS: Self = Self { guard: Some(|| Box::pin(Guard::init(true))), own_origins_only: true };
+    pub const CREDENTIALS: Self =
+        Self { guard: Some(|| Box::pin(Guard::init(true))), own_origins_only: true, is_strict: true };
     /// The same without the rate limit, for whoever wants to end a session.
     pub const CREDENTIALS_UNLIMITED: Self =
-        Self { guard: Some(|| Box::pin(Guard::init(false))), own_origins_only: true };
+        Self { guard: Some(|| Box::pin(Guard::init(false))), own_origins_only: true, is_strict: true };
 }
 
 type InitGuard = fn() -> BoxFuture<'static, Result<Box<dyn Admit>>>;
@@ -337,7 +346,15 @@ impl Shell {
             self.origins.check(&request.method, &request.headers)?;
         }
         if let Some(guard) = &self.guard {
-            runtime::until(end, guard.admit(&mut request, allowance)).await?;
+            let admitted = guard.admit(&mut request, allowance);
+            if self.policy.is_strict {
+                runtime::until(end, admitted).await?;
+            } else {
+                match timeout(LONGEST_LENIENT, admitted).await {
+                    Ok(Err(error)) if error.code() != Code::Unavailable => return Err(error),
+                    Ok(_) | Err(_) => {}
+                }
+            }
             *user = request.user_if_any().map(super::credentials::Caller::user_id);
             if let Some(allowance) = allowance {
                 allowance.check()?;

@@ -279,7 +279,10 @@ impl Database {
     /// # Errors
     /// When the database does not answer.
     pub async fn ping(&self) -> Result<()> {
-        sqlx::query!("SELECT 1 AS one").fetch_one(&self.pool).await?;
+        let mut connection = LentConnection::of(&self.pool).await?;
+        let answered = sqlx::query!("SELECT 1 AS one").fetch_one(&mut *connection).await;
+        connection.give_back();
+        answered?;
         Ok(())
     }
 }

@@ -127,7 +127,7 @@ fn request_of(client: &mut TcpStream) -> Option<Vec<u8>> {
 
 /// What becomes of a connection over a statement whose answer is lost.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Loss {
+pub enum Loss {
     /// The statement is passed on, and the connection ends.
     CutOff,
     /// Neither side hears of the other again.
@@ -135,7 +135,7 @@ enum Loss {
 }
 
 /// The URL of a way to Postgres on which answers to some statements are lost.
-fn lossy_database(is_lost: impl Fn(&str) -> bool + Send + Sync + 'static, loss: Loss) -> String {
+pub fn lossy_database(is_lost: impl Fn(&str) -> bool + Send + Sync + 'static, loss: Loss) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = variable("DATABASE_URL");
     let (credentials, rest) = url.split_once('@').unwrap();
@@ -207,7 +207,7 @@ async fn ask_cut_off(
 }
 
 /// A deployed function with a database of its own, and the secret that says so.
-async fn start_on(database: String, function: &str) -> (Sandbox, String) {
+pub async fn start_on(database: String, function: &str) -> (Sandbox, String) {
     let secret = open_secret("lost-answers", &json!({"url": database})).await;
     let mut environment = deployed().environment(function);
     environment.insert("DATABASE_SECRET_ARN".to_owned(), secret.clone());

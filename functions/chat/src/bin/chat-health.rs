@@ -7,7 +7,7 @@ use lib::health::Health;
 use lib::http::{Policy, Request, Response, serve};
 
 fn main() -> ExitCode {
-    serve(env!("CARGO_BIN_NAME"), Policy::API, Health::init, |health, request| Box::pin(handle(health, request)))
+    serve(env!("CARGO_BIN_NAME"), Policy::HEALTH, Health::init, |health, request| Box::pin(handle(health, request)))
 }
 
 async fn handle(health: &Health, _request: Request) -> Result<Response> {

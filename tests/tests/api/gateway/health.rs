@@ -1,8 +1,11 @@
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
 use sandbox::Sandbox;
 use sandbox::deployed::{Deployed, random_address};
 use serde_json::{Value, json};
 
-use crate::lost_answers::Lossy;
+use crate::lost_answers::{LOST, Loss, Lossy, lossy_database, start_by, start_on, way_to_aws};
 use crate::support::*;
 
 through_both_doors! {
@@ -50,14 +53,52 @@ async fn what_does_not_answer_is_down() {
     for (dependency, calls) in [("dynamodb", "DynamoDB_20120810."), ("sqs", "AmazonSQS.")] {
         assert_down(dependency, &Lossy::refusing(calls).ask("gateway-health", &event));
     }
+    for area in ["auth", "chat", "billing", "analytics"] {
+        let function = format!("{area}-health");
+        let event = Deployed::event(&function, &random_address(), None, None).unwrap();
+        assert_down("dynamodb", &Lossy::refusing("DynamoDB_20120810.").ask(&function, &event));
+    }
     for secret in [database, analytics] {
         delete_secret(&secret).await;
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_falls_silent_is_down() {
+    let way = way_to_aws(|call, pass_on| {
+        if !call.contains("DynamoDB_20120810.") {
+            return pass_on();
+        }
+        std::thread::sleep(Duration::from_secs(20));
+        LOST.to_vec()
+    });
+    let event = Deployed::event("auth-health", &random_address(), None, None).unwrap();
+    let reply = start_by(&way, "auth-health").invoke_unfinished(&event, Duration::from_secs(15)).unwrap();
+    assert_eq!(report(&reply.payload)["dependencies"]["dynamodb"]["status"], "down", "{}", reply.payload);
+    assert!(reply.took < Duration::from_secs(7), "{:?}", reply.took);
+
+    let is_first = AtomicBool::new(true);
+    let is_lost =
+        move |statement: &str| statement.contains("SELECT 1 AS one") && is_first.swap(false, Ordering::SeqCst);
+    let (mut sandbox, secret) = start_on(lossy_database(is_lost, Loss::Silence), "gateway-health").await;
+    let event = Deployed::event("gateway-health", &random_address(), None, None).unwrap();
+    let reply = sandbox.invoke(&event).unwrap().payload;
+    assert_eq!(report(&reply)["dependencies"]["postgres"]["status"], "down", "{reply}");
+    // The connection that hangs is given up.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while sandbox.invoke(&event).unwrap().payload["statusCode"] != 200 {
+        assert!(Instant::now() < deadline, "it stays down");
+    }
+    delete_secret(&secret).await;
+}
+
+fn report(reply: &Value) -> Value {
+    serde_json::from_str(reply["body"].as_str().unwrap()).unwrap()
+}
+
 #[track_caller]
 fn assert_down(dependency: &str, reply: &Value) {
-    let report: Value = serde_json::from_str(reply["body"].as_str().unwrap()).unwrap();
+    let report = report(reply);
     assert_eq!((&reply["statusCode"], &report["status"]), (&json!(503), &json!("down")), "{report}");
     for (name, found) in report["dependencies"].as_object().unwrap() {
         let status = if name == dependency { "down" } else { "up" };
