@@ -1,3 +1,7 @@
+use sandbox::Sandbox;
+use sandbox::deployed::{Deployed, random_address};
+use serde_json::json;
+
 use crate::support::*;
 
 through_both_doors! {
@@ -80,4 +84,19 @@ through_both_doors! {
         api.post("/api/auth/signout?all=maybe").bearer(&person.jwt).send().await.expect_invalid(&["all"]);
         assert_eq!(api.me(&person.jwt).await, 200);
     }
+}
+
+/// Sessions are in DynamoDB.
+#[tokio::test(flavor = "multi_thread")]
+async fn needs_no_database() {
+    let api = Api::of_router();
+    let person = api.sign_up().await;
+    let secret = open_secret("nowhere", &json!({"url": "postgres://nobody:nothing@127.0.0.1:1/none"})).await;
+    let mut environment = deployed().environment("auth-signout");
+    environment.insert("DATABASE_SECRET_ARN".to_owned(), secret.clone());
+    let event = Deployed::event("auth-signout", &random_address(), None, Some(&person.jwt)).unwrap();
+    let reply = Sandbox::start(&binary("auth-signout"), &environment).unwrap().invoke(&event).unwrap().payload;
+    delete_secret(&secret).await;
+    assert_eq!(reply["statusCode"], 204, "{reply}");
+    assert_eq!(api.me(&person.session_token).await, 401);
 }
