@@ -231,8 +231,9 @@ async fn emulator(stack: &Stack) -> Result<(), Failure> {
 /// Processor time of a request, in the function and in the database.
 async fn processor_time(stack: &Stack) -> Result<(), Failure> {
     let mut database = PgConnection::connect(&stack.database).await?;
+    // So many that none comes to the limit of a minute.
     let mut people = Vec::new();
-    for _ in 0..4 {
+    for _ in 0..10 {
         people.push(stack.sign_up().await?);
     }
     let functions = processes_with(&format!("AWS_LAMBDA_RUNTIME_API={}/.rt/chat-send", stack.runtime));
