@@ -265,7 +265,7 @@ mod tests {
 
     #[test]
     fn a_token_expires_by_the_time_of_its_request() {
-        let nonce = Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, 1_700_000_000, 0));
+        let nonce = clock::uuid_at(clock::from_millis(1_700_000_000_000));
         let after = |purpose| expiry(nonce, purpose).unwrap().unix_timestamp() - 1_700_000_000;
         assert_eq!((after(Purpose::VerifyEmail), after(Purpose::ResetPassword)), (24 * 3600, 3600));
         assert_eq!(expiry(Uuid::nil(), Purpose::VerifyEmail), None);

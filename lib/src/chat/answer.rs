@@ -120,6 +120,11 @@ impl Ask {
         self.follows.iter().any(|question| question == name) || self.keeps.iter().any(|kept| kept.to_string() == name)
     }
 
+    /// Whether the question of that name is meant.
+    fn means(&self, message: &str) -> bool {
+        self.names().any(|name| name == message)
+    }
+
     /// The names of the question that is meant: one that is asked again names itself, too.
     fn names(&self) -> impl Iterator<Item = &String> {
         [self.replaced.as_ref(), self.name.as_ref().filter(|_| self.again)].into_iter().flatten()
@@ -127,7 +132,7 @@ impl Ask {
 
     /// Whether a message of that name is meant, or comes before the question.
     fn knows(&self, message: &str) -> bool {
-        self.names().any(|name| name == message) || self.comes_after(message)
+        self.means(message) || self.comes_after(message)
     }
 }
 
@@ -543,7 +548,7 @@ impl Anew {
 
     /// Whether an answer under way ends for it: what is made anew in its place leaves the answers to other questions.
     fn ends(&self, ask: &Ask, under_way: &UnderWay) -> bool {
-        !self.is_in_place || under_way.messages.iter().any(|message| ask.names().any(|name| name == message))
+        !self.is_in_place || under_way.messages.iter().any(|message| ask.means(message))
     }
 
     fn unless_lost(self) -> Result<Self> {

@@ -313,8 +313,7 @@ mod tests {
     fn news_of_billing_grow_old_and_others_do_not() {
         let is_outdated = |kind: MailKind, hours: i64| {
             let made = clock::now() - time::Duration::hours(hours);
-            let made = uuid::Timestamp::from_unix(uuid::NoContext, u64::try_from(made.unix_timestamp()).unwrap(), 0);
-            let mail = Mail { id: Uuid::new_v7(made), ..Mail::new(kind, Recipient::User(Uuid::now_v7())) };
+            let mail = Mail { id: clock::uuid_at(made), ..Mail::new(kind, Recipient::User(Uuid::now_v7())) };
             mail.is_outdated(clock::now())
         };
         use MailKind::{PasswordChanged, PaymentFailed, PlanPaused, SignupAttempted, SubscriptionEnded, TrialEnding};

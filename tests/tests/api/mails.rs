@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use lib::clock;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
-use uuid::{NoContext, Timestamp, Uuid};
+use uuid::Uuid;
 
 use crate::lost_answers::{LOST, ask_by, way_to_aws};
 use crate::support::*;
@@ -15,8 +16,7 @@ const PAYMENT_FAILED: &str = "Your payment failed";
 
 /// The id of a mail that was asked for so long ago.
 fn id_of(age: Duration) -> Uuid {
-    let made = OffsetDateTime::now_utc() - age;
-    Uuid::new_v7(Timestamp::from_unix(NoContext, u64::try_from(made.unix_timestamp()).unwrap(), 0))
+    clock::uuid_at(OffsetDateTime::now_utc() - age)
 }
 
 fn job(id: Uuid, kind: &str, person: &Person) -> Value {

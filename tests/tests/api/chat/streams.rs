@@ -55,6 +55,11 @@ async fn read_rest(response: &mut reqwest::Response) -> String {
     text
 }
 
+/// Waits until a stream is written down.
+async fn known(stream: &str) {
+    eventually("the stream to be known", || async { state(stream).await.is_object().then_some(()) }).await;
+}
+
 /// What is known of a stream.
 async fn state(stream: &str) -> Value {
     let table = function_variable("chat-resume-stream", "STREAMS_TABLE");
@@ -505,7 +510,7 @@ async fn an_answer_that_is_made_anew_in_its_place_ends_no_answer_to_another_ques
         let mut response = ask(body).open().await;
         let start = sdk_start(&read_to(&mut response, "text-delta").await);
         let stream = start["streamId"].as_str().unwrap();
-        eventually("the stream to be known", || async { state(stream).await.is_object().then_some(()) }).await;
+        known(stream).await;
         response
     };
     let mut second = begin(json!({"id": chat, "messages": [first, said("m2", "AIMOCK:slow")]})).await;
@@ -896,7 +901,7 @@ async fn a_conversation_that_is_deleted_ends_the_answer_in_it() {
     let mut running = ask(body).open().await;
     let start = events(&read_to(&mut running, "event: delta").await)[0].2.clone();
     let stream = start["streamId"].as_str().unwrap();
-    eventually("the stream to be known", || async { state(stream).await.is_object().then_some(()) }).await;
+    known(stream).await;
     let path = format!("/api/chat/conversations/{conversation}");
     api.delete(&path).bearer(&person.jwt).send().await.expect_status(204);
     let rest = read_rest(&mut running).await;
@@ -916,7 +921,7 @@ async fn a_second_deletion_ends_no_answer_in_another_conversation() {
     let mut running = api.post("/api/chat").bearer(&person.jwt).json(&question(&id, "AIMOCK:slow")).open().await;
     let start = sdk_start(&read_to(&mut running, "text-delta").await);
     let stream = start["streamId"].as_str().unwrap();
-    eventually("the stream to be known", || async { state(stream).await.is_object().then_some(()) }).await;
+    known(stream).await;
     api.delete(&path).bearer(&person.jwt).send().await.expect_problem(404, "not_found");
     let rest = read_rest(&mut running).await;
     assert!(rest.contains("\"finishReason\":\"stop\""), "{rest}");
