@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::num::NonZero;
-use std::thread;
+use std::thread::{self, ScopedJoinHandle};
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -12,6 +12,10 @@ use crate::event::{Event, Rejection};
 
 /// As many messages at least are worth a thread.
 const SHARE: usize = 500;
+/// So are so many bytes.
+const SHARE_BYTES: usize = 1 << 19;
+/// What stands between two messages.
+const BETWEEN: &[u8] = br#"},{""#;
 
 /// A message: of what SQS tells with it, that which is used.
 #[derive(Deserialize)]
@@ -39,12 +43,60 @@ struct Attributes<'a> {
 /// # Errors
 /// When it is none.
 pub fn records(event: &[u8]) -> Result<Vec<Record<'_>>, serde_json::Error> {
+    let shares = threads().min(event.len() / SHARE_BYTES);
+    records_by_shares(event, shares).map_or_else(|| all_records(event), Ok)
+}
+
+fn all_records(event: &[u8]) -> Result<Vec<Record<'_>>, serde_json::Error> {
     #[derive(Deserialize)]
     struct Delivery<'a> {
         #[serde(borrow, rename = "Records")]
         records: Vec<Record<'a>>,
     }
     Ok(serde_json::from_slice::<Delivery<'_>>(event)?.records)
+}
+
+/// The same on a thread a share, if the event is written without a space, as SQS writes it. Where a message's text looks
+/// like the place between two messages, its share does not end where the next one begins: then nothing comes of it.
+fn records_by_shares(event: &[u8], shares: usize) -> Option<Vec<Record<'_>>> {
+    let mut rest = event.strip_prefix(br#"{"Records":["#)?.strip_suffix(b"]}")?;
+    let size = rest.len().checked_div(shares)?;
+    thread::scope(|scope| {
+        let mut others = Vec::new();
+        for _ in 1..shares {
+            let between = rest.get(size..)?.windows(BETWEEN.len()).position(|bytes| bytes == BETWEEN)?;
+            let (share, comma_and_rest) = rest.split_at(size + between + 1);
+            others.push(scope.spawn(move || records_of_share(share)));
+            rest = &comma_and_rest[1..];
+        }
+        let last = records_of_share(rest)?;
+        let mut records = Vec::new();
+        for other in others {
+            records.extend(joined(other)?);
+        }
+        records.extend(last);
+        Some(records)
+    })
+}
+
+/// Messages with a comma between every two, and nothing else.
+fn records_of_share(mut share: &[u8]) -> Option<Vec<Record<'_>>> {
+    let mut records = Vec::new();
+    loop {
+        let mut values = serde_json::Deserializer::from_slice(share).into_iter();
+        records.push(values.next()?.ok()?);
+        share = &share[values.byte_offset()..];
+        let Some((comma, others)) = share.split_first() else { return Some(records) };
+        share = (*comma == b',').then_some(others)?;
+    }
+}
+
+fn threads() -> usize {
+    thread::available_parallelism().map_or(1, NonZero::get)
+}
+
+fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 impl Record<'_> {
@@ -95,15 +147,13 @@ impl<'r, 'a> Events<'r, 'a> {
     /// milliseconds since the epoch.
     #[must_use]
     pub fn read(records: &'r [Record<'a>], ingested_at: i64) -> Self {
-        let threads = thread::available_parallelism().map_or(1, NonZero::get);
-        let mut shares = records.chunks(records.len().div_ceil(threads).max(SHARE));
+        let mut shares = records.chunks(records.len().div_ceil(threads()).max(SHARE));
         let first = shares.next().unwrap_or_default();
         thread::scope(|scope| {
             let others: Vec<_> = shares.map(|share| scope.spawn(move || Self::read_all(share, ingested_at))).collect();
             let mut all = Self::read_all(first, ingested_at);
             for other in others {
-                let Self { rows, carriers, rejected } =
-                    other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                let Self { rows, carriers, rejected } = joined(other);
                 all.rows.append(&rows);
                 all.carriers.extend(carriers);
                 all.rejected.extend(rejected);
@@ -217,6 +267,33 @@ mod tests {
             let event = format!(r#"{{"Records":[{{"body":{raw}}}]}}"#);
             assert_eq!(records(event.as_bytes()).unwrap()[0].body(&mut buffer), body, "{raw}");
         }
+    }
+
+    #[test]
+    fn shares_hold_what_the_whole_holds_whatever_the_texts_look_like() {
+        let bodies = |odd: &str| -> Vec<String> { (0..40).map(|n| format!("{odd}{n}{odd}")).collect() };
+        let mut buffers = (String::new(), String::new());
+        for odd in ["", "},{", r#"},{""#, "]}", "[", r"\", r#"{"Records":[{"body":"x"},{"body":"y"}]}"#] {
+            let event = event(&bodies(odd));
+            let whole = all_records(&event).unwrap();
+            for shares in 1..9 {
+                let Some(records) = records_by_shares(&event, shares) else {
+                    assert_eq!(odd, "},{", "{shares} shares");
+                    continue;
+                };
+                assert_eq!(records.len(), whole.len());
+                for (record, same) in records.iter().zip(&whole) {
+                    assert_eq!(record.id(), same.id());
+                    assert_eq!(record.body(&mut buffers.0), same.body(&mut buffers.1));
+                }
+            }
+        }
+        for other in ["", "{}", r#"{"Records":[]}"#, r#"{"Records": [{"body":"x"}]}"#, r#"{"Records":[{"body":"x"},]}"#]
+        {
+            assert!((0..4).all(|shares| records_by_shares(other.as_bytes(), shares).is_none()), "{other}");
+        }
+        let large = event(&vec!["x".repeat(1000); 3 * SHARE_BYTES / 1000]);
+        assert_eq!(records(&large).unwrap().len(), all_records(&large).unwrap().len());
     }
 
     #[test]

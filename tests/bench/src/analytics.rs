@@ -36,7 +36,7 @@ const PREFIX: &str = "bench_";
 const BLOCK: usize = 50_000;
 const BATCH: usize = 10_000;
 /// Batches that are measured, if there are as many events.
-const BATCHES: usize = 20;
+const BATCHES: usize = 60;
 const WARM_UP: usize = 3;
 const SAMPLES: usize = 40;
 const ARRIVALS: usize = 15;
