@@ -20,9 +20,11 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import boto3
@@ -198,9 +200,13 @@ def check_engine(values: dict[str, str], before: dict[str, str]) -> None:
         )
 
 
-def overrides(values: dict[str, str]) -> list[str]:
-    """The parameters as sam takes them: without the marks a value would end at its first space."""
-    return [f'ParameterKey={name},ParameterValue="{value}"' for name, value in sorted(values.items())]
+@contextmanager
+def overrides(values: dict[str, str]) -> Iterator[str]:
+    """The parameters as sam takes them: in a file of the user alone, since every user sees a process's arguments."""
+    with NamedTemporaryFile("w", suffix=".yaml") as file:
+        json.dump(values, file)
+        file.flush()
+        yield f"file://{file.name}"
 
 
 def of_file(stage: str) -> dict[str, str]:
@@ -510,7 +516,7 @@ def show(stage: str, region: str, values: dict[str, str]) -> None:
     """
     others = pending(stage)
     try:
-        run(sam_deploy(stage, region, values, "--no-execute-changeset"))
+        sam_deploy(stage, region, values, "--no-execute-changeset")
         answer = input("Migrate the databases, then deploy this change set? [y/N]: ")
     finally:
         discard(pending(stage) - others)
@@ -521,20 +527,21 @@ def show(stage: str, region: str, values: dict[str, str]) -> None:
 def sam(stage: str, region: str, values: dict[str, str], confirm: str) -> None:
     """`sam deploy`, which may show what it will change and ask. It succeeds also where the answer is no."""
     others = pending(stage)
-    run(sam_deploy(stage, region, values, confirm))
+    sam_deploy(stage, region, values, confirm)
     if refused := pending(stage) - others:
         discard(refused)
         raise Refused("Nothing was changed: the change set was not executed.")
 
 
-def sam_deploy(stage: str, region: str, values: dict[str, str], option: str) -> list[Any]:
+def sam_deploy(stage: str, region: str, values: dict[str, str], option: str) -> None:
     """The command, which is the same for looking and for doing."""
-    return [
-        TOOLS / "sam" / "bin" / "sam", "deploy", "--template-file", ROOT / "template.yaml",
-        "--stack-name", stack_name(stage), "--region", region, "--resolve-s3", option,
-        "--no-fail-on-empty-changeset", "--capabilities", "CAPABILITY_IAM", "CAPABILITY_NAMED_IAM",
-        "CAPABILITY_AUTO_EXPAND", "--parameter-overrides", *overrides(values),
-    ]  # fmt: skip
+    with overrides(values) as parameters:
+        run([
+            TOOLS / "sam" / "bin" / "sam", "deploy", "--template-file", ROOT / "template.yaml",
+            "--stack-name", stack_name(stage), "--region", region, "--resolve-s3", option,
+            "--no-fail-on-empty-changeset", "--capabilities", "CAPABILITY_IAM", "CAPABILITY_NAMED_IAM",
+            "CAPABILITY_AUTO_EXPAND", "--parameter-overrides", parameters,
+        ])  # fmt: skip
 
 
 def discard(change_sets: set[str]) -> None:

@@ -135,10 +135,16 @@ def test_sam_reads_every_value_as_it_was_given():
         "F": "é",
     }
     script = f"""
+from pathlib import Path
 from samcli.cli.types import CfnParameterOverridesType
 values = {values!r}
-for given in (guide.overrides(values), {deploy.overrides(values)!r}):
-    assert CfnParameterOverridesType().convert(tuple(given), None, None) == values
+def read(given):
+    return CfnParameterOverridesType().convert(tuple(given), None, None)
+assert read({deploy.overrides(values)!r}) == values
+with guide.overrides(values) as given:
+    file = Path(given.removeprefix("file://"))
+    assert read([given]) == values and file.stat().st_mode & 0o077 == 0
+assert not file.exists()
 guide.check({{"AdminEmails": "one@a.net, two@a.net"}})
 print("good")
 """
