@@ -724,7 +724,7 @@ async fn a_count_that_does_not_come_is_estimated() {
     let user = new_user(0).await;
     let chat = answering(|_| {
         let so_far = Usage { input_tokens: 2, output_tokens: 1, estimated: true, ..Usage::default() };
-        let said = [Piece::Text("word".repeat(150)), Piece::Usage(so_far), Piece::Finish(FinishReason::ContentFilter)];
+        let said = [Piece::Text("word ".repeat(150)), Piece::Usage(so_far), Piece::Finish(FinishReason::ContentFilter)];
         Box::pin(futures_util::stream::iter(said.map(Ok)))
     });
     let reply = say(chat, ask(user, "Hello")).await;

@@ -35,10 +35,57 @@ pub fn max_tokens_of_prompt(question: &str, system: Option<&str>) -> i64 {
     PER_MESSAGE + max_tokens_of(question) + system.map_or(0, max_tokens_of)
 }
 
-/// A likely number of tokens, for what no provider has counted.
+/// A likely number of tokens, for what no provider has counted: one for four bytes of prose or code, more of what is
+/// denser. Tokenizers cut a text into such runs before they look for words in them (`o200k` of OpenAI's tiktoken), so
+/// that it is within a fifth for most texts, numbers and codes among them.
 #[must_use]
 pub fn estimated_tokens(text: &str) -> i64 {
-    i64::try_from(text.len().div_ceil(4)).unwrap_or(i64::MAX)
+    let (mut tokens, mut wide) = (0, 0);
+    let mut runs = text.as_bytes().chunk_by(|one, next| Kind::of(*one) == Kind::of(*next)).peekable();
+    while let Some(run) = runs.next() {
+        let length = run.len();
+        match Kind::of(run[0]) {
+            Kind::Capital if length == 1 && runs.peek().is_some_and(|word| Kind::of(word[0]) == Kind::Small) => {}
+            Kind::Capital | Kind::Small => {
+                let word = length.min(LONGEST_WORD);
+                tokens += word.div_ceil(6) + (length - word).div_ceil(2);
+            }
+            Kind::Digit => tokens += length.div_ceil(3),
+            Kind::Sign => tokens += length.div_ceil(2),
+            // The space before a word is a part of it.
+            Kind::Space => tokens += if run == b" " { 0 } else { length.div_ceil(64) },
+            Kind::Wide => wide += length,
+        }
+    }
+    i64::try_from(tokens + wide.div_ceil(4)).unwrap_or(i64::MAX)
+}
+
+/// What has more letters is no word.
+const LONGEST_WORD: usize = 24;
+
+/// What tokenizers keep apart.
+#[derive(PartialEq, Eq)]
+enum Kind {
+    Capital,
+    Small,
+    Digit,
+    Sign,
+    Space,
+    /// Bytes of characters beyond ASCII.
+    Wide,
+}
+
+impl Kind {
+    const fn of(byte: u8) -> Self {
+        match byte {
+            b'A'..=b'Z' => Self::Capital,
+            b'a'..=b'z' => Self::Small,
+            b'0'..=b'9' => Self::Digit,
+            0x80.. => Self::Wide,
+            b' ' | b'\t' | b'\n' | b'\r' => Self::Space,
+            _ => Self::Sign,
+        }
+    }
 }
 
 /// The longest answer that a model can give to a prompt of so many tokens: prompt and answer share its window. What
@@ -111,6 +158,37 @@ mod tests {
     }
 
     #[test]
+    fn tokens_are_estimated_by_what_a_text_is_made_of() {
+        // As `o200k_base` counts them.
+        let counted = [
+            (
+                "All human beings are born free and equal in dignity and rights. They are endowed with reason and conscience \
+              and should act towards one another in a spirit of brotherhood.",
+                33,
+            ),
+            (
+                "Die Würde des Menschen ist unantastbar. Sie zu achten und zu schützen ist Verpflichtung aller staatlichen \
+              Gewalt.",
+                25,
+            ),
+            ("人間は、理性と良心とを授けられており、互いに同胞の精神をもって行動しなければならない。", 37),
+            ("pub fn estimated_tokens(text: &str) -> i64 {\n    let (mut tokens, mut wide) = (0, 0);\n", 29),
+            (r#"{"id":"8f14e45f","total":12850,"paid":true,"items":[{"sku":"A-1","n":3}]}"#, 33),
+            ("8125,77,10394\n3310,4,99812\n71,52208,660\n", 23),
+            ("a1b2c3d4e5f6g7h8i9j0", 20),
+            ("A1B2C3D4E5F6G7H8 A1B2C3D4E5F6G7H8 ", 33),
+            ("4dff4ea340f0a823f15d3f4f01ab62eae0e5da579ccb851f8db9dfe84c58b2b37b89903a740e1ee172da793a6e79d560", 57),
+        ];
+        for (text, tokens) in counted {
+            let share = estimated_tokens(text) as f64 / f64::from(tokens);
+            assert!((0.8..1.25).contains(&share), "{share} of {tokens}: {text}");
+        }
+        let random = "xqzjvkwpyhgfbdmntrlscuoaei".repeat(10);
+        assert!(estimated_tokens(&random) > 100 && estimated_tokens(&random) <= max_tokens_of(&random));
+        assert_eq!(estimated_tokens(""), 0);
+    }
+
+    #[test]
     fn history_begins_with_a_person_and_skips_what_is_empty() {
         let history = vec![turn(Role::Assistant, "a"), turn(Role::User, "b"), turn(Role::Assistant, " ")];
         let turns = turns(history, "c");
@@ -147,7 +225,7 @@ mod tests {
     #[test]
     fn a_report_is_kept_as_far_as_it_goes() {
         let reported = Usage { input_tokens: 60, cached_input_tokens: 30, output_tokens: 1, ..Usage::default() };
-        let usage = estimated_usage(Some(reported), 5, "twelve bytes", 0);
+        let usage = estimated_usage(Some(reported), 5, "three short words", 0);
         assert_eq!((usage.input_tokens, usage.cached_input_tokens, usage.output_tokens), (60, 30, 3));
         assert!(usage.estimated);
     }
@@ -156,7 +234,7 @@ mod tests {
     fn thoughts_that_nobody_counted_are_estimated() {
         let output = |reported, ms| {
             let thought = thought_in(Duration::from_millis(ms), 10_000);
-            let usage = estimated_usage(Some(reported), 5, "twelve bytes", thought);
+            let usage = estimated_usage(Some(reported), 5, "three short words", thought);
             (usage.output_tokens, usage.reasoning_tokens)
         };
         assert_eq!(output(Usage::default(), 2_999), (3, 0));

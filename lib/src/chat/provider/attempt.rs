@@ -450,7 +450,7 @@ mod tests {
     fn each_model_leaves_room_for_the_prompt() {
         let noted = Arc::new(Mutex::new(Vec::new()));
         let list = [ProviderId::Openai, ProviderId::Anthropic].map(|id| (id, Box::new(Noting(noted.clone())) as _));
-        let turns = vec![Turn { role: Role::User, content: "word".repeat(190_000) }];
+        let turns = vec![Turn { role: Role::User, content: "word ".repeat(190_000) }];
         let call = Call { turns, max_tokens: 30_000, ..call("gpt-4.1") };
         begin_call(list.into(), call, Duration::from_secs(60)).err().unwrap();
         let mut noted = noted.lock().unwrap().clone();
@@ -510,7 +510,7 @@ mod tests {
     #[test]
     fn a_long_prompt_is_read_in_its_time_and_leaves_some_to_others() {
         let wait = |model: &str, tokens: usize| {
-            let turns = vec![Turn { role: Role::User, content: "word".repeat(tokens) }];
+            let turns = vec![Turn { role: Role::User, content: "word ".repeat(tokens) }];
             RetryPolicy::default().for_first_token(&Call { turns, ..call(model) }).as_secs()
         };
         assert_eq!((wait("gpt-4.1", 100), wait("gpt-4.1", 500_000)), (20, 120));
