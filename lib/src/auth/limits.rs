@@ -169,8 +169,9 @@ impl Limits {
         self.attempt(&[rule], now).await.map(drop)
     }
 
-    /// Charges a card, unless 10 charges of the user were declined within the hour: whoever tries which of many cards are
-    /// good must not do it here. What comes to anything but a decline is not counted.
+    /// Charges a card, unless 10 charges of the user were refused within the hour: whoever tries which of many cards are
+    /// good must not do it here, and each try is several calls of Stripe, whose rate all users share. What comes to
+    /// anything but a declined or unusable card is not counted.
     ///
     /// # Errors
     /// 429 `too_many_attempts` beyond the limit; the charge's own.
@@ -183,9 +184,12 @@ impl Limits {
         let rule = Rule { key: format!("card#{user_id}"), limit: 10, window: self.window(3600) };
         let (attempt, _) = self.attempt(&[rule], now).await?;
         let outcome = charge.await;
-        let declined = outcome.as_ref().is_err_and(|error| error.code() == Code::CardDeclined);
-        if !declined && let Err(error) = self.forgive(attempt).await {
-            tracing::warn!(error.cause = %error, "a charge that was not declined stays counted");
+        let refused = outcome.as_ref().is_err_and(|error| {
+            let unusable = error.fields().iter().any(|bad| bad.field == "paymentMethodId");
+            unusable || error.code() == Code::CardDeclined
+        });
+        if !refused && let Err(error) = self.forgive(attempt).await {
+            tracing::warn!(error.cause = %error, "a charge that was not refused stays counted");
         }
         outcome
     }

@@ -39,15 +39,16 @@ through_both_doors! {
         assert_eq!(list.body["payments"][0]["declineCode"], "insufficient_funds");
     }
 
-    async fn ten_declined_cards_are_enough(api: Api) {
+    async fn ten_refused_cards_are_enough(api: Api) {
         let person = api.sign_up().await;
         let pay = |card: &str| {
             let body = json!({"amount": 1999, "currency": "USD", "paymentMethodId": card});
             api.post("/api/billing/payments").bearer(&person.jwt).json(&body).send()
         };
         pay("pm_card_visa").await.expect_status(201);
-        for _ in 0..10 {
+        for _ in 0..5 {
             pay("pm_card_chargeDeclined").await.expect_problem(402, "card_declined");
+            pay("pm_unknown").await.expect_problem(400, "validation_failed");
         }
         // The window may end in between, which allows ten more.
         let mut limited = None;
@@ -58,7 +59,7 @@ through_both_doors! {
                 break;
             }
         }
-        let limited = limited.expect("twenty-one declined cards within two windows were not limited");
+        let limited = limited.expect("twenty-one refused cards within two windows were not limited");
         assert!(limited.body["retryAfterSeconds"].as_u64().unwrap() > 0);
         let body = json!({"plan": "pro", "paymentMethodId": "pm_card_chargeDeclined"});
         let reply = api.post("/api/billing/subscriptions").bearer(&person.jwt).json(&body).send().await;
