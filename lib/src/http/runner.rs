@@ -426,11 +426,20 @@ impl Shell {
             "function": self.function,
             "route": self.route,
             // A route for every method is told by the method that came.
-            "method": if self.method == "ANY" { method.as_str() } else { &self.method },
+            "method": if self.method == "ANY" { known_method(method) } else { &self.method },
             "status": status,
             "durationMs": duration_ms,
             "coldStart": cold,
         })));
+    }
+}
+
+/// The method, if it is one of HTTP's: this is a label of metrics, which are kept. The other word is OpenTelemetry's
+/// (`http.request.method`).
+fn known_method(method: &http::Method) -> &str {
+    match method.as_str() {
+        known @ ("GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE" | "OPTIONS" | "TRACE" | "CONNECT") => known,
+        _ => "_OTHER",
     }
 }
 
@@ -487,5 +496,16 @@ impl Guard {
             Err(error) if error.is_unauthorized() => Ok(Err(error)),
             Err(error) => Err(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_methods_of_http_are_told_apart() {
+        let told = ["GET", "PATCH", "PURGE", "get"].map(|method| known_method(&method.parse().unwrap()).to_owned());
+        assert_eq!(told, ["GET", "PATCH", "_OTHER", "_OTHER"]);
     }
 }
