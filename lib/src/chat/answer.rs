@@ -757,8 +757,9 @@ async fn read(
 ) -> Result<(), Failure> {
     let (mut heard, mut pinged) = (Instant::now(), Instant::now());
     loop {
-        if reader.is_unwanted() {
-            produced.finish.get_or_insert(FinishReason::Stopped);
+        // Of an answer that is complete only the count is to come, which is better than an estimate.
+        if produced.finish.is_none() && reader.is_unwanted() {
+            produced.finish = Some(FinishReason::Stopped);
             return Ok(());
         }
         let wake = deadline.min(heard + SILENCE).min(pinged + PING_AFTER).min(Instant::now() + LOOK);
@@ -876,6 +877,18 @@ mod tests {
     #[tokio::test]
     async fn an_answer_that_nobody_reads_goes_on_for_half_a_minute() {
         assert_eq!((left_for(29).await, left_for(31).await), (None, Some(FinishReason::Stopped)));
+    }
+
+    #[tokio::test]
+    async fn a_complete_answer_is_counted_though_nobody_reads_on() {
+        let left = Some(Instant::now() - Duration::from_secs(31));
+        let mut reader = Reader { sink: Some(unbounded_channel().0), left, ..Reader::default() };
+        let mut produced = Produced { finish: Some(FinishReason::Stop), ..Produced::default() };
+        let counted = Usage { output_tokens: 7, ..Usage::default() };
+        let mut rest: Pieces = Box::pin(futures_util::stream::iter([Ok(Piece::Usage(counted))]));
+        read(&mut rest, &mut produced, &mut reader, Instant::now() + TOTAL).await.unwrap();
+        assert_eq!(produced.finish, Some(FinishReason::Stop));
+        assert_eq!(produced.usage.map(|usage| usage.output_tokens), Some(7));
     }
 
     #[tokio::test]
