@@ -10,6 +10,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::analytics::writer;
 use crate::analytics::writer_lock::WriterLock;
+use crate::config;
 use crate::error::{Error, Result};
 use crate::migrate;
 use crate::store::clickhouse::ClickHouse;
@@ -215,10 +216,11 @@ impl Reconciler {
         writer::replay(&mut guard, &self.clickhouse).await?;
         let view = migrate::view(target).ok_or_else(|| Error::internal(format!("no migration makes {target}")))?;
         let client = self.clickhouse.consistent_client();
-        // All parts of these statements are constants of this crate.
+        // All parts of these statements are constants of this crate. A run that was cut short left its table, perhaps of
+        // other columns, and perhaps ClickHouse is filling it still.
         for statement in [
-            format!("CREATE TABLE IF NOT EXISTS {target}_anew ${{on_cluster}} AS {target}"),
-            format!("TRUNCATE TABLE {target}_anew ${{on_cluster}}"),
+            format!("DROP TABLE IF EXISTS {target}_anew ${{on_cluster}} SYNC"),
+            format!("CREATE TABLE {target}_anew ${{on_cluster}} AS {target}"),
         ] {
             client.query_raw(&migrate::fill(&statement)?).execute().await?;
         }
@@ -255,9 +257,14 @@ impl Reconciler {
                 _ => format!("ALTER TABLE {target} ${{on_cluster}} REPLACE PARTITION {partition} FROM {target}_anew"),
             };
             guard.assert_held().await?;
+            // Any replica may do it, with what it has of the source.
+            if config::optional("CLICKHOUSE_CLUSTER").is_some() {
+                let sync = format!("SYSTEM SYNC REPLICA ${{on_cluster}} {target}_anew");
+                client.query_raw(&migrate::fill(&sync)?).execute().await?;
+            }
             client.query_raw(&migrate::fill(&replace)?).execute().await?;
         }
-        client.query_raw(&migrate::fill(&format!("DROP TABLE {target}_anew ${{on_cluster}}"))?).execute().await?;
+        client.query_raw(&migrate::fill(&format!("DROP TABLE {target}_anew ${{on_cluster}} SYNC"))?).execute().await?;
         self.lock.release(guard).await?;
         Ok(days)
     }
