@@ -90,8 +90,8 @@ impl Ingest {
         }
     }
 
-    /// Sends what can never be counted to the dead letters, with the reason; gives the ids of those that the
-    /// dead-letter queue did not take.
+    /// Sends what can never be counted to the dead letters, with the reason; gives the ids of those that are to come
+    /// again, because they could not be noted, or the dead-letter queue did not take them.
     async fn reject(&self, rejected: &[(&Record<'_>, Rejection)]) -> Vec<String> {
         let mut bodies = vec![String::new(); rejected.len()];
         let letters: Vec<DeadLetter<'_>> = rejected
@@ -103,11 +103,11 @@ impl Ingest {
                 reason: rejection.to_string(),
             })
             .collect();
-        let unsent = self.dead_letters.send_dead_letters(&letters).await;
-        let (failed, dead): (Vec<_>, Vec<_>) =
-            letters.into_iter().partition(|letter| unsent.contains(&letter.message_id));
-        self.note_dead(dead.iter().map(|letter| (letter.message_id.to_owned(), letter.reason.clone())).unzip()).await;
-        failed.into_iter().map(|letter| letter.message_id.to_owned()).collect()
+        let notes = letters.iter().map(|letter| (letter.message_id.to_owned(), letter.reason.clone()));
+        if !self.note_dead(notes.unzip()).await {
+            return letters.iter().map(|letter| letter.message_id.to_owned()).collect();
+        }
+        self.dead_letters.send_dead_letters(&letters).await.into_iter().map(str::to_owned).collect()
     }
 
     /// Counts the messages that SQS itself is about to move to the dead letters.
@@ -117,10 +117,11 @@ impl Ingest {
         self.note_dead(given_up.map(|record| (record.id().to_owned(), "not written in time".to_owned())).unzip()).await;
     }
 
-    /// The total of dead letters is kept by message id, since a message may be rejected more than once.
-    async fn note_dead(&self, (ids, reasons): (Vec<String>, Vec<String>)) {
+    /// The total of dead letters is kept by message id, since a message may be rejected more than once. Tells whether
+    /// they were noted.
+    async fn note_dead(&self, (ids, reasons): (Vec<String>, Vec<String>)) -> bool {
         if ids.is_empty() {
-            return;
+            return true;
         }
         let noted = sqlx::query!(
             "INSERT INTO dead_letters (message_id, reason) SELECT * FROM unnest($1::text[], $2::text[])
@@ -130,8 +131,9 @@ impl Ingest {
         )
         .execute(self.database.pool())
         .await;
-        if let Err(error) = noted {
+        if let Err(error) = &noted {
             tracing::error!(error.cause = %error, messages = ids.len(), "dead letters were not counted");
         }
+        noted.is_ok()
     }
 }

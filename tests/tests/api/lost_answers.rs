@@ -297,6 +297,21 @@ async fn a_schedule_is_told_of_a_database_that_falls_silent() {
     assert!(outcome.is_err() && log.contains("the invocation failed"), "{outcome:?} {log}");
 }
 
+/// What becomes a dead letter without being counted would be missing from the total for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_cannot_be_noted_as_a_dead_letter_comes_again() {
+    let mut delivery: Value = serde_json::from_str(include_str!("../../../events/workers-ingest.json")).unwrap();
+    delivery["Records"].as_array_mut().unwrap().truncate(1);
+    let id = format!("unnoted-{}", Uuid::now_v7());
+    delivery["Records"][0]["messageId"] = json!(id);
+    delivery["Records"][0]["body"] = json!("no event");
+    let time = Duration::from_secs(20);
+    let reply = ask_cut_off("workers-ingest", &delivery, |said| said.contains("INSERT INTO dead_letters"), time).await;
+    assert_eq!(reply["batchItemFailures"], json!([{"itemIdentifier": id}]));
+    let mut worker = Sandbox::start(&binary("workers-ingest"), &deployed().environment("workers-ingest")).unwrap();
+    assert_eq!(worker.invoke(&delivery).unwrap().payload["batchItemFailures"], json!([]));
+}
+
 /// A database that changes its server is away for half a minute.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_waits_for_a_database_that_is_away() {

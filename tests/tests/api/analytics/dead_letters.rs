@@ -77,7 +77,8 @@ async fn what_the_dead_letter_queue_does_not_take_is_delivered_again() {
     let messages = [(poison, event(Uuid::now_v7(), "gold"), "1"), (sound, event(Uuid::now_v7(), "free"), "1")];
     let answer = Lossy::refusing("AmazonSQS.SendMessageBatch").ask("workers-ingest", &batch(&messages));
     assert_eq!(answer, again(&[poison]));
-    assert_eq!(counted(&ids).await, [""; 0]);
+    // It will be one, here or by SQS itself, and is counted once whatever comes of this try.
+    assert_eq!(counted(&ids).await, [poison.clone()]);
 }
 
 /// Through the real queue, the emulator's event source and the deployed worker; what came along is counted.
