@@ -310,7 +310,12 @@ fn split(statements: &str) -> impl Iterator<Item = &str> {
 
 /// Fills in what depends on the server: `CLICKHOUSE_CLUSTER` names the cluster, whose tables are then replicated.
 pub(crate) fn fill(statements: &str) -> Result<String> {
-    fill_for(statements, config::optional("CLICKHOUSE_CLUSTER").as_deref())
+    fill_for(statements, cluster().as_deref())
+}
+
+/// The cluster whose servers have replicas of the tables, if there are several.
+pub(crate) fn cluster() -> Option<String> {
+    config::optional("CLICKHOUSE_CLUSTER")
 }
 
 fn fill_for(statements: &str, cluster: Option<&str>) -> Result<String> {

@@ -10,7 +10,6 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::analytics::writer;
 use crate::analytics::writer_lock::WriterLock;
-use crate::config;
 use crate::error::{Error, Result};
 use crate::migrate;
 use crate::store::clickhouse::ClickHouse;
@@ -218,11 +217,10 @@ impl Reconciler {
         let client = self.clickhouse.consistent_client();
         // All parts of these statements are constants of this crate. A run that was cut short left its table, perhaps of
         // other columns, and perhaps ClickHouse is filling it still.
-        for statement in [
-            format!("DROP TABLE IF EXISTS {target}_anew ${{on_cluster}} SYNC"),
-            format!("CREATE TABLE {target}_anew ${{on_cluster}} AS {target}"),
-        ] {
-            client.query_raw(&migrate::fill(&statement)?).execute().await?;
+        let drop = migrate::fill(&format!("DROP TABLE IF EXISTS {target}_anew ${{on_cluster}} SYNC"))?;
+        let create = migrate::fill(&format!("CREATE TABLE {target}_anew ${{on_cluster}} AS {target}"))?;
+        for statement in [&drop, &create] {
+            client.query_raw(statement).execute().await?;
         }
         let select =
             view.replace("FROM events", &format!("FROM (SELECT * FROM events FINAL WHERE {MONTH_ONLY}) AS events"));
@@ -256,15 +254,15 @@ impl Reconciler {
                 0 => format!("ALTER TABLE {target} ${{on_cluster}} DROP PARTITION {partition}"),
                 _ => format!("ALTER TABLE {target} ${{on_cluster}} REPLACE PARTITION {partition} FROM {target}_anew"),
             };
-            guard.assert_held().await?;
             // Any replica may do it, with what it has of the source.
-            if config::optional("CLICKHOUSE_CLUSTER").is_some() {
+            if migrate::cluster().is_some() {
                 let sync = format!("SYSTEM SYNC REPLICA ${{on_cluster}} {target}_anew");
                 client.query_raw(&migrate::fill(&sync)?).execute().await?;
             }
+            guard.assert_held().await?;
             client.query_raw(&migrate::fill(&replace)?).execute().await?;
         }
-        client.query_raw(&migrate::fill(&format!("DROP TABLE {target}_anew ${{on_cluster}} SYNC"))?).execute().await?;
+        client.query_raw(&drop).execute().await?;
         self.lock.release(guard).await?;
         Ok(days)
     }
